@@ -1,0 +1,212 @@
+"""Feature-importance estimators: three bases, the noise ensemble around them, controls, and anybody's own.
+
+An estimator is a function `(model, images, targets) -> scores`: images normalised float (N, C, H, W), targets int64
+(N,) the explained class, scores of the images' shape, larger = more important. It may ask for more by naming a keyword
+(`ids`, `masks`, `seed`, `steps`, `reference`, `batch`); see `explain`. The six members of a base (plain, squared, SG,
+SG squared, SG-SQ, VAR) come from one sweep over the noisy inputs: they share every model pass.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from roarlib import draws, params
+from roarlib.models import users_own
+from roarlib.params import InputError, Study
+
+
+def grad(model, images, targets):
+    """GRAD: derivative of the target's logit with respect to every input (Simonyan et al., 2014). Signed."""
+    x = images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(x)
+    return torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), x)[0]  # of x alone: no weight gradients
+
+
+class _Guided(TorchFunctionMode):
+    """While active, every ReLU call passes only positive gradients on; module and functional, in place or not.
+
+    Calls are intercepted, so the model itself is never touched and a shared or functional ReLU is guided as well.
+    """
+
+    RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
+
+    def __init__(self):
+        super().__init__()
+        self.guided = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function in self.RELUS and out.requires_grad:
+            out.register_hook(lambda g: g.clamp(min=0))
+            self.guided += 1
+        return out
+
+
+def gb(model, images, targets):
+    """GB: Guided Backprop, the gradient with negative parts cut at every ReLU (Springenberg et al., 2015).
+
+    Raises InputError where it could guide nothing and would silently be GRAD: no ReLU, or a scripted model.
+    """
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise InputError("gb cannot guide the ReLUs inside a TorchScript model; give the eager model")
+    with _Guided() as mode:
+        scores = grad(model, images, targets)
+    if not mode.guided:
+        raise InputError(f"gb found no ReLU to guide in {type(model).__name__}: it is defined for ReLU networks only")
+    return scores
+
+
+def ig(model, images, targets, *, steps, reference, batch):
+    """IG: Integrated Gradients along the straight line from `reference` (Sundararajan et al., ICML 2017).
+
+    steps: k points of Gauss-Legendre quadrature. reference: broadcastable to images. batch: how many inputs the model
+    takes at once; steps are stacked up to it. Sums to f(x) - f(reference) up to the quadrature's error.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    alphas = torch.as_tensor((nodes + 1) / 2, dtype=images.dtype, device=images.device)
+    weights = torch.as_tensor(weights / 2, dtype=images.dtype, device=images.device)
+    line, total, at_once = images - reference, torch.zeros_like(images), max(1, batch // len(images))
+    for alpha, weight in zip(alphas.split(at_once), weights.split(at_once), strict=True):
+        points = reference + alpha[:, None, None, None, None] * line  # (k, N, C, H, W)
+        slopes = grad(model, points.flatten(0, 1), targets.repeat(len(alpha)))
+        total += torch.tensordot(weight, slopes.reshape(points.shape), 1)
+    return total * line
+
+
+def random(model, images, targets, *, ids, seed):
+    """Random: each input goes at t percent with probability t/100, drawn once per image, nested in t.
+
+    Returns a ranking (uint8) rather than scores: the counts are binomial, as in the paper.
+    """
+    uniform = draws.uniform(seed, draws.RANDOM, ids, images[0].numel())
+    return (uniform * 100).to(torch.uint8).reshape(images.shape)
+
+
+def sobel(model, images, targets):
+    """Sobel: gradient magnitude per channel, from the separable filter [1 2 1] x [-1 0 1] along both axes."""
+    smooth, slope = images.new_tensor([1, 2, 1]), images.new_tensor([-1, 0, 1])
+    kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]  # (2, 1, 3, 3)
+    count, channels, height, width = images.shape
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate").reshape(-1, 1, height + 2, width + 2)
+    return F.conv2d(padded, kernels).square().sum(1).sqrt().reshape(count, channels, height, width)
+
+
+def oracle(model, images, targets, *, masks):
+    """Oracle: the truly informative pixels first, on data that knows them."""
+    return masks.to(images.dtype).expand_as(images)
+
+
+def anti_oracle(model, images, targets, *, masks):
+    """Anti-oracle: the truly uninformative pixels first."""
+    return 1 - oracle(model, images, targets, masks=masks)
+
+
+# base name -> function; any other base is the user's `module:function`, or `captum:Class`
+BASES: dict[str, Callable] = {"grad": grad, "gb": gb, "ig": ig, "random": random, "sobel": sobel, "oracle": oracle,
+                              "anti-oracle": anti_oracle}
+
+
+def base_function(name: str) -> Callable:
+    """The function behind a base's name; InputError if it cannot be imported."""
+    if name in BASES:
+        return BASES[name]
+    if name.startswith("captum:"):
+        return functools.partial(_captum, users_own(name.replace("captum:", "captum.attr:")))
+    return users_own(name)
+
+
+def _captum(method, model, images, targets):
+    return method(model).attribute(images, target=targets)
+
+
+def explain(study: Study, model: nn.Module, images: torch.Tensor, targets: torch.Tensor, names: Iterable[str],
+            *, ids: torch.Tensor | None = None, masks: torch.Tensor | None = None,
+            reference: torch.Tensor | float = 0.0, batch: int = 256) -> dict[str, torch.Tensor]:
+    """Scores of one batch of images by every named estimator, sharing the passes of each base.
+
+    images: normalised (N, C, H, W). targets: int64 (N,). ids: int64 (N,), image numbers within the split, the seeds of
+    noise (default 0..N-1). masks: bool (N, 1, H, W). reference: IG's, normalised. batch: inputs a model pass takes.
+    Returns name -> (N, C, H, W), float, or uint8 where an estimator gives a ranking. The model is in evaluation mode
+    during the call and left as it was.
+    """
+    ids = torch.arange(len(images), device=images.device) if ids is None else ids
+    wanted: dict[str, dict[str, str]] = {}
+    for name in names:
+        base, ensemble = params.split_name(name)
+        wanted.setdefault(base, {})[ensemble] = name
+    scores = {}
+    with _evaluating(model), torch.autocast(images.device.type, torch.bfloat16,
+                                            enabled=study.attribution_precision == "bfloat16"):
+        for base, ensembles in wanted.items():
+            extras = {"masks": masks, "seed": study.base_seed, "steps": study.ig_steps, "reference": reference,
+                      "batch": batch}
+            function = _with_extras(base_function(base), extras)
+            made = sweep(function, model, images, targets, ids, set(ensembles), study, batch)
+            scores |= {ensembles[e]: made[e] for e in ensembles}
+    return scores
+
+
+def sweep(base: Callable, model: nn.Module, images: torch.Tensor, targets: torch.Tensor, ids: torch.Tensor,
+          ensembles: set[str], study: Study, batch: int) -> dict[str, torch.Tensor]:
+    """The wanted members of one base's family from one plain estimate and one pass over J noisy inputs.
+
+    Noise: normal, sigma = noise_level x (max - min) of each image (Smilkov et al., 2017). The noisy estimates e_j give
+    a running mean m and sum of squared deviations s (Welford, 1962; Chan et al., 1983), so that SG = m, VAR = s / J
+    (Adebayo et al., 2018) and SG-SQ = mean of e_j^2 = VAR + SG^2, none of which cancels. J = study.noise_samples.
+    """
+    plain = base(model, images, targets, ids=ids) if ensembles & {"", "squared"} else None
+    made = {"": plain, "squared": None if plain is None or plain.dtype == torch.uint8 else plain.square()}
+    if ensembles <= {"", "squared"}:
+        return made
+    sigma = study.noise_level * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))  # (N,)
+    mean, spread, done = 0.0, 0.0, 0
+    for first in range(0, study.noise_samples, at_once := max(1, batch // len(images))):
+        samples = range(first, min(first + at_once, study.noise_samples))
+        noise = torch.stack([draws.normal(study.base_seed, ids, j, images.shape[1:]) for j in samples])
+        noisy = images + sigma[:, None, None, None] * noise.to(images.dtype)  # (j, N, C, H, W)
+        repeat = len(samples)
+        found = base(model, noisy.flatten(0, 1), targets.repeat(repeat), ids=ids.repeat(repeat)).reshape(noisy.shape)
+        here = found.mean(0)
+        delta, done = here - mean, done + repeat
+        spread = spread + (found - here).square().sum(0) + delta.square() * (repeat * (done - repeat) / done)
+        mean = mean + delta * (repeat / done)
+    variance, square = spread / study.noise_samples, mean.square()
+    return made | {"sg": mean, "sg-squared": square, "sgsq": variance + square, "var": variance}
+
+
+def _with_extras(function: Callable, extras: dict) -> Callable:
+    """The function with those extras that its signature names; `ids` follows the batch and comes with each call."""
+    accepted = inspect.signature(function).parameters
+    chosen = {k: v for k, v in extras.items() if k in accepted}
+    if chosen.get("masks", ...) is None:
+        raise InputError(f"{function.__name__} needs the masks of the informative pixels, which this data set has not")
+
+    def call(model, images, targets, ids):
+        more = {"ids": ids} if "ids" in accepted else {}
+        scores = function(model, images, targets, **chosen, **more)
+        if scores.shape != images.shape:
+            raise InputError(f"{function.__name__} gives scores of shape {tuple(scores.shape)} for images of shape "
+                             f"{tuple(images.shape)}; they must be equal")
+        return scores.detach()
+
+    return call
+
+
+@contextmanager
+def _evaluating(model: nn.Module):
+    """Every module in evaluation mode, and back to what it was, whatever happens."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,151 @@
+"""The command `roar`: plan, run, status, collect and report a study given by its YAML file."""
+
+import sys
+import time
+
+import click
+from tqdm import tqdm
+
+from roarlib import grid, params, results
+from roarlib.params import InputError
+
+study_file = click.argument("study_file", metavar="STUDY.yaml")
+only = click.option("--only", metavar="GLOB", help="Only cells whose id matches, and what they need, for example "
+                    "'04-retrain/grad*/s0'.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool):
+    """ROAR, RemOve And Retrain: run a study of feature-importance estimators, cell by cell.
+
+    STUDY.yaml is a file of params/; its results lie in outputs/<name>/.
+    """
+
+
+@cli.command()
+@study_file
+@only
+def plan(study_file, only):
+    """List the cells, what is done, and the time left."""
+    from roarlib import preflight
+
+    study = params.load(study_file)
+    data = preflight.check(study)
+    chosen = grid.select(grid.cells(study), only)
+    todo = [cell for cell in chosen if grid.missing(study, cell)]
+    for cell in chosen:
+        owed = len(grid.missing(study, cell))
+        state = "done" if not owed else f"{len(cell.rows) - owed} of {len(cell.rows)} rows"
+        click.echo(f"  {cell.id:<46} {state}")
+    click.echo(_counts(study, chosen))
+    workers, threads = grid.machine(study)
+    left = _duration(preflight.seconds_left(study, data, todo)) if todo else "nothing"
+    click.echo(f"left: about {left} with {workers} cells at a time of {threads} thread(s) each; rankings still to "
+               f"write: {preflight.disk_bytes(study, data) / 1e6:.0f} MB")
+
+
+@cli.command()
+@study_file
+@only
+def run(study_file, only):
+    """Run every cell that is not done, through papermill; exit status 1 if one failed."""
+    from roarlib import preflight
+
+    started = time.perf_counter()
+    study = params.load(study_file)
+    chosen = grid.select(grid.cells(study), only)
+    todo = [cell for cell in chosen if grid.missing(study, cell)]
+    if not todo:
+        click.echo(f"{study.name}: all {len(chosen)} cells are done; `roar report {study_file}` shows them")
+        return
+    preflight.check(study)
+    with tqdm(total=len(chosen), initial=len(chosen) - len(todo), unit="cell", desc=study.name,
+              disable=None if sys.stderr.isatty() else False, mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
+
+        def report(outcome: grid.Outcome):
+            bar.update(not outcome.error)
+            if outcome.error:
+                where = f" (see {outcome.notebook})" if outcome.notebook else ""
+                bar.write(f"FAILED {outcome.cell.id}: {outcome.error}{where}", file=sys.stderr)
+
+        outcomes = grid.run(study, only, report)
+    results.collect(study)
+    _finish(study, outcomes, time.perf_counter() - started)
+
+
+def _finish(study, outcomes, wall: float):
+    """Say what a run did and took, and leave with status 1 if a cell failed (2 if only for bad input)."""
+    failed = [o for o in outcomes if o.error]
+    workers, _ = grid.machine(study)
+    rows = results.rows(study)
+    cells = {o.cell.stage + "/" + o.cell.name for o in outcomes}
+    work = grid.work_seconds(study, cells)
+    overhead = 1 - work / (wall * min(workers, len(outcomes)))
+    click.echo(f"{study.name}: {len(outcomes) - len(failed)} cells in {_duration(wall)}, {len(failed)} failed; "
+               f"{int((rows.measure == 'retrain').sum())} retrainings in all. Of {workers} workers' time "
+               f"{1 - overhead:.0%} went into training, attribution and scoring, {overhead:.0%} into the rest.")
+    if failed:
+        click.echo("Run the same command again when the cause is mended: what is done is kept.", err=True)
+        sys.exit(2 if all(o.error.startswith(("InputError", "not run")) for o in failed) else 1)
+
+
+@cli.command()
+@study_file
+def status(study_file):
+    """Say how many cells and retrainings are done, from the files alone."""
+    study = params.load(study_file)
+    click.echo(_counts(study, grid.cells(study)))
+
+
+@cli.command()
+@study_file
+def collect(study_file):
+    """Gather all rows into outputs/<name>/results.csv."""
+    study = params.load(study_file)
+    file = results.collect(study)
+    click.echo(f"{file}: {len(results.table(study))} measurements")
+
+
+@cli.command()
+@study_file
+def report(study_file):
+    """Run the analysis notebooks and render them to one HTML page, with the figure and a table on the terminal."""
+    from roarlib import report
+
+    study = params.load(study_file)
+    click.echo(report.render(study))
+
+
+def _counts(study, cells) -> str:
+    parts = []
+    for stage in grid.STAGES:
+        here = [c for c in cells if c.stage == stage]
+        done = sum(not grid.missing(study, c) for c in here)
+        parts.append(f"{stage} {done}/{len(here)}")
+    rows = [row for c in cells for row in c.rows if row.startswith("retrain")]
+    owed = sum(row.startswith("retrain") for c in cells for row in grid.missing(study, c))
+    return f"{study.name}: cells done {', '.join(parts)}; retrainings {len(rows) - owed} of {len(rows)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def main():
+    """Entry point: what the user got wrong is one line and exit status 2; --debug shows the traceback."""
+    try:
+        cli(standalone_mode=False)
+    except (InputError, LookupError) as error:
+        if "--debug" in sys.argv:
+            raise
+        click.echo(f"roar: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\nStopped; finished rows are kept. Run the same command again to go on.", err=True)
+        sys.exit(130)

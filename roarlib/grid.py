@@ -1,0 +1,174 @@
+"""The grid: a study's cells, what each needs and leaves, and their execution through papermill on a Dask cluster.
+
+A cell is one execution of a stage notebook. It is done when every row it promises lies in its folder; the files are the
+only truth, so a run can be stopped anywhere and started again.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from roarlib import params, results
+from roarlib.params import Study, group_of
+from roarlib.results import row_name
+
+STAGES = ("01-train", "02-attribute", "03-degrade", "04-retrain")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One notebook execution: `rows` are the row files it leaves, `needs` the cells that must be done before.
+
+    Cells of one stage and name share a folder and differ in `part`, the name of their executed notebook.
+    """
+
+    stage: str
+    name: str
+    rows: tuple[str, ...]
+    parameters: dict = field(hash=False)
+    needs: tuple[str, ...] = ()
+    part: str = "notebook"
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.name}" + (f"/{self.part}" if self.part != "notebook" else "")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: `error` is empty, or one line; `notebook` is the executed copy."""
+
+    cell: Cell
+    seconds: float
+    error: str = ""
+    notebook: Path | None = None
+
+
+def cells(study: Study) -> list[Cell]:
+    """All cells of a study in an order that respects their needs: costly and early stages first, then seed by seed."""
+    base = Cell("01-train", "base", (row_name("base", "clean", "all", "all", 0, study.base_seed),), {})
+    groups: dict[str, list[str]] = {}
+    for name in study.estimators:
+        groups.setdefault(group_of(name), []).append(name)
+    order = sorted(groups, key=lambda g: (not g.startswith("ig"), g == "controls"))  # IG costs most: start it first
+    attribute = [_attribute_cell(study, base, group, groups[group]) for group in order]
+    degrade = [_degrade_cell(study, base, cell) for cell in attribute]
+    retrain = [cell for seed in study.seeds for cell in _retrain_cells(study, groups, seed)]
+    return [base, *attribute, *degrade, *retrain]
+
+
+def _attribute_cell(study, base, group, estimators) -> Cell:
+    made = tuple(row_name("ranking", e, u, "all", 0, study.base_seed) for e in estimators for u in study.units)
+    return Cell("02-attribute", group, made, {"estimators": estimators}, (base.id,))
+
+
+def _degrade_cell(study, base, attribute) -> Cell:
+    estimators = attribute.parameters["estimators"]
+    made = tuple(row_name("deletion", e, u, m, p, study.base_seed) for e in estimators for u in study.units
+                 for m in study.modes for p in study.percents)
+    parameters = {"estimators": estimators, "percents": study.percents}
+    return Cell("03-degrade", attribute.name, made, parameters, (base.id, attribute.id))
+
+
+def _retrain_cells(study, groups, seed) -> Iterator[Cell]:
+    """One cell retrains one estimator with one seed, in all units and modes at all percents; `clean` is percent 0."""
+    clean = (row_name("retrain", "clean", "all", "all", 0, seed),)
+    parameters = {"estimator": "clean", "units": ["all"], "modes": ["all"], "percents": [0], "seeds": [seed]}
+    yield Cell("04-retrain", "clean", clean, parameters, part=f"s{seed}")
+    percents = [p for p in study.percents if p]
+    for group, estimators in groups.items():
+        for estimator in estimators if percents else ():
+            made = tuple(row_name("retrain", estimator, u, m, p, seed) for u in study.units for m in study.modes
+                         for p in percents)
+            parameters = {"estimator": estimator, "units": study.units, "modes": study.modes, "percents": percents,
+                          "seeds": [seed]}
+            yield Cell("04-retrain", estimator.replace(":", "."), made, parameters, (f"02-attribute/{group}",),
+                       f"s{seed}")
+
+
+def missing(study: Study, cell: Cell) -> list[str]:
+    """The rows a cell still owes; empty means that it is done."""
+    return [row for row in cell.rows if not results.has(study, cell.stage, cell.name, row)]
+
+
+def select(all_cells: list[Cell], only: str | None) -> list[Cell]:
+    """The cells whose id matches the glob `only`, with everything they need."""
+    if not only:
+        return all_cells
+    by_id = {cell.id: cell for cell in all_cells}
+    chosen = [cell.id for cell in all_cells if fnmatch(cell.id, only)]
+    if not chosen:
+        raise params.InputError(f"--only {only}: no cell is called so; ids look like {all_cells[-1].id}")
+    wanted = set(chosen)
+    while more := {need for c in wanted for need in by_id[c].needs} - wanted:
+        wanted |= more
+    return [cell for cell in all_cells if cell.id in wanted]
+
+
+def execute(study_file: Path, cell: Cell, needs: list[Outcome], threads: int) -> Outcome:
+    """Run one cell here, in a fresh kernel. Never raises for what a notebook does: the Outcome says it."""
+    from roarlib import kernel
+
+    failed = next((n for n in needs if n.error), None)
+    if failed:
+        return Outcome(cell, 0.0, f"not run: it needs {failed.cell.id}")
+    study, started = params.load(study_file), time.perf_counter()
+    source = params.root() / "notebooks" / f"{cell.stage}.ipynb"
+    target = results.folder(study, cell.stage, cell.name) / f"{cell.part}.ipynb"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        kernel.execute(source, target, {"study_file": str(study_file), **cell.parameters}, threads=threads)
+        owed = missing(study, cell)
+        error = f"ended without {len(owed)} of its rows, {owed[0]} first" if owed else ""
+    except kernel.NotebookFailed as problem:
+        error = problem.cause
+    except OSError as problem:
+        error = f"{type(problem).__name__}: {problem}"
+    return Outcome(cell, time.perf_counter() - started, error, target)
+
+
+def run(study: Study, only: str | None = None, report: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
+    """Run all cells that are not done, several at a time; `report` hears of each as it ends. Returns all outcomes."""
+    from distributed import Client, LocalCluster, as_completed
+
+    file = params.save(study)
+    todo = [cell for cell in select(cells(study), only) if missing(study, cell)]
+    if not todo:
+        return []
+    workers, threads = machine(study)
+    # Threads of this process: each waits for a kernel process of its own, and one server of forked kernels serves all.
+    with (LocalCluster(n_workers=1, threads_per_worker=min(workers, len(todo)), processes=False,
+                       dashboard_address=None, silence_logs=50) as cluster, Client(cluster) as client):
+        futures, outcomes = {}, []
+        for place, cell in enumerate(todo):
+            needs = [futures[n] for n in cell.needs if n in futures]
+            futures[cell.id] = client.submit(execute, file, cell, needs, threads, key=cell.id, priority=-place)
+        by_key = {cell.id: cell for cell in todo}
+        for future in as_completed(futures.values()):
+            lost = future.status != "finished"
+            outcome = Outcome(by_key[future.key], 0.0, f"its worker died: {future.exception()}") if lost else future.result()
+            outcomes.append(outcome)
+            report(outcome)
+    return outcomes
+
+
+def machine(study: Study) -> tuple[int, int]:
+    """(cells at a time, threads a cell): a cell a core with one thread on a CPU, which beats one cell with many."""
+    from roarlib.train import device_of
+
+    cores = results.cores()
+    if device_of(study).type == "cuda":
+        import torch
+
+        workers = study.workers or torch.cuda.device_count()
+        return workers, max(1, cores // workers)
+    workers = study.workers or cores
+    return workers, max(1, cores // workers)
+
+
+def work_seconds(study: Study, ids: set[str]) -> float:
+    """Seconds of training, attribution and scoring that the rows of these cells report: all but overhead."""
+    found = results.rows(study)
+    return float(found.seconds[found.cell.isin(ids)].sum())

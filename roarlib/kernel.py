@@ -1,0 +1,165 @@
+"""Run one notebook through papermill in a fresh kernel, without waiting for its imports.
+
+A server process imports the heavy modules once and forks itself for each notebook, which so has a process and a
+state of its own a moment after the call. Elsewhere than on Linux ordinary kernels do the work.
+"""
+
+import atexit
+import gc
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing import connection, forkserver
+from pathlib import Path
+from queue import Empty
+from tempfile import TemporaryDirectory
+from time import monotonic
+
+import papermill
+from jupyter_client.manager import AsyncKernelManager
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import Engine, papermill_engines
+
+FORK = sys.platform == "linux"  # elsewhere a process that has loaded torch cannot be forked safely
+PRELOAD = """papermill ipykernel.kernelapp ipywidgets numpy pandas scipy.stats torch torchvision matplotlib.pyplot
+    seaborn roarlib.data roarlib.explore roarlib.kernel roarlib.plots roarlib.rankings roarlib.results roarlib.stats
+    roarlib.train""".split()  # at their import none may touch CUDA, run a torch operation or need IPython running
+SERVER = forkserver.ForkServer()  # not multiprocessing's own, which others may have started without PRELOAD
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook that did not reach its end: `path` of its copy, `cause` in one line, `traceback` as text."""
+
+    def __init__(self, path: Path, cause: str, traceback: str = ""):
+        super().__init__(path, cause, traceback)  # all three, or it could not be pickled
+        self.path, self.cause, self.traceback = path, cause, traceback
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.cause}"
+
+
+def execute(source: Path, target: Path, parameters: dict, *,
+            timeout: float | None = None, threads: int | None = None) -> None:  # fmt: skip
+    """Run the notebook `source` with `parameters` in a fresh kernel and leave the executed copy at `target`.
+
+    timeout: seconds for all cells together. threads: CPU threads of torch in the kernel. Threads of one process
+    may call this at once. Raises ValueError for a parameter that the notebook does not take; NotebookFailed when
+    a cell raises, time is up or the kernel dies, and `target` then holds the notebook as far as it came.
+    """
+    source, target = Path(source).resolve(), Path(target).resolve()
+    known = papermill.inspect_notebook(source)
+    if unknown := ", ".join(name for name in parameters if name not in known):  # papermill would only warn
+        raise ValueError(f"{source.name} has no parameter {unknown}; it takes {', '.join(known) or 'none'}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part.ipynb")
+    env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS") if threads else (), str(threads))
+    try:
+        papermill.execute_notebook(source, part, parameters, engine_name="roarlib", kernel_name="python3",
+                                   language="python", progress_bar=False, env=env, timeout=timeout)  # fmt: skip
+    except Exception as error:
+        name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+        raise NotebookFailed(target, f"{name}: {message}".partition("\n")[0], str(error).strip()) from None
+    finally:
+        with suppress(FileNotFoundError):
+            part.replace(target)
+
+
+class _Engine(Engine):
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, env, timeout, **_):
+        end = monotonic() + timeout if timeout else None
+        # ports would be raced for, and the path of a socket must be short
+        with TemporaryDirectory(prefix="roar-", dir="/tmp" if FORK else None, ignore_cleanup_errors=True) as folder:
+            ipc = {"transport": "ipc", "ip": f"{folder}/k", "connection_file": f"{folder}/kernel.json"}
+            manager = _ForkManager(**ipc) if FORK else AsyncKernelManager(kernel_name=kernel_name)
+            _Client(nb_man, km=manager, log=logging.Logger("quiet", logging.CRITICAL + 1),
+                    timeout_func=lambda _: end and max(end - monotonic(), 0.01)).execute(env=env, cleanup_kc=True)  # fmt: skip
+
+
+papermill_engines.register("roarlib", _Engine)
+
+
+class _Client(PapermillNotebookClient):
+    def start_new_kernel_client(self):
+        client = super().start_new_kernel_client()
+        once = client.shell_channel.get_msg
+
+        async def get_msg(timeout=None):
+            """Look twice a second, for a single wait can miss the reply and never end (nbclient issue 312)."""
+            end = monotonic() + (float("inf") if timeout is None else timeout)
+            while (left := end - monotonic()) > 0.5:
+                with suppress(Empty):
+                    return await once(timeout=0.5)
+            return await once(timeout=max(left, 0))
+
+        client.shell_channel.get_msg = get_msg
+        return client
+
+
+class _ForkManager(AsyncKernelManager):
+    async def _async_launch_kernel(self, kernel_cmd, *, env, **_):
+        process = self.provisioner.process = _Process(self.connection_file, env)
+        self.provisioner.pid = self.provisioner.pgid = process.pid
+
+
+class _Process:
+    """A forked kernel. To jupyter_client a subprocess.Popen; unpickled in the child, which calls `_bootstrap`."""
+
+    stdin = stdout = stderr = returncode = None
+
+    def __init__(self, connection_file, env):
+        self.connection_file, self.env, self.owner = connection_file, dict(env), os.getpid()
+        SERVER.set_forkserver_preload(PRELOAD)
+        status, pipe = SERVER.connect_to_new_process([])
+        with open(pipe, "wb", closefd=False) as file:  # no "__main__" to import, so scripts need no guard for it
+            pickle.dump({"sys_path": sys.path, "dir": os.getcwd(), "start_method": "fork"}, file)
+            pickle.dump(self, file)
+        self.status, self.pipe, self.pid = status, pipe, forkserver.read_signed(status)
+
+    def poll(self):
+        if self.returncode is None and connection.wait([self.status], 0):
+            self.returncode = -signal.SIGKILL
+            with suppress(EOFError):  # the server died and took its kernels along
+                self.returncode = forkserver.read_signed(self.status)
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)  # what the kernel left behind
+            os.close(self.pipe)
+            os.close(self.status)
+        return self.returncode
+
+    wait = poll  # called only after the end
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def _bootstrap(self, pipe):
+        os.setsid()
+        threading.Thread(target=self._die_with_owner, args=[pipe], daemon=True).start()
+        gc.freeze()  # what came with the fork is no garbage: 0.4 s less at the end, and its memory stays shared
+        os.environ.clear()
+        os.environ.update(self.env)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.modules["debugpy"] = None  # no debugger: it takes 0.3 s
+        import matplotlib, numpy, torch
+        from ipykernel.kernelapp import IPKernelApp
+        numpy.random.seed()  # else every notebook draws the same numbers
+        matplotlib.rcParams["backend"] = self.env.get("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+        if (threads := self.env.get("OMP_NUM_THREADS", "")).isdigit():
+            torch.set_num_threads(int(threads))  # torch, too, has read its environment long ago
+        app = IPKernelApp.instance(parent_handle=os.getppid())
+        app.initialize(["-f", self.connection_file, "--HistoryManager.hist_file=:memory:", "--log-level=50"])
+        app.start()
+        atexit._run_exitfuncs()  # as an ordinary kernel does
+        return 0
+
+    def _die_with_owner(self, pipe):
+        watched = [pipe]  # closes with the owner, unless a child of the owner's holds it too
+        with suppress(AttributeError, OSError):
+            watched.append(os.pidfd_open(self.owner))
+        connection.wait(watched)
+        os.killpg(0, signal.SIGKILL)

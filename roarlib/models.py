@@ -1,0 +1,141 @@
+"""Classifiers by name: small residual nets of ours, any torchvision classifier, any `module:function` of the user's.
+
+Every model maps normalised images (N, C, H, W) to pre-softmax logits (N, classes). ReLUs are modules, one a use.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from roarlib.params import USERS_OWN, InputError, root
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
+
+
+class Residual(nn.Module):
+    """Basic residual block (He et al., CVPR 2016): two 3 x 3 convolutions and a shortcut, projected if shapes differ."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__()
+        self.body = nn.Sequential(*conv_bn(inputs, outputs, 3, stride), nn.ReLU(True), *conv_bn(outputs, outputs))
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Sequential(*conv_bn(inputs, outputs, 1, stride))
+        self.relu = nn.ReLU(True)
+
+    def forward(self, x):
+        return self.relu(self.body(x) + self.shortcut(x))
+
+
+class Scale(nn.Module):
+    def __init__(self, by: float):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x):
+        return x * self.by
+
+
+def _head(width: int, classes: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)]
+
+
+def resnet_tiny(classes: int, channels: int) -> nn.Module:
+    """79,000 weights at 16-32-64 channels behind a stride-2 stem: a retraining takes seconds on one CPU core."""
+    return nn.Sequential(*conv_bn(channels, 16, 3, 2), nn.ReLU(True), Residual(16, 16), Residual(16, 32, 2),
+                         Residual(32, 64, 2), *_head(64, classes))
+
+
+def resnet9(classes: int, channels: int) -> nn.Module:
+    """Page's 9-layer residual net, the usual fast one on CIFAR-10 (DAWNBench, 2018): 6.6 million weights."""
+
+    def down(inputs, outputs):
+        return [*conv_bn(inputs, outputs), nn.ReLU(True), nn.MaxPool2d(2)]
+
+    def residual(width):
+        body = nn.Sequential(*conv_bn(width, width), nn.ReLU(True), *conv_bn(width, width), nn.ReLU(True))
+        return Shortcut(body)
+
+    return nn.Sequential(*conv_bn(channels, 64), nn.ReLU(True), *down(64, 128), residual(128), *down(128, 256),
+                         *down(256, 512), residual(512), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+                         nn.Linear(512, classes, bias=False), Scale(0.125))
+
+
+class Shortcut(nn.Module):
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+def resnet18(classes: int, channels: int) -> nn.Module:
+    """ResNet-18 with the CIFAR stem (3 x 3, stride 1, no pooling), as the literature trains it on 32 x 32 images."""
+    widths, layers = (64, 64, 128, 256, 512), []
+    for stage, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        layers += [Residual(inputs, outputs, 1 if stage == 0 else 2), Residual(outputs, outputs)]
+    return nn.Sequential(*conv_bn(channels, 64), nn.ReLU(True), *layers, *_head(512, classes))
+
+
+# name -> function (classes, channels) -> module
+MODELS: dict[str, Callable] = {"resnet-tiny": resnet_tiny, "resnet9": resnet9, "resnet18": resnet18}
+
+
+def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """A fresh model with random weights for images of `shape` (C, H, W), checked on one blank image.
+
+    Weights come from torch's global generator: seed it before. Raises InputError for an unknown name and for a model
+    that does not map a batch to (N, classes).
+    """
+    model = constructor(name)(classes, shape[0])
+    model.eval()
+    try:
+        with torch.no_grad():
+            out = model(torch.zeros(2, *shape))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"model {name} fails on images of shape {tuple(shape)}: {reason}") from error
+    if not isinstance(out, torch.Tensor) or out.shape != (2, classes):
+        got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise InputError(f"model {name} gives {got} for 2 images; the data has {classes} classes, so (2, {classes})"
+                         " is needed")
+    return model.train()
+
+
+def constructor(name: str) -> Callable:
+    """The function (classes, channels) -> module behind a name; InputError for a name that is none."""
+    if name in MODELS:
+        return MODELS[name]
+    if USERS_OWN.fullmatch(name):
+        return users_own(name)
+    import torchvision
+
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return lambda classes, channels: torchvision.models.get_model(name, weights=None, num_classes=classes)
+    near = difflib.get_close_matches(name, [*MODELS, *torchvision.models.list_models()], 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(f"unknown model '{name}'{hint} Known: {', '.join(MODELS)}, any torchvision classifier, or your own"
+                     " as module:function")
+
+
+def users_own(name: str) -> Callable:
+    """The object behind `module:function`; modules are also looked for in the working folder and the project's root.
+
+    InputError says which half is missing.
+    """
+    module_name, _, attribute = name.partition(":")
+    for folder in (str(root()), ""):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise InputError(f"{name}: cannot import {module_name} ({error})") from None
+    except AttributeError:
+        raise InputError(f"{name}: {module_name} has no {attribute}") from None

@@ -1,0 +1,209 @@
+"""A study's parameters: every knob with its type, unit, range and default; YAML in, one validated object out."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator, model_validator
+
+BASES = ("grad", "gb", "ig")
+ENSEMBLES = ("squared", "sg", "sg-squared", "sgsq", "var")
+CONTROLS = ("random", "sobel")
+KNOWN_ANSWER = ("oracle", "anti-oracle")  # on data that carries the mask of its informative pixels
+PAPER = tuple(f"{b}-{e}" if e else b for b in BASES for e in ("", *ENSEMBLES)) + CONTROLS
+
+USERS_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
+Percent = Annotated[StrictInt, Field(ge=0, le=100)]
+Seed = Annotated[StrictInt, Field(ge=0)]
+Count = Annotated[StrictInt, Field(ge=1)]
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message is one line that names it and says what would be right."""
+
+
+class Study(BaseModel):
+    """One study: what to explain, how to remove, what to retrain. Field order is the order of the YAML files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)  # folder under outputs/
+    # data
+    dataset: str = "textures"  # a name of roarlib.data.DATASETS
+    data_dir: str | None = None  # where data sets lie; None: $ROAR_DATA, else ./data
+    train_images: Annotated[StrictInt, Field(ge=0)] = 0  # the first so many; 0: all
+    test_images: Annotated[StrictInt, Field(ge=0)] = 0
+    # model and training recipe, the same for the base model and every retraining
+    model: str = "resnet-tiny"  # a name of roarlib.models.MODELS, of torchvision, or module:function
+    epochs: Count = 8
+    batch_size: Count = 128
+    learning_rate: float = Field(0.2, gt=0)  # peak
+    momentum: float = Field(0.9, ge=0, lt=1)  # Nesterov
+    weight_decay: float = Field(5e-4, ge=0)  # not on batch norms and biases
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    warmup: float = Field(0.2, ge=0, lt=1)  # share of the steps in which the rate rises; then it falls to 0
+    augment: Literal["none", "crop", "crop-flip"] = "crop-flip"  # after removal; crops pad 4 pixels with the fill
+    precision: Literal["float32", "bfloat16", "auto"] = "auto"  # of training; auto: bfloat16 where the device has it
+    # estimators
+    estimators: list[str] = Field(min_length=1)  # names, or `paper`: its 18 and 2 controls
+    units: list[Literal["value", "pixel"]] = Field(["pixel"], min_length=1)  # what is ranked and removed
+    noise_samples: Count = 15  # J of the SmoothGrad family
+    noise_level: float = Field(0.15, ge=0)  # sigma as a share of each image's (max - min), normalised space
+    ig_steps: Count = 25
+    ig_reference: Literal["black", "mean"] = "black"
+    attribution_precision: Literal["float32", "bfloat16"] = "float32"
+    # grid
+    modes: list[Literal["remove", "keep"]] = Field(["remove"], min_length=1)
+    percents: list[Percent] = Field([10, 30, 50, 70, 90], min_length=1)  # t; 0 (untouched) is always run too
+    seeds: list[Seed] = Field([0, 1, 2, 3, 4], min_length=1)  # one retraining each, the same for all estimators
+    base_seed: Seed = 0  # of the base model, the noise, the ties and Random
+    # machine: free to change between runs of one study
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 ..
+    workers: Annotated[StrictInt, Field(ge=0)] = 0  # cells at a time; 0: one a core, or one a GPU
+
+    @field_validator("estimators")
+    @classmethod
+    def _expand(cls, names):
+        names = [n for name in names for n in (PAPER if name == "paper" else (name,))]
+        for name in names:
+            split_name(name)
+        return list(dict.fromkeys(names))
+
+    @field_validator("units", "modes", "percents", "seeds")
+    @classmethod
+    def _no_repeats(cls, values):
+        if len(set(values)) < len(values):
+            raise ValueError(f"has an entry twice: {values}")
+        return values
+
+    @field_validator("percents")
+    @classmethod
+    def _zero_is_shared(cls, values):
+        return sorted(set(values) - {0}) or [0]
+
+    @model_validator(mode="after")
+    def _known_answer_needs_masks(self):
+        named = [n for n in self.estimators if n in KNOWN_ANSWER]
+        if named and self.dataset != "textures":
+            raise ValueError(f"estimators: {named[0]} needs the true informative pixels, which only textures has")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """outputs/<name>, or under $ROAR_OUTPUTS."""
+        return Path(os.environ.get("ROAR_OUTPUTS") or root() / "outputs") / self.name
+
+
+# Lists that only select what is run: they may grow or shrink under existing outputs, since a row names its own values.
+SELECTION = ("estimators", "units", "modes", "percents", "seeds")
+MACHINE = ("data_dir", "device", "workers")
+
+
+def root() -> Path:
+    """The project's folder, the one with notebooks/ and params/, wherever the caller's working folder is."""
+    return Path(__file__).resolve().parents[1]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """An estimator's name as (base, ensemble): 'ig-sg-squared' -> ('ig', 'sg-squared'), 'grad' -> ('grad', '').
+
+    Raises ValueError for a name that is no estimator.
+    """
+    if name in CONTROLS + KNOWN_ANSWER:
+        return name, ""
+    for ensemble in sorted(ENSEMBLES, key=len, reverse=True):
+        if name.endswith(f"-{ensemble}"):
+            base = name.removesuffix(f"-{ensemble}")
+            break
+    else:
+        base, ensemble = name, ""
+    if base not in BASES and not USERS_OWN.fullmatch(base):
+        near = difflib.get_close_matches(name, PAPER + KNOWN_ANSWER, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown estimator '{name}'{hint} Known: {', '.join(PAPER + KNOWN_ANSWER)}, paper (its 20)"
+                         " or your own as module:function")
+    return base, ensemble
+
+
+def group_of(name: str) -> str:
+    """Which estimators are computed together, as a file-name-safe word: a base's six, or all controls."""
+    base, _ = split_name(name)
+    return "controls" if base in CONTROLS + KNOWN_ANSWER else base.replace(":", ".")
+
+
+def load(path: str | Path) -> Study:
+    """Read a study from YAML; relative paths count from the working folder, then from the project's root.
+
+    Raises InputError (one line) for a missing file, broken YAML, an unknown key or a bad value.
+    """
+    found = next((p for p in (Path(path), root() / path) if p.is_file()), None)
+    if found is None:
+        raise InputError(f"{path}: no such file; the studies here are {_studies()}")
+    try:
+        values = yaml.safe_load(found.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a mapping of 'key: value' lines, but is a {type(values).__name__}")
+    values = {"name": found.stem} | values
+    try:
+        return Study(**values)
+    except ValidationError as error:
+        raise InputError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def save(study: Study) -> Path:
+    """Put the study beside its outputs (study.yaml) and return the file; an unlike study there is an InputError.
+
+    Only what changes the meaning of existing rows counts as unlike: the selected lists and the machine may change.
+    """
+    path, new = study.folder / "study.yaml", study.model_dump()
+    if path.is_file():
+        old = yaml.safe_load(path.read_text())
+        fixed = [k for k in new if k not in SELECTION + MACHINE]
+        unlike = [f"{k}: {old.get(k)} there, {new[k]} now" for k in fixed if old.get(k) != new[k]]
+        if unlike:
+            raise InputError(f"{path.parent} holds results of other parameters ({'; '.join(unlike)}); give the study "
+                             "another name, or delete that folder")
+    try:
+        write_atomically(path, yaml.safe_dump(new, sort_keys=False))
+    except OSError as error:
+        raise InputError(f"cannot write under {path.parent}: {error.strerror}") from None
+    return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _studies() -> str:
+    return ", ".join(sorted(f"params/{p.name}" for p in (root() / "params").glob("*.yaml")))
+
+
+def _explain(error: dict) -> str:
+    """One pydantic error as a phrase: the key, the value, what is allowed."""
+    key = ".".join(str(part) for part in error["loc"]) or "study"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Study.model_fields, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(Study.model_fields)}"
+        return f"unknown key '{key}'; {hint}"
+    if error["type"] == "missing":
+        return f"the key '{key}' is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:] if message.startswith("Input") else message
+    value = f" = {error['input']!r}" if error["loc"] and "unknown estimator" not in message else ""
+    return f"{key}{value}: {message}" if error["loc"] else message

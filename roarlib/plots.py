@@ -1,0 +1,299 @@
+"""Pictures of a study: from the tidy table to matplotlib axes; the one palette and the one label map.
+
+Colour says which ensemble, dashes which base, so an estimator looks the same in every figure. The colours are
+Okabe and Ito's (2008), which colour-blind readers tell apart; lines are named at their ends, not in a legend.
+"""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from scipy.optimize import isotonic_regression
+
+from roarlib import params, remove, stats
+
+INK, QUIET, FAINT = "#222222", "#666666", "#c4c4c4"  # text; notes and Sobel; lines that are only context
+TEXT = 7.5  # points: readable in a column 8.5 cm wide
+LOOK = {  # white paper whatever the theme around it: JupyterLab's dark one, or the caller's style
+    **{f"{part}.facecolor": "white" for part in ("figure", "savefig", "axes")},
+    **{f"{part}color": INK for part in ("text.", "axes.label", "axes.title", "xtick.label", "ytick.label")},
+    **{f"{part}color": QUIET for part in ("axes.edge", "xtick.", "ytick.")},
+    **{f"{part}size": TEXT for part in ("font.", "axes.label", "axes.title", "xtick.label", "ytick.label")},
+    "figure.titlesize": TEXT, "axes.grid": False, "axes.linewidth": 0.7, "font.family": "sans-serif",
+    "pdf.fonttype": 42, "svg.hashsalt": "roar",
+}  # fmt: skip
+
+BASES = {"grad": ("GRAD", "-"), "gb": ("GB", (0, (5, 1.5))), "ig": ("IG", (0, (1.5, 1)))}  # label, dashes
+USERS_DASHES = (0, (6, 1.5, 1.5, 1.5))
+ENSEMBLES = {  # label, colour, marker
+    "": ("{}", "#0072B2", "o"), "squared": ("{}²", "#56B4E9", "s"), "sg": ("SG-{}", "#D55E00", "^"),
+    "sg-squared": ("(SG-{})²", "#E69F00", "v"), "sgsq": ("SG-SQ-{}", "#009E73", "D"),
+    "var": ("VAR-{}", "#CC79A7", "P"),
+}  # fmt: skip
+CONTROLS = {  # label, colour, marker, dashes
+    "random": ("Random", "#000000", "", (0, (4, 2))), "sobel": ("Sobel", "#808080", "x", "-"),
+    "oracle": ("Oracle", "#8C510A", "*", "-"), "anti-oracle": ("Anti-oracle", "#8C510A", "*", (0, (2, 2))),
+}  # fmt: skip
+MEASURES = {"retrain": "retrained", "deletion": "not retrained"}
+UNITS = {"value": "single values", "pixel": "whole pixels"}
+MODES = {"remove": "removed", "keep": "kept"}
+
+
+def label(name: str) -> str:
+    """The name as readers know it: 'ig-sg-squared' -> '(SG-IG)²'; users' own estimators keep their name."""
+    if name in CONTROLS:
+        return CONTROLS[name][0]
+    base, ensemble = params.split_name(name)
+    return ENSEMBLES[ensemble][0].format(BASES[base][0] if base in BASES else base)
+
+
+def style(name: str) -> dict:
+    """Line keywords of an estimator: color, linestyle, marker, linewidth, markersize."""
+    if name in CONTROLS:
+        _, color, marker, dashes = CONTROLS[name]
+    else:
+        base, ensemble = params.split_name(name)
+        _, color, marker = ENSEMBLES[ensemble]
+        dashes = BASES[base][1] if base in BASES else USERS_DASHES
+    width = 1.8 if name == "random" else 1.3
+    return dict(color=color, linestyle=dashes, marker=marker, linewidth=width, markersize=3.5)
+
+
+def in_order(names) -> list[str]:
+    """Estimators in the paper's order, base by base, then users' own by name, then the controls."""
+    known = [n for n in params.PAPER if n not in CONTROLS]
+    own = sorted(set(names) - {*known, *CONTROLS})
+    return [n for n in (*known, *own, *CONTROLS) if n in set(names)]
+
+
+@mpl.rc_context(LOOK)
+def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.4, 3.0), **keywords):
+    """`plt.subplots` on white paper in the look of this module, axes always a 2-d array; size in inches."""
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **keywords)
+
+
+def points(table: pd.DataFrame, measure: str, unit: str, mode: str) -> pd.DataFrame:
+    """Mean and interval of each point of a picture (`stats.summary`); LookupError tells what to run."""
+    name = table["study"].iloc[0] if len(table) else "<name>"
+    rows = stats.with_clean(table, mode)
+    found = stats.summary(rows[(rows["measure"] == measure) & (rows["unit"] == unit)])
+    if found.empty:
+        raise LookupError(f"no {measure} results for unit {unit} and mode {mode} yet: "
+                          f"run `roar run params/{name}.yaml` with both in its lists")
+    return found
+
+
+def chosen(found: pd.DataFrame, names=None) -> list[str]:
+    """The estimators of `points` in order, or those asked for; LookupError names one without results."""
+    there = in_order(found["estimator"].unique())
+    for name in set(names or []) - set(there):
+        raise LookupError(f"no results of {name} yet: put it in the study's estimators, then `roar run` it")
+    return there if names is None else in_order(names)
+
+
+def line(found: pd.DataFrame, estimator: str, ax, interval: bool = True, **keywords):
+    """Draw one curve of `points`, accuracy in percent over t, interval as a band; returns the line."""
+    rows = found.loc[found["estimator"] == estimator, ["percent", "mean", "low", "high"]]
+    percents, mean, low, high = rows.to_numpy(dtype=float).T
+    (drawn,) = ax.plot(percents, 100 * mean, **{**style(estimator), "label": label(estimator), **keywords})
+    if interval and not np.isnan(low).all():
+        ax.fill_between(percents, 100 * low, 100 * high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+    return drawn
+
+
+@mpl.rc_context(LOOK)
+def curve(table, estimator, ax, measure="retrain", unit="value", mode="remove", interval=True, chance=None,
+          **keywords):
+    """One estimator's accuracy over t; returns the line. `name_lines(ax)`, called last, names several.
+
+    chance: accuracy 0..1 to draw. keywords override the `style`. Raises LookupError without results.
+    """
+    found = points(table, measure, unit, mode)
+    chosen(found, [estimator])
+    frame(ax, found, mode, chance)
+    return line(found, estimator, ax, interval, **keywords)
+
+
+@mpl.rc_context(LOOK)
+def curves(table, ax, estimators=None, highlight=None, measure="retrain", unit="value", mode="remove",
+           interval=True, chance=None, named=True):
+    """All estimators (or those named) on one axes, each line named at its end.
+
+    highlight: names that keep their colour; Random and Sobel keep theirs too, all others turn to grey context
+    without a name. interval: 95 percent t bands over seeds. n and interval are said above the axes.
+    named: False where more is to be drawn first, then `name_lines(ax)`. Raises LookupError without results.
+    """
+    found = points(table, measure, unit, mode)
+    names = chosen(found, estimators)
+    chosen(found, highlight)  # raises if not there
+    loud = set(names) if highlight is None else {*highlight, *CONTROLS}
+    for name in dict.fromkeys([*names, *(highlight or [])]):
+        look = {} if name in loud else dict(color=FAINT, linewidth=0.8, marker="", zorder=0.5, label="_quiet")
+        line(found, name, ax, interval and name in loud, **look)
+    frame(ax, found, mode, chance)
+    if named:
+        name_lines(ax)
+    note = about(found, measure, unit, interval, others=len(set(names) - loud))
+    ax.set_title(note, loc="left", fontsize=TEXT - 0.5, color=QUIET)
+
+
+@mpl.rc_context(LOOK)
+def by_base(table, unit="value", mode="remove", measure="retrain", interval=True, chance=None):
+    """A figure like the paper's Figure 4: a panel a base, users' own in a last one, controls in each."""
+    found = points(table, measure, unit, mode)
+    names = chosen(found)
+    controls, panels = [n for n in names if n in CONTROLS], {}
+    for name in names[: len(names) - len(controls)]:
+        base, _ = params.split_name(name)
+        panels.setdefault(BASES[base][0] if base in BASES else "Your own", []).append(name)
+    panels = panels or {"Controls": []}
+    figure, axes = subplots(1, len(panels), (0.5 + 2.9 * len(panels), 3.2), sharey=True)
+    for ax, (title, members) in zip(axes[0], panels.items(), strict=True):
+        for name in controls + members:
+            line(found, name, ax, interval)
+        frame(ax, found, mode, chance)
+        ax.set_title(title, loc="left", fontweight="bold")
+    for ax in axes[0]:  # only now: every panel widens the shared scale
+        name_lines(ax)
+    figure.suptitle(about(found, measure, unit, interval).replace("\n", "; "), x=0.01, ha="left", color=QUIET)
+    return figure
+
+
+@mpl.rc_context(LOOK)
+def roar_and_deletion(table, unit="value", mode="remove", estimators=None, highlight=None, interval=True,
+                      chance=None):
+    """A figure of what removal costs a model that never saw such images, beside retrained ones (ROAR)."""
+    measures = ("deletion", "retrain")
+    for measure in measures:  # before a figure is begun: none is left half empty
+        chosen(points(table, measure, unit, mode), estimators)
+    figure, axes = subplots(1, 2, (7.2, 3.6), sharey=True)
+    for ax, measure in zip(axes[0], measures, strict=True):
+        curves(table, ax, estimators, highlight, measure, unit, mode, interval, chance, named=False)
+    for ax in axes[0]:
+        name_lines(ax)
+    return figure
+
+
+def about(found: pd.DataFrame, measure: str, unit: str, interval: bool = True, others: int = 0) -> str:
+    """Two lines on what a picture shows: measure and unit, then the number of runs and what the band is."""
+    low, high = found["n"].min(), found["n"].max()
+    seeds = low if low == high else f"{low} to {high}"
+    runs = "one model" if measure == "deletion" else "1 seed" if high == 1 else f"mean of {seeds} seeds"
+    band = "no interval" if high == 1 else "band: 95% t interval" if interval else ""
+    what = f"{MEASURES[measure]}, {UNITS[unit]}" + (f"; grey: {others} others" if others else "")
+    return f"{what}\n" + ", ".join(filter(None, [runs, band]))
+
+
+def frame(ax, found: pd.DataFrame, mode: str, chance: float | None = None) -> None:
+    """Axes of curves: from the untouched end rightwards, so that images get emptier in both modes."""
+    percents = sorted(found["percent"].unique())
+    ends = (0, max(percents)) if mode == "remove" else (100, min(percents))
+    pad = 0.03 * (ends[1] - ends[0])
+    ticks = percents if np.diff(percents).min(initial=100) >= 8 else range(0, 101, 20)  # closer would touch
+    ax.set(xlim=(ends[0] - pad, ends[1] + pad), xticks=ticks, xlabel=f"t: percent of inputs {MODES[mode]}")
+    if ax.get_subplotspec() is None or ax.get_subplotspec().is_first_col():
+        ax.set_ylabel("test accuracy (%)")
+    ax.tick_params(color=QUIET, labelcolor=INK, labelsize=TEXT)
+    ax.spines[["top", "right"]].set_visible(False)
+    if chance is not None:
+        ax.axhline(100 * chance, color=QUIET, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0.6)
+        at = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points")
+        ax.annotate("chance", (0, 100 * chance), (2, 2), color=QUIET, fontsize=TEXT - 1, **at)
+    plt.setp([ax, ax.figure], facecolor="white")
+    plt.setp([ax.xaxis.label, ax.yaxis.label, *ax.spines.values()], color=INK)
+
+
+def apart(wanted: np.ndarray, gap: float, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+    """Places (n,) as near as can be to the wanted ones (least squares), at least `gap` apart, in [low, high].
+
+    With places sorted, x_i - i gap must not fall: an isotonic regression. Where they cannot fit, gap shrinks.
+    """
+    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
+    order, steps = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted))
+    level = isotonic_regression(wanted[order] - steps).x
+    places = np.clip(level, low, high - steps[-1]) + steps
+    return places[np.argsort(order)]
+
+
+@mpl.rc_context(LOOK)
+def name_lines(ax, size: float = TEXT) -> None:
+    """Write each line's label at its right end, moved apart where ends are close, with a leader to the end.
+
+    Call it last: it reads the axes' limits. size in points; it shrinks where more names than fit are wanted.
+    """
+    lines = [drawn for drawn in ax.lines if not drawn.get_label().startswith("_")]
+    right = np.argmax if ax.get_xlim()[1] > ax.get_xlim()[0] else np.argmin
+    ends = np.array([drawn.get_xydata()[right(drawn.get_xdata())] for drawn in lines]).reshape(-1, 2)
+    ends = (ax.transData + ax.transAxes.inverted()).transform(ends)  # (lines, 2), 0..1 of the axes
+    height = 72 * ax.get_position().height * ax.figure.get_size_inches()[1]  # points
+    size = min(size, 0.92 * height / max(len(lines), 1))
+    places = apart(ends[:, 1], 1.15 * size / height, 0.0, 1.04)
+    leaders = [[(x + 0.02, y), (1.07, place)] for (x, y), place in zip(ends, places, strict=True)]
+    colors = np.array([to_rgb(drawn.get_color()) for drawn in lines]).reshape(-1, 3)
+    where = dict(transform=ax.transAxes, clip_on=False)
+    ax.add_collection(LineCollection(leaders, colors=colors, linewidths=0.5, **where))
+    for drawn, place, color in zip(lines, places, 0.68 * colors, strict=True):  # darker: legible as thin text
+        ax.text(1.08, place, drawn.get_label(), fontsize=size, color=color, va="center_baseline", **where)
+
+
+def image(ax, pixels, title: str = "") -> None:
+    """Show one uint8 image (C, H, W), C 1 (grey) or 3, without ticks."""
+    shown = pixels[0] if len(pixels) == 1 else np.moveaxis(np.asarray(pixels), 0, -1)
+    ax.imshow(shown, cmap="gray", vmin=0, vmax=255)  # colour map and range only count for grey
+    bare(ax, title)
+
+
+def importance(ax, ranking, title: str = "") -> None:
+    """Show a ranking (C or 1, H, W) as a map: the most important inputs bright, mean of the channels."""
+    ax.imshow(100 - np.asarray(ranking, dtype=float).mean(0), cmap="inferno", vmin=0, vmax=100)
+    bare(ax, title)
+
+
+def bare(ax, title: str) -> None:
+    """Leave of the axes only what is drawn and a small title."""
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, fontsize=TEXT, color=INK, pad=3)
+
+
+def degrade(pixels, ranking, percent: int, mode: str, fill) -> np.ndarray:
+    """An image uint8 (C, H, W) with its removed inputs at the fill, per channel (C,) in 0..255, rounded."""
+    fill = np.rint(np.asarray(fill, dtype=float)).astype(np.uint8)[:, None, None]
+    return np.where(remove.removed(np.asarray(ranking), percent, mode), fill, np.asarray(pixels))
+
+
+@mpl.rc_context(LOOK)
+def degraded_sheet(pixels, rankings: dict, percents, mode="remove", fill=(0, 0, 0)):
+    """One image as each estimator degrades it: estimators in rows, percents in columns (paper, Figure 1).
+
+    pixels: uint8 (C, H, W). rankings: name -> this image's ranking. fill: training mean per channel, 0..255.
+    First come the image and its importance. Raises LookupError where no ranking is given.
+    """
+    if not rankings:
+        raise LookupError("no rankings to show yet: run `roar run params/<name>.yaml`")
+    columns = ["image", "importance", *(f"{t}% {MODES[mode]}" for t in percents)]
+    wide, high = len(columns), len(rankings)
+    figure, axes = subplots(high, wide, (0.8 + 0.95 * wide, 0.2 + 0.94 * high))
+    for row, name in zip(axes, in_order(rankings), strict=True):
+        image(row[0], pixels)
+        importance(row[1], rankings[name])
+        for ax, percent in zip(row[2:], percents, strict=True):
+            image(ax, degrade(pixels, rankings[name], percent, mode, fill))
+        row[0].set_ylabel(label(name), rotation=0, ha="right", va="center", fontsize=TEXT, color=INK)
+    for ax, title in zip(axes[0], columns, strict=True):
+        bare(ax, title)
+    return figure
+
+
+@mpl.rc_context(LOOK)
+def save(figure, path: str | Path) -> list[Path]:
+    """Write a figure as <path>.png (200 dots an inch), .svg and .pdf, nothing cut off; their paths."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    dates = {"png": "Creation Time", "svg": "Date", "pdf": "CreationDate"}  # None: same picture, same bytes
+    for suffix, date in dates.items():
+        figure.savefig(f"{path}.{suffix}", dpi=200, bbox_inches="tight", metadata={date: None})
+    return [Path(f"{path}.{suffix}") for suffix in dates]

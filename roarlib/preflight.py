@@ -1,0 +1,127 @@
+"""Before a study runs: is everything there, does everything fit together, and how long will it take?"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from roarlib import attribute, data, grid, models, params, rankings, results, train
+from roarlib.params import InputError, Study
+
+
+def check(study: Study) -> data.Data:
+    """Load the data, build the model and try every estimator on two images; InputError names what does not fit.
+
+    Finds in seconds what would otherwise fail hours later in some cell. Returns the data.
+    """
+    train.device_of(study)
+    found = data.load(study)
+    torch.manual_seed(study.base_seed)
+    model = models.build(study.model, len(found.classes), found.shape).to(train.device_of(study))
+    _try_estimators(study, found, model)
+    _check_folder(study, found)
+    return found
+
+
+def _try_estimators(study: Study, found: data.Data, model: torch.nn.Module) -> None:
+    predictions = np.zeros(len(found.train), dtype=np.int64)
+    device, index = train.device_of(study), slice(0, min(2, len(found.train)))
+    for name in study.estimators:
+        try:
+            scores = rankings.explain_stored(study, found, model, found.train, predictions, [name], index, device, 256)
+        except InputError as error:
+            raise InputError(f"estimator {name}: {error}") from None
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise InputError(f"estimator {name} fails on two images: {reason}") from error
+        if not torch.isfinite(scores[name].float()).all():
+            raise InputError(f"estimator {name} gives NaN or infinite scores; an importance must be a finite number")
+
+
+def _check_folder(study: Study, found: data.Data) -> None:
+    """The outputs folder can be written and holds the rankings still to come."""
+    folder = study.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write under {folder}: {error.strerror}") from None
+    need, free = disk_bytes(study, found), shutil.disk_usage(folder).free
+    if need > free:
+        raise InputError(f"{folder}: the rankings need {need / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
+
+
+def disk_bytes(study: Study, found: data.Data) -> int:
+    """Bytes of the rankings not yet on disk: one a unit of every image, estimator and kind of unit."""
+    total = 0
+    for unit in study.units:
+        for name in study.estimators:
+            for split in data.SPLITS:
+                if not rankings.path(study, name, unit, split).is_file():
+                    images = found.split(split).images
+                    total += images.size // (images.shape[1] if unit == "pixel" else 1)
+    return total
+
+
+def seconds_left(study: Study, found: data.Data, todo: list[grid.Cell]) -> float:
+    """Estimated seconds until the cells `todo` are done: measured rows where there are any, else a short trial here."""
+    workers, threads = grid.machine(study)
+    done = results.rows(study)
+    cost = _costs(study, found, threads)
+
+    def of_row(row: str) -> float:
+        measure, estimator = row.split("_")[:2]
+        base = params.split_name(estimator.replace(".", ":", 1) if "." in estimator else estimator)[0]
+        same = done[(done.measure == measure) & (done.estimator.str.startswith(base) | (measure == "retrain"))]
+        return float(same.seconds.mean()) if len(same) else cost(measure, base)
+
+    spent = [sum(of_row(row) for row in grid.missing(study, cell)) + 1.0 for cell in todo]  # 1 s of kernel and loading
+    return max(sum(spent) / workers, max(spent, default=0.0))
+
+
+def _costs(study: Study, found: data.Data, threads: int) -> Callable[[str, str], float]:
+    """(measure, base) -> seconds of one row, from the rate of a few steps and passes on this machine, now."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        step, one_pass = _trial(study, found)
+    finally:
+        torch.set_num_threads(before)
+    images = len(found.train) + len(found.test)
+    steps = study.epochs * max(1, len(found.train) // study.batch_size)
+    inference = one_pass / 3 * len(found.test)
+    passes = {"grad": 1, "gb": 1, "ig": study.ig_steps}
+
+    def cost(measure: str, base: str) -> float:
+        if measure == "ranking":
+            family = sum(params.split_name(n)[0] == base for n in study.estimators) * len(study.units)
+            sweep = 0 if base in params.CONTROLS + params.KNOWN_ANSWER else passes.get(base, 1)
+            return images * (one_pass * sweep * (1 + study.noise_samples) / family + 1e-4)
+        return steps * step + inference if measure in ("retrain", "base") else inference
+
+    return cost
+
+
+def _trial(study: Study, found: data.Data) -> tuple[float, float]:
+    """Seconds of one training step, and of one gradient pass of one image."""
+    few = data.Split(found.train.images[: 8 * study.batch_size], found.train.labels[: 8 * study.batch_size])
+    little = data.Data(few, few, found.classes, found.mean, found.std)
+    short = study.model_copy(update={"epochs": 1})
+    train.train(short, little, 0)  # warm up
+    started = time.perf_counter()
+    model = train.train(short, little, 0)
+    step = (time.perf_counter() - started) / max(1, len(few) // study.batch_size)
+    device = train.device_of(study)
+    count = rankings.batch_size(device, found.shape)
+    x = torch.zeros(count, *found.shape, device=device).contiguous(memory_format=torch.channels_last)
+    y = torch.zeros(count, dtype=torch.int64, device=device)
+    for repeat in range(4):
+        if repeat == 1:
+            started = time.perf_counter()
+        attribute.grad(model, x, y)
+    return step, (time.perf_counter() - started) / (3 * count)

@@ -1,0 +1,131 @@
+"""Rankings on disk: every image of a split explained, ranked and written to memory-mapped uint8 files, resumable."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from roarlib import attribute
+from roarlib.data import Data, Split, normalise
+from roarlib.params import InputError, Study, group_of, write_atomically
+from roarlib.remove import rank, to_unit
+from roarlib.train import device_of
+
+
+def path(study: Study, estimator: str, unit: str, split: str) -> Path:
+    """Where a ranking lies: 02-attribute/<group>/<estimator>-<unit>-<split>.npy under the study's folder."""
+    folder = study.folder / "02-attribute" / group_of(estimator)
+    return folder / f"{estimator.replace(':', '.')}-{unit}-{split}.npy"
+
+
+def load(study: Study, estimator: str, unit: str, split: str) -> np.ndarray:
+    """A ranking, memory-mapped: uint8 (N, C, H, W), or (N, 1, H, W) for unit pixel. LookupError if it is not there."""
+    file = path(study, estimator, unit, split)
+    if not file.is_file():
+        raise LookupError(f"no {unit} ranking by {estimator} yet; `roar run params/{study.name}.yaml` makes it")
+    return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+def make(study: Study, data: Data, model: torch.nn.Module, predictions: dict[str, np.ndarray], estimators: list[str],
+         progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
+    """Rank every image of both splits by these estimators (one group), in all units of the study; write the files.
+
+    predictions: split -> int64 (N,), the base model's classes, which are what is explained. progress: called with
+    (images done, of all). Returns {"seconds", "images_per_second"}. Memory does not grow with the number of images. A
+    run that was interrupted goes on at the last checkpoint, with the same bytes in the end.
+    """
+    device = device_of(study)
+    model = model.to(device, memory_format=torch.channels_last)
+    total, started = len(data.train) + len(data.test), time.perf_counter()
+    for before, split in ((0, "train"), (len(data.train), "test")):
+        step = _split(study, data, model, predictions[split], estimators, split, device)
+        for done in step:
+            if progress:
+                progress(before + done, total)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "images_per_second": total / seconds}
+
+
+def _split(study, data, model, predictions, estimators, part_name, device):
+    """Generator: fills the files of one split batch by batch and yields the number of images done."""
+    split = data.split(part_name)
+    files = {(e, u): path(study, e, u, part_name) for e in estimators for u in study.units}
+    estimators = [e for e in estimators if not all(files[e, u].is_file() for u in study.units)]
+    files = {key: file for key, file in files.items() if key[0] in estimators}
+    if not files:
+        yield len(split)
+        return
+    checkpoint = path(study, estimators[0], study.units[0], part_name).with_suffix(".progress.json")
+    parts, start = _open_parts(files, split, checkpoint)
+    saved = time.monotonic()
+    for first in range(start, len(split), batch := batch_size(device, data.shape)):
+        index = slice(first, min(first + batch, len(split)))
+        scores = explain_stored(study, data, model, split, predictions, estimators, index, device, batch)
+        ids = torch.arange(index.start, index.stop, device=device)
+        for (estimator, unit), part in parts.items():
+            part[index] = _ranked(scores[estimator], unit, ids, study, estimator, first == 0).cpu().numpy()
+        yield index.stop
+        if time.monotonic() - saved > 20:
+            _checkpoint(checkpoint, parts, index.stop)
+            saved = time.monotonic()
+    for key, part in parts.items():
+        part.flush()
+        _part_of(files[key]).replace(files[key])
+    checkpoint.unlink(missing_ok=True)
+
+
+def explain_stored(study: Study, data: Data, model, split: Split, predictions: np.ndarray, estimators: list[str],
+                   index: slice, device: torch.device, batch: int) -> dict[str, torch.Tensor]:
+    """Scores (B, C, H, W) of the images `index` of a split by name, with the study's settings; see attribute.explain."""
+    mean, std = torch.from_numpy(data.mean).to(device), torch.from_numpy(data.std).to(device)
+    images = normalise(torch.from_numpy(np.ascontiguousarray(split.images[index])).to(device), mean, std)
+    masks = None if split.masks is None else torch.from_numpy(split.masks[index]).to(device)
+    reference = (-mean / std)[:, None, None] if study.ig_reference == "black" else torch.zeros(1, device=device)
+    return attribute.explain(
+        study, model, images.contiguous(memory_format=torch.channels_last),
+        torch.from_numpy(predictions[index]).to(device), estimators,
+        ids=torch.arange(index.start, index.stop, device=device), masks=masks, reference=reference, batch=batch)
+
+
+def batch_size(device: torch.device, shape: tuple[int, int, int]) -> int:
+    """How many inputs a model pass takes: what fits a CPU's caches (64 at 32 x 32), or fills a GPU."""
+    area = shape[1] * shape[2]
+    return max(4, 64 * 1024 // area) if device.type == "cpu" else max(64, 4_000_000 // area)
+
+
+def _ranked(scores, unit, ids, study, estimator, first):
+    if scores.dtype == torch.uint8:
+        return to_unit(scores, unit)
+    if first and bool((scores == scores.flatten(1)[:, :1, None, None]).all()):
+        raise InputError(f"{estimator} gives every input of an image the same score: there is nothing to rank")
+    try:
+        return rank(to_unit(scores, unit), ids, study.base_seed)
+    except ValueError as error:
+        raise InputError(f"{estimator}: {error}") from None
+
+
+def _open_parts(files: dict, split: Split, checkpoint: Path) -> tuple[dict, int]:
+    """Memory-mapped part files, and the image to go on at: 0 unless a checkpoint and all parts are there."""
+    shapes = {key: (len(split), 1 if key[1] == "pixel" else split.images.shape[1], *split.images.shape[2:])
+              for key in files}
+    next(iter(files.values())).parent.mkdir(parents=True, exist_ok=True)
+    names = sorted(file.name for file in files.values())
+    if checkpoint.is_file() and all(_part_of(file).is_file() for file in files.values()):
+        state = json.loads(checkpoint.read_text())
+        if state["files"] == names:
+            return {k: np.lib.format.open_memmap(_part_of(f), mode="r+") for k, f in files.items()}, state["done"]
+    return {k: np.lib.format.open_memmap(_part_of(f), "w+", np.uint8, shapes[k]) for k, f in files.items()}, 0
+
+
+def _checkpoint(file: Path, parts: dict, done: int) -> None:
+    for part in parts.values():
+        part.flush()
+    names = sorted(Path(part.filename).name.removeprefix(".").removesuffix(".part") for part in parts.values())
+    write_atomically(file, json.dumps({"done": done, "files": names}))
+
+
+def _part_of(file: Path) -> Path:
+    return file.with_name(f".{file.name}.part")

@@ -1,0 +1,120 @@
+"""Results as rows: one JSON file a measurement, written last and atomically, collected into one tidy table."""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from roarlib.params import InputError, Study, root, write_atomically
+
+COLUMNS = ["study", "measure", "estimator", "unit", "mode", "percent", "seed", "accuracy", "n_train", "n_test",
+           "epochs", "seconds", "device", "hardware", "precision", "torch", "roarlib", "commit", "finished"]
+MEASURES = ("base", "deletion", "retrain", "ranking")  # a ranking has no accuracy: its row says that it is done
+
+
+def row_name(measure: str, estimator: str, unit: str, mode: str, percent: int, seed: int) -> str:
+    """The file name of one measurement's row."""
+    return f"{measure}_{estimator.replace(':', '.')}_{unit}_{mode}_p{percent}_s{seed}.json"
+
+
+def folder(study: Study, stage: str, cell: str) -> Path:
+    """Where a cell keeps its executed notebook, its arrays and its rows."""
+    return study.folder / stage / cell
+
+
+def has(study: Study, stage: str, cell: str, row: str) -> bool:
+    return (folder(study, stage, cell) / "rows" / row).is_file()
+
+
+def write(study: Study, stage: str, cell: str, *, measure: str, estimator: str = "clean", unit: str = "all",
+          mode: str = "all", percent: int = 0, seed: int = 0, accuracy: float | None = None, **more) -> dict:
+    """Write one row, atomically; its presence means that the measurement is done. Returns the row.
+
+    accuracy: 0..1, or None for a ranking. more: n_train, n_test, seconds and other JSON values.
+    """
+    if measure not in MEASURES or (accuracy is not None and not 0 <= accuracy <= 1):
+        raise ValueError(f"no such row: measure {measure}, accuracy {accuracy}")
+    row = {"study": study.name, "cell": f"{stage}/{cell}", "measure": measure, "estimator": estimator, "unit": unit, "mode": mode,
+           "percent": percent, "seed": seed, "accuracy": accuracy, **more, "epochs": study.epochs, **provenance(),
+           "finished": datetime.now(UTC).isoformat(timespec="seconds"), "params": study.model_dump()}
+    file = folder(study, stage, cell) / "rows" / row_name(measure, estimator, unit, mode, percent, seed)
+    try:
+        write_atomically(file, json.dumps(row, indent=1))
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}") from None
+    return row
+
+
+def rows(study: Study) -> pd.DataFrame:
+    """Every row of the study's row files, rankings included, one a line, in a fixed order."""
+    found = []
+    for file in study.folder.glob("*/*/rows/*.json"):
+        try:
+            found.append(json.loads(file.read_text()))
+        except ValueError:
+            raise InputError(f"{file} is damaged (not JSON); delete it and run the study again") from None
+    table = pd.DataFrame(found, columns=list(dict.fromkeys([*COLUMNS, *(k for row in found for k in row)])))
+    table = table.drop(columns="params", errors="ignore")
+    return table.sort_values(["measure", "estimator", "unit", "mode", "percent", "seed"], ignore_index=True)
+
+
+def table(study: Study) -> pd.DataFrame:
+    """The tidy table of accuracies: from the row files, else from a results.csv there, else empty. See COLUMNS."""
+    found = rows(study)
+    if found.empty and (file := study.folder / "results.csv").is_file():
+        found = pd.read_csv(file)
+    return found[found.measure != "ranking"].reset_index(drop=True)
+
+
+def collect(study: Study) -> Path:
+    """Write results.csv from the row files and return it; InputError if there is no row yet."""
+    found = rows(study)
+    if found.empty:
+        raise InputError(f"no results under {study.folder} yet; `roar run params/{study.name}.yaml` makes them")
+    file = study.folder / "results.csv"
+    write_atomically(file, found[COLUMNS].to_csv(index=False))
+    return file
+
+
+@cache
+def provenance() -> dict:
+    """What computed a row: versions, commit, processor, host."""
+    return {"hardware": hardware(), "host": socket.gethostname(), "python": platform.python_version(),
+            "torch": version("torch"), "roarlib": version("roarlib"), "commit": commit(),
+            "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None}
+
+
+def hardware() -> str:
+    """The GPU's name, or the processor's with the cores this process may use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {cores()} cores"
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpuinfo() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def commit() -> str:
+    """The short git commit of the project, with + if the code differs from it; empty outside a repository."""
+    try:
+        call = ["git", "-C", str(root()), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(call, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

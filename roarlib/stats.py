@@ -1,0 +1,159 @@
+"""Numbers from the tidy table: means with intervals, the shared clean point, area to Random, paired tests.
+
+Every function takes one study's table (one row a measurement, accuracy 0..1) and returns a new table.
+Intervals are Student's t over seeds: mean +- t(0.975, n - 1) s / sqrt(n), NaN where n is 1.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy import integrate
+from scipy import stats as scipy_stats
+
+CURVE = ["measure", "estimator", "unit", "mode"]  # the columns that name one curve
+SPREAD = ["n", "mean", "std", "low", "high"]
+LEVEL = 0.95  # of every interval
+
+
+def t_halfwidth(std, n, level: float = LEVEL):
+    """Half the width of the t interval of a mean: t((1 + level) / 2, n - 1) std / sqrt(n).
+
+    std, n: numbers or arrays; n the number of values, std with ddof 1. NaN where n < 2.
+    Source: Student (1908); scipy.stats.t.
+    """
+    std, n = np.asarray(std, dtype=float), np.asarray(n, dtype=float)
+    safe = np.where(n > 1, n, np.nan)  # no degrees of freedom, no interval
+    return scipy_stats.t.ppf((1 + level) / 2, safe - 1) * std / np.sqrt(safe)
+
+
+def spread(values) -> dict:
+    """n, mean, std (ddof 1), low and high (95 percent t interval) of values (n,); NaN where undefined."""
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    mean = values.mean() if n else np.nan
+    std = values.std(ddof=1) if n > 1 else np.nan
+    half = float(t_halfwidth(std, n))
+    return dict(n=n, mean=mean, std=std, low=mean - half, high=mean + half)
+
+
+def one_study(table: pd.DataFrame) -> None:
+    """Raise ValueError where studies are mixed: their seeds are not repeats of one another."""
+    names = sorted(table["study"].dropna().unique()) if "study" in table else []
+    if len(names) > 1:
+        raise ValueError(f"the table mixes the studies {', '.join(names)}: keep one of them")
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy over seeds, one row per measure, estimator, unit, mode and percent.
+
+    Columns: those five, then n, mean, std (ddof 1), low, high (95 percent t interval); accuracies 0..1,
+    std, low and high NaN where n is 1. Rows without a point (clean, base) stay as they are: see `with_clean`.
+    """
+    one_study(table)
+    keys = [*CURVE, "percent"]
+    if table.empty:
+        return pd.DataFrame(columns=[*keys, *SPREAD])
+    groups = table.groupby(keys, sort=True)["accuracy"]
+    out = groups.agg(n="count", mean="mean", std="std").reset_index()
+    half = t_halfwidth(out["std"], out["n"])
+    return out.assign(low=out["mean"] - half, high=out["mean"] + half)
+
+
+def with_clean(table: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
+    """The curves of a table, each with its untouched end: rows of retrain and deletion, in curve order.
+
+    Retrained curves get the shared `clean` rows (one a seed), deletion curves the `base` row, at percent 0
+    in mode remove and at 100 in mode keep: nothing is removed there. mode: only curves of this mode.
+    The clean and base rows themselves are left out; a curve whose clean rows are missing stays without.
+    """
+    one_study(table)
+    shared = (table["measure"] == "base") | (table["estimator"] == "clean")
+    curves = table[~shared & table["measure"].isin(["retrain", "deletion"])]
+    if mode is not None:
+        curves = curves[curves["mode"] == mode]
+    if curves.empty:
+        return curves.copy()
+    clean = table[shared].assign(measure=table.loc[shared, "measure"].replace("base", "deletion"))
+    clean = clean.drop(columns=["estimator", "unit", "mode", "percent"])
+    ends = curves[CURVE].drop_duplicates().merge(clean, on="measure")
+    ends["percent"] = np.where(ends["mode"] == "keep", 100, 0)
+    both = pd.concat([ends[table.columns], curves]) if len(ends) else curves
+    both = both.drop_duplicates([*CURVE, "percent", "seed"], keep="last")  # a curve's own row wins
+    return both.astype({"percent": int}).sort_values([*CURVE, "percent", "seed"], ignore_index=True)
+
+
+def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies of one curve as a grid, seeds down, percents across; NaN where not measured."""
+    return rows.pivot(index="seed", columns="percent", values="accuracy")
+
+
+def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain") -> pd.DataFrame:
+    """How far each curve lies from Random towards the ideal, one row per estimator, unit and mode.
+
+    For each seed, with A(t) the estimator's and R(t) Random's accuracy and trapezoids over t,
+
+        area = integral (R - A) dt / integral (R - I) dt,    I(t) = chance (remove) or clean accuracy (keep)
+
+    1: the ideal at once (accuracy at chance, or, in mode keep, never below clean); 0: like Random;
+    negative: worse than Random. The curves share their clean end, so 1 is approached and not reached in
+    mode remove. chance: 1 / number of classes. Columns: estimator, unit, mode, n, mean, std, low, high
+    (95 percent t interval over seeds). A seed counts where both curves have their clean point and every
+    percent they share; where none does, n is 0 and the rest NaN. Compare only curves over the same percents.
+    Source: the paper's reading of its Figure 4 as one number; normalised as a skill score.
+    """
+    points = with_clean(table)
+    points = points[points["measure"] == measure]
+    rows = []
+    for (estimator, unit, mode), curve in points.groupby(["estimator", "unit", "mode"]):
+        same = (points["estimator"] == "random") & (points["unit"] == unit) & (points["mode"] == mode)
+        areas = seed_areas(by_seed(curve), by_seed(points[same]), mode, chance)
+        rows.append(dict(estimator=estimator, unit=unit, mode=mode, **spread(areas)))
+    return pd.DataFrame(rows, columns=["estimator", "unit", "mode", *SPREAD])
+
+
+def seed_areas(own: pd.DataFrame, random: pd.DataFrame, mode: str, chance: float) -> np.ndarray:
+    """Normalised area of each seed complete in both grids (see `area_to_random`, `by_seed`) -> (seeds,)."""
+    percents = own.columns.intersection(random.columns).sort_values()
+    clean = 100 if mode == "keep" else 0
+    if clean not in percents or len(percents) < 2:
+        return np.empty(0)
+    own, random = own[percents].dropna(), random[percents].dropna()
+    seeds = own.index.intersection(random.index)
+    own, random = own.loc[seeds], random.loc[seeds]
+    ideal = random[[clean]].to_numpy() if mode == "keep" else chance  # (seeds, 1) or a number
+    gained = integrate.trapezoid((random - own).to_numpy(), percents, axis=1)
+    possible = integrate.trapezoid((random - ideal).to_numpy(), percents, axis=1)
+    return gained / possible
+
+
+def paired(table: pd.DataFrame, estimator: str, reference: str = "random",
+           measure: str = "retrain") -> pd.DataFrame:
+    """Accuracy of an estimator minus the reference's, paired by seed, one row per unit, mode and percent.
+
+    Columns: unit, mode, percent, n (pairs), mean, std, low, high (95 percent t interval) of the differences
+    (-1..1), p of the two-sided paired t test; NaN where n is 1 or every difference is the same.
+    Raises LookupError where the two share no point. p is not corrected for the number of percents.
+    Source: Student's paired test, scipy.stats.ttest_1samp of the differences.
+    """
+    one_study(table)
+    keys = ["unit", "mode", "percent"]
+    rows = table[table["measure"] == measure].set_index([*keys, "seed"])
+    own, other = (rows.loc[rows["estimator"] == name, "accuracy"] for name in (estimator, reference))
+    differences = (own - other).dropna()
+    if differences.empty:
+        raise LookupError(f"no {measure} rows of {estimator} and {reference} share a seed and a percent")
+    out = []
+    for point, values in differences.groupby(level=keys):
+        numbers = spread(values)
+        varies = numbers["n"] > 1 and numbers["std"] > 1e-12
+        p = scipy_stats.ttest_1samp(values, 0).pvalue if varies else np.nan
+        out.append(dict(zip(keys, point, strict=True), **numbers, p=p))
+    return pd.DataFrame(out)
+
+
+def binomial_error(accuracy, n_test):
+    """Standard error of an accuracy (0..1) measured on n_test images: sqrt(a (1 - a) / n_test).
+
+    It is the part of the spread that the finite test set explains. Numbers or arrays.
+    """
+    accuracy = np.asarray(accuracy, dtype=float)
+    return np.sqrt(accuracy * (1 - accuracy) / n_test)

@@ -1,0 +1,105 @@
+"""Textures: a made-up data set whose informative pixels are known, small enough to retrain on in seconds.
+
+Every image shows one textured disc on a cluttered background. Only the texture inside the disc tells the class: the
+disc's place, mean colour and contrast and the whole background are drawn without looking at the label. So an estimator
+that ranks the disc first is right by construction, a judgement that no natural data set allows.
+"""
+
+import numpy as np
+
+ANGLES = (0, 45, 90, 135)  # degrees, of the stripes' direction against the horizontal, anticlockwise
+FINE, COARSE, CHECKS, RINGS = 3.0, 10.0, 9.0, 8.0  # periods in pixels of a 32 x 32 image, scaled with the size
+CLASSES = [f"stripes {angle}°, {scale}" for scale in ("fine", "coarse") for angle in ANGLES] + ["checks", "rings"]
+
+# Standard deviations in units of 0..255. Few images are very hard, few very easy: that is what makes accuracy fall
+# gradually as random pixels are removed, where one contrast for all would keep it up until it collapses.
+CONTRAST = (3.5, 56.0)  # of the texture in one image, log-uniform between the two
+NOISE = 7.0  # of every pixel and channel
+CLUTTER = 13.0  # of the colours of the background's rectangles
+COLOUR = 8.0  # of the disc's mean colour
+GREY = 127.5  # mean of all colours
+
+DISC_SHARE = 0.15  # of the image's area
+RECTANGLES = 8  # of clutter in one image
+BLOCK = 100  # images drawn from one generator; a multiple of ten keeps the classes balanced
+
+Images = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def make(n: int, seed: int, size: int = 32) -> Images:
+    """Draw n images with their labels and informative pixels; image i depends on seed, i and size, never on n.
+
+    Returns images uint8 (n, 3, size, size), labels int64 (n,) in 0..9, exactly balanced over every ten images, and masks
+    bool (n, 1, size, size), True inside the disc. The same seed gives the same bytes; use different seeds for train and
+    test. ValueError for n < 1, seed < 0 or size < 16, where the fine stripes would be below two pixels a period.
+    """
+    if n < 1 or seed < 0 or size < 16:
+        raise ValueError(f"n={n}, seed={seed}, size={size}: allowed are n >= 1, seed >= 0 and size >= 16")
+    blocks = [_block(np.random.default_rng([seed, k]), size) for k in range(-(-n // BLOCK))]
+    images, labels, masks = (np.concatenate(parts)[:n] for parts in zip(*blocks, strict=True))
+    return images, labels, masks
+
+
+def _block(rng: np.random.Generator, size: int) -> Images:
+    """Draw BLOCK images: background, disc over it, noise over both; shapes and types as in `make`."""
+    labels = rng.permuted(np.tile(np.arange(10), (BLOCK // 10, 1)), axis=1).ravel()
+    x, y, masks = _discs(rng, size)
+    texture = _standardise(_texture(rng, labels, x * 32 / size, y * 32 / size), masks)
+    contrast = np.exp(rng.uniform(*np.log(CONTRAST), (BLOCK, 1, 1, 1)))
+    tint = rng.normal(1, 0.3, (BLOCK, 3, 1, 1))  # mostly light and dark, a little coloured
+    tint /= np.sqrt((tint**2).mean(1, keepdims=True))
+    colour = rng.normal(GREY, COLOUR, (BLOCK, 3, 1, 1))
+    disc = colour + contrast * tint * texture[:, None]  # (BLOCK, 3, size, size)
+    images = np.where(masks[:, None], disc, _clutter(rng, size))
+    images += rng.normal(0, NOISE, images.shape)
+    return images.round().clip(0, 255).astype(np.uint8), labels, masks[:, None]
+
+
+def _discs(rng: np.random.Generator, size: int) -> Images:
+    """Place a disc in each image; x (BLOCK, 1, size), y (BLOCK, size, 1) in pixels from its centre, y upwards, and masks.
+
+    Centres lie on corners between pixels, so that all discs have the very same pixels and none is cut off.
+    """
+    radius = size * np.sqrt(DISC_SHARE / np.pi)
+    margin = int(np.ceil(radius))
+    column, row = rng.integers(margin, size - margin, (2, BLOCK, 1, 1), endpoint=True) - 0.5
+    x = np.arange(size)[None, None, :] - column
+    y = row - np.arange(size)[None, :, None]
+    return x, y, x**2 + y**2 < radius**2
+
+
+def _texture(rng: np.random.Generator, labels: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Evaluate each image's texture at a random phase on the plane around its disc's centre: (BLOCK, size, size)."""
+    kind = labels[:, None, None]
+    angle = np.radians((*ANGLES, *ANGLES, 0, 0))[kind]
+    frequency = (2 * np.pi / np.array([FINE] * 4 + [COARSE] * 4 + [CHECKS, RINGS]))[kind]
+    phase, other_phase = rng.uniform(0, 2 * np.pi, (2, BLOCK, 1, 1))
+    along = x * np.cos(angle) + y * np.sin(angle)
+    across = y * np.cos(angle) - x * np.sin(angle)
+    stripes = np.sin(frequency * across + phase)
+    checks = stripes * np.sin(frequency * along + other_phase)
+    rings = np.sin(frequency * np.hypot(x, y) + phase)
+    return np.choose((kind >= 8) + (kind == 9) * 1, (stripes, checks, rings))
+
+
+def _standardise(texture: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Shift and scale to mean 0 and standard deviation 1 over each disc, so that neither tells the class."""
+    area = masks.sum((1, 2), keepdims=True)
+    centred = (texture - (texture * masks).sum((1, 2), keepdims=True) / area) * masks
+    return centred / np.sqrt((centred**2).sum((1, 2), keepdims=True) / area)
+
+
+def _clutter(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Draw backgrounds: rectangles of any place, tilt, shape and colour over a plain colour, (BLOCK, 3, size, size)."""
+    grid = np.arange(size)
+    images = np.tile(rng.normal(GREY, CLUTTER, (BLOCK, 3, 1, 1)), (1, 1, size, size))
+    for _ in range(RECTANGLES):
+        column, row = rng.uniform(0, size, (2, BLOCK, 1, 1))
+        width, height = rng.uniform(0.04, 0.3, (2, BLOCK, 1, 1)) * size  # half of each
+        angle = rng.uniform(0, np.pi, (BLOCK, 1, 1))
+        x, y = grid[None, None, :] - column, grid[None, :, None] - row
+        along = x * np.cos(angle) + y * np.sin(angle)
+        across = y * np.cos(angle) - x * np.sin(angle)
+        inside = (abs(along) < width) & (abs(across) < height)  # (BLOCK, size, size)
+        images = np.where(inside[:, None], rng.normal(GREY, CLUTTER, (BLOCK, 3, 1, 1)), images)
+    return images

@@ -1,0 +1,214 @@
+"""roarlib.plots: what is on the axes, label by label; no overlapping names; missing results in words."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from test_stats import CLEAN, EVERY, simulated
+
+from roarlib import params, plots
+
+mpl.use("Agg")
+plt = plots.plt
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def table():
+    return simulated()
+
+
+@pytest.fixture(scope="module")
+def sparse():
+    return simulated(("grad", "grad-sgsq", "random"), (50, 90), (0,), ("pixel",), ("remove",))
+
+
+def names_on(ax) -> dict:
+    return {text.get_text(): text for text in ax.texts if text.get_text() != "chance"}
+
+
+def assert_readable(ax):
+    """No name overlaps another, leaves the figure or lies over the curves."""
+    ax.figure.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in names_on(ax).values()), key=lambda box: box.y0)
+    for below, above in zip(boxes, boxes[1:], strict=False):
+        assert above.y0 >= below.y0 + 0.8 * below.height  # glyphs do not fill their boxes
+    assert all(box.x0 > ax.get_window_extent().x1 for box in boxes)
+    assert all(ax.figure.bbox.x1 >= box.x1 and box.y0 >= 0 for box in boxes)
+
+
+@pytest.mark.parametrize(("name", "label"), [
+    ("grad", "GRAD"), ("gb-squared", "GB²"), ("ig-sg", "SG-IG"), ("ig-sg-squared", "(SG-IG)²"),
+    ("grad-sgsq", "SG-SQ-GRAD"), ("gb-var", "VAR-GB"), ("random", "Random"), ("sobel", "Sobel"),
+    ("oracle", "Oracle"), ("anti-oracle", "Anti-oracle"), ("mine:twice", "mine:twice"),
+    ("captum:DeepLift-sg", "SG-captum:DeepLift"),
+])
+def test_labels(name, label):
+    assert plots.label(name) == label
+
+
+def test_every_estimator_has_a_label_and_a_look_of_its_own():
+    looks = {(s["color"], s["linestyle"], s["marker"]) for s in map(plots.style, EVERY)}
+    assert len(looks) == len(EVERY) == len({plots.label(name) for name in EVERY})
+
+
+def test_order_is_the_papers_then_users_then_controls():
+    names = ["sobel", "mine:b", "ig", "random", "grad-var", "mine:a"]
+    assert plots.in_order(names) == ["grad-var", "ig", "mine:a", "mine:b", "random", "sobel"]
+    assert set(plots.in_order(EVERY)) == set(EVERY)
+
+
+def test_curve_draws_the_means_in_percent_from_the_clean_point(table):
+    _, axes = plots.subplots()
+    drawn = plots.curve(table, "grad", axes[0, 0])
+    rows = table[(table.measure == "retrain") & (table.estimator == "grad") & (table.unit == "value")
+                 & (table["mode"] == "remove")]
+    assert drawn.get_xdata().tolist() == [0, 10, 30, 50, 70, 90]
+    np.testing.assert_allclose(drawn.get_ydata()[1:], 100 * rows.groupby("percent").accuracy.mean())
+    assert drawn.get_ydata()[0] == pytest.approx(100 * CLEAN, abs=1)
+    assert len(axes[0, 0].collections) == 1  # the interval
+
+
+def test_keep_runs_from_all_kept_to_little_kept(table):
+    _, axes = plots.subplots()
+    drawn = plots.curve(table, "grad", axes[0, 0], mode="keep")
+    left, right = axes[0, 0].get_xlim()
+    assert left > 100 > 10 > right and max(drawn.get_xdata()) == 100
+    assert "kept" in axes[0, 0].get_xlabel()
+
+
+def test_all_curves_are_named_at_their_ends_without_overlap(table):
+    for mode in ("remove", "keep"):
+        _, axes = plots.subplots()
+        plots.curves(table, axes[0, 0], mode=mode, chance=0.1)
+        assert set(names_on(axes[0, 0])) == {plots.label(name) for name in EVERY}
+        assert_readable(axes[0, 0])
+
+
+def test_highlight_greys_all_others_but_the_controls(table):
+    _, axes = plots.subplots()
+    plots.curves(table, axes[0, 0], highlight=["ig-var"])
+    assert set(names_on(axes[0, 0])) == {"VAR-IG", "Random", "Sobel", "Oracle", "Anti-oracle"}
+    quiet = [line for line in axes[0, 0].lines if to_hex(line.get_color()) == plots.FAINT]
+    assert len(quiet) == 17 and "grey: 17 others" in axes[0, 0].get_title(loc="left")
+    assert_readable(axes[0, 0])
+
+
+def test_caption_tells_n_and_interval(table, sparse):
+    _, axes = plots.subplots(1, 3)
+    plots.curves(table, axes[0, 0])
+    plots.curves(sparse, axes[0, 1], unit="pixel")
+    plots.curves(table, axes[0, 2], measure="deletion")
+    captions = [ax.get_title(loc="left") for ax in axes[0]]
+    assert "mean of 3 seeds, band: 95% t interval" in captions[0]
+    assert "1 seed, no interval" in captions[1] and "not retrained" in captions[2]
+
+
+def test_by_base_has_a_panel_a_base_and_the_controls_in_each(table):
+    figure = plots.by_base(table, mode="keep")
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["GRAD", "GB", "IG"]
+    for ax in figure.axes:
+        assert {"Random", "Sobel", "Oracle", "Anti-oracle"} < set(names_on(ax))
+        assert len(names_on(ax)) == 10
+        assert_readable(ax)
+
+
+def test_by_base_gives_users_own_a_panel():
+    figure = plots.by_base(simulated(("grad", "mine:a", "mine:a-sg", "random")))
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["GRAD", "Your own"]
+    assert set(names_on(figure.axes[1])) == {"mine:a", "SG-mine:a", "Random"}
+
+
+def test_sparse_tables_are_drawn(sparse):
+    assert len(plots.by_base(sparse, unit="pixel").axes) == 1
+    for ax in plots.roar_and_deletion(sparse, unit="pixel").axes:
+        assert set(names_on(ax)) == {"GRAD", "SG-SQ-GRAD", "Random"}
+        assert_readable(ax)
+
+
+def test_roar_and_deletion_share_one_scale(table):
+    left, right = plots.roar_and_deletion(table, highlight=["grad"], chance=0.1).axes
+    assert left.get_ylim() == right.get_ylim()
+    assert left.get_title(loc="left").startswith("not retrained")
+    assert right.get_title(loc="left").startswith("retrained")
+
+
+def test_paper_stays_white_under_a_dark_style(table):
+    with plt.style.context("dark_background"):
+        figure = plots.by_base(table)
+        _, ax = plt.subplots()
+        plots.curve(table, "grad", ax)
+    for part in (figure, *figure.axes, ax, ax.figure):
+        assert to_hex(part.get_facecolor()) == "#ffffff"
+    assert to_hex(ax.xaxis.label.get_color()) == to_hex(figure.axes[0].xaxis.label.get_color()) == plots.INK
+
+
+def test_missing_results_are_said_and_leave_no_figure(table, sparse):
+    before = plt.get_fignums()
+    with pytest.raises(LookupError, match=r"roar run params/made-up.yaml"):
+        plots.by_base(sparse, unit="value")
+    with pytest.raises(LookupError, match="deletion .*run `roar run"):
+        plots.roar_and_deletion(table[table.measure != "deletion"])
+    with pytest.raises(LookupError, match="roar run params/<name>.yaml"):
+        plots.by_base(table.iloc[:0])
+    with pytest.raises(LookupError, match="no rankings"):
+        plots.degraded_sheet(np.zeros((3, 4, 4), np.uint8), {}, (10,))
+    assert plt.get_fignums() == before
+    _, axes = plots.subplots()
+    with pytest.raises(LookupError, match="no results of gb"):
+        plots.curves(sparse, axes[0, 0], highlight=["gb"], unit="pixel")
+
+
+def test_apart_by_hand():
+    np.testing.assert_allclose(plots.apart(np.array([0.5, 0.1, 0.5]), 0.2), [0.4, 0.1, 0.6])
+    np.testing.assert_allclose(plots.apart(np.array([0.0, 0.0]), 0.1), [0.0, 0.1])  # pushed up from the floor
+    np.testing.assert_allclose(plots.apart(np.array([0.2, 0.8]), 0.1), [0.2, 0.8])  # far enough: left alone
+    np.testing.assert_allclose(plots.apart(np.array([1.0, 1.0, 1.0]), 0.9), [0.0, 0.5, 1.0])  # gap shrinks
+    assert plots.apart(np.array([0.3]), 0.2).tolist() == [0.3]
+
+
+def test_degrade_by_hand():
+    pixels = np.full((2, 1, 2), 200, np.uint8)  # (C, H, W)
+    ranking = np.array([[[0, 99]], [[49, 50]]], np.uint8)
+    fill = (10.4, 20.6)
+    assert plots.degrade(pixels, ranking, 50, "remove", fill).tolist() == [[[10, 200]], [[21, 200]]]
+    assert plots.degrade(pixels, ranking, 50, "keep", fill).tolist() == [[[200, 10]], [[200, 21]]]
+    assert plots.degrade(pixels, ranking[:1], 100, "remove", fill).tolist() == [[[10, 10]], [[21, 21]]]
+
+
+def test_degraded_sheet_has_estimators_down_and_percents_across():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 8, 8), np.uint8)
+    maps = {n: rng.integers(0, 100, (c, 8, 8), np.uint8) for n, c in (("sobel", 1), ("grad", 3))}
+    figure = plots.degraded_sheet(pixels, maps, (10, 90), fill=(1, 2, 3))
+    grid = np.array(figure.axes).reshape(2, 4)
+    assert [ax.get_title() for ax in grid[0]] == ["image", "importance", "10% removed", "90% removed"]
+    assert [ax.get_ylabel() for ax in grid[:, 0]] == ["GRAD", "Sobel"]
+    shown = np.moveaxis(np.asarray(grid[0, 3].images[0].get_array()), -1, 0)
+    assert (shown == plots.degrade(pixels, maps["grad"], 90, "remove", (1, 2, 3))).all()
+    bright = np.asarray(grid[1, 1].images[0].get_array())
+    assert bright.argmax() == maps["sobel"][0].argmin()  # the first ranked is the brightest
+
+
+def test_grey_images_are_shown_on_the_whole_range():
+    _, axes = plots.subplots()
+    plots.image(axes[0, 0], np.full((1, 4, 4), 9, np.uint8))
+    shown = axes[0, 0].images[0]
+    assert shown.get_clim() == (0, 255) and shown.get_array().shape == (4, 4)
+
+
+def test_save_writes_three_formats_the_same_each_time(table, tmp_path):
+    files = plots.save(plots.by_base(table), tmp_path / "deep" / "fig.4")
+    assert [f.name for f in files] == ["fig.4.png", "fig.4.svg", "fig.4.pdf"]
+    again = plots.save(plots.by_base(table), tmp_path / "fig")
+    assert [f.read_bytes() for f in files] == [f.read_bytes() for f in again]
+
+
+def test_labels_cover_the_names_of_params():
+    assert set(plots.BASES) == set(params.BASES) and set(plots.ENSEMBLES) == {"", *params.ENSEMBLES}
+    assert set(plots.CONTROLS) == {*params.CONTROLS, *params.KNOWN_ANSWER}

@@ -1,0 +1,178 @@
+"""roarlib.stats: hand-worked answers, SciPy as the oracle, the clean point; and the tests' made-up table."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from roarlib import params, stats
+
+CLEAN, CHANCE = 0.9, 0.1
+EVERY = params.PAPER + params.KNOWN_ANSWER
+
+
+def row(measure, estimator, unit, mode, percent, seed, accuracy):
+    return dict(study="made-up", measure=measure, estimator=estimator, unit=unit, mode=mode, percent=percent,
+                seed=seed, accuracy=accuracy, n_train=1000, n_test=500)
+
+
+def simulated(estimators=EVERY, percents=(10, 30, 50, 70, 90), seeds=(0, 1, 2), units=("value", "pixel"),
+              modes=("remove", "keep")) -> pd.DataFrame:
+    """A tidy table as a study writes it: accuracy falls as inputs go, each estimator's at a pace of its own."""
+    rng = np.random.default_rng(0)
+    pace = {name: rng.uniform(0.6, 3.5) for name in estimators}
+    pace |= {"oracle": 0.4, "anti-oracle": 6.0, "random": 1.5}
+    rows = [row("retrain", "clean", "all", "all", 0, s, CLEAN + rng.normal(0, 0.005)) for s in seeds]
+    rows.append(row("base", "clean", "all", "all", 0, 0, CLEAN))
+    for name, unit, mode, t in itertools.product(estimators, units, modes, percents):
+        gone = t / 100 if mode == "remove" else 1 - t / 100
+        power = pace[name] if mode == "remove" else 1 / pace[name]
+        left = CHANCE + (CLEAN - CHANCE) * (1 - gone**power)
+        rows += [row("retrain", name, unit, mode, t, s, left + rng.normal(0, 0.012)) for s in seeds]
+        rows.append(row("deletion", name, unit, mode, t, 0, CHANCE + (left - CHANCE) * (1 - gone)))
+    return pd.DataFrame(rows)
+
+
+def table_of(curves: dict, clean=(0.9,), mode="remove") -> pd.DataFrame:
+    """A retrain table from {estimator: {percent: accuracies, one a seed}}."""
+    rows = [row("retrain", "clean", "all", "all", 0, s, a) for s, a in enumerate(clean)]
+    rows += [row("retrain", name, "pixel", mode, t, s, a)
+             for name, points in curves.items() for t, values in points.items() for s, a in enumerate(values)]
+    return pd.DataFrame(rows)
+
+
+def test_summary_by_hand():
+    # 0.2 0.4 0.6: mean 0.4, s = 0.2, t(0.975, 2) = 4.302653, half width 4.302653 * 0.2 / sqrt(3) = 0.496828
+    found = stats.summary(table_of({"grad": {50: (0.2, 0.4, 0.6)}})).set_index("estimator").loc["grad"]
+    assert found.n == 3 and found.percent == 50
+    np.testing.assert_allclose([found["mean"], found["std"]], [0.4, 0.2])
+    np.testing.assert_allclose([found.low, found.high], [0.4 - 0.496828, 0.4 + 0.496828], atol=1e-6)
+
+
+def test_summary_agrees_with_scipy():
+    table = simulated(seeds=range(5))
+    found = stats.summary(table).set_index([*stats.CURVE, "percent"])
+    values = table[(table.measure == "retrain") & (table.estimator == "ig-var") & (table.unit == "value")
+                   & (table["mode"] == "keep") & (table.percent == 70)].accuracy
+    interval = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    got = found.loc[("retrain", "ig-var", "value", "keep", 70), ["low", "high"]]
+    np.testing.assert_allclose(got.to_numpy(float), interval)
+
+
+def test_one_seed_has_no_interval():
+    found = stats.summary(table_of({"grad": {50: (0.4,)}}))
+    assert (found.n == 1).all() and found[["std", "low", "high"]].isna().all(axis=None)
+    assert found["mean"].tolist() == [0.9, 0.4]  # clean, grad
+
+
+def test_empty_tables_give_empty_tables():
+    empty = simulated().iloc[:0]
+    assert stats.summary(empty).empty and stats.with_clean(empty).empty
+    assert stats.area_to_random(empty, CHANCE).empty
+    assert {"n", "mean", "low"} <= set(stats.summary(empty).columns)
+
+
+def test_mixed_studies_are_refused():
+    table = simulated(estimators=("grad",))
+    with pytest.raises(ValueError, match="a, made-up"):
+        stats.summary(pd.concat([table, table.assign(study="a")]))
+
+
+@pytest.mark.parametrize(("mode", "end"), [("remove", 0), ("keep", 100)])
+def test_clean_ends_every_curve_where_nothing_is_removed(mode, end):
+    table = simulated(estimators=("grad", "random"))
+    points = stats.with_clean(table, mode)
+    assert set(points["mode"]) == {mode} and "clean" not in set(points.estimator)
+    ends = points[points.percent == end]
+    clean = table[(table.estimator == "clean") & (table.measure == "retrain")].accuracy
+    for _, curve in ends[ends.measure == "retrain"].groupby(["estimator", "unit"]):
+        assert curve.accuracy.tolist() == clean.tolist()
+    assert ends[ends.measure == "deletion"].accuracy.tolist() == [CLEAN] * 4  # 2 estimators, 2 units
+    assert len(points) == 2 * 2 * 6 * (3 + 1)  # estimators, units, percents with the clean one, seeds and deletion
+
+
+def test_a_curve_without_clean_rows_stays_without():
+    table = simulated(estimators=("grad",))
+    points = stats.with_clean(table[table.estimator != "clean"])
+    assert len(points) == len(table[table.estimator != "clean"])
+
+
+def test_area_by_hand():
+    # Trapezoids over t = 0, 50, 100. Random 0.9 0.5 0.1: above chance 0.1 it encloses 0.8 0.4 0 -> 30 + 10 = 40.
+    # grad 0.9 0.3 0.1 lies 0 0.2 0 below Random -> 10, so 10 / 40; gb 0.9 0.6 0.1 lies 0.1 above -> -5 / 40.
+    random = {50: (0.5,), 100: (0.1,)}
+    table = table_of({"random": random, "grad": {50: (0.3,), 100: (0.1,)}, "gb": {50: (0.6,), 100: (0.1,)}})
+    found = stats.area_to_random(table, CHANCE).set_index("estimator")["mean"]
+    np.testing.assert_allclose(found[["random", "grad", "gb"]], [0, 0.25, -0.125], atol=1e-12)
+
+
+def test_area_in_mode_keep_is_measured_against_clean():
+    # Kept 0, 50, 100 (clean): Random 0.1 0.5 0.9; to clean 0.8 0.4 0 -> 40. Higher is better here: 0.7 -> 10 / 40.
+    table = table_of({"random": {0: (0.1,), 50: (0.5,)}, "grad": {0: (0.1,), 50: (0.7,)},
+                      "ig": {0: (0.9,), 50: (0.9,)}}, mode="keep")
+    found = stats.area_to_random(table, CHANCE).set_index("estimator")["mean"]
+    np.testing.assert_allclose(found[["grad", "ig"]], [0.25, 1.0])
+
+
+def test_area_is_taken_per_seed_and_then_averaged():
+    table = table_of({"random": {50: (0.5, 0.7, 0.5), 100: (0.1, 0.1, 0.1)},
+                      "grad": {50: (0.3, 0.3, 0.5), 100: (0.1, 0.1, 0.1)}}, clean=(0.9, 0.9, 0.9))
+    areas = [10 / 40, 20 / 50, 0.0]
+    found = stats.area_to_random(table, CHANCE).set_index("estimator").loc["grad"]
+    low, high = scipy_stats.ttest_1samp(areas, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(found[["n", "mean", "low", "high"]].to_numpy(float), [3, np.mean(areas), low, high])
+
+
+def test_area_leaves_out_seeds_that_are_not_complete():
+    table = table_of({"random": {50: (0.5, 0.5), 90: (0.2, 0.2)}, "grad": {50: (0.3, 0.1), 90: (0.2,)}},
+                     clean=(0.9, 0.9))
+    found = stats.area_to_random(table, CHANCE).set_index("estimator")
+    assert found.n["grad"] == 1 and found.n["random"] == 2
+    no_random = stats.area_to_random(table[table.estimator != "random"], CHANCE)
+    no_clean = stats.area_to_random(table[table.estimator != "clean"], CHANCE)
+    assert (no_random.n == 0).all() and (no_clean.n == 0).all() and no_random["mean"].isna().all()
+
+
+def test_known_answers_bracket_random():
+    found = stats.area_to_random(simulated(), CHANCE).set_index(["unit", "mode", "estimator"])["mean"]
+    for unit in ("value", "pixel"):
+        for mode in ("remove", "keep"):
+            assert found[unit, mode, "oracle"] > 0.3 > 0 > -0.3 > found[unit, mode, "anti-oracle"]
+
+
+def test_paired_agrees_with_scipy():
+    table = simulated(seeds=range(4))
+    found = stats.paired(table, "grad").set_index(["unit", "mode", "percent"])
+    assert len(found) == 2 * 2 * 5
+    rows = table[(table.measure == "retrain") & (table.unit == "pixel") & (table["mode"] == "remove")
+                 & (table.percent == 50)]
+    own, other = (rows[rows.estimator == name].accuracy.to_numpy() for name in ("grad", "random"))
+    expected = scipy_stats.ttest_rel(own, other)
+    got = found.loc[("pixel", "remove", 50)]
+    np.testing.assert_allclose(got[["mean", "p"]], [np.mean(own - other), expected.pvalue])
+    np.testing.assert_allclose(got[["low", "high"]], expected.confidence_interval(0.95))
+
+
+def test_paired_uses_only_shared_seeds():
+    table = table_of({"grad": {50: (0.3, 0.2, 0.9)}, "random": {50: (0.5, 0.3)}})
+    found = stats.paired(table, "grad").iloc[0]
+    assert found.n == 2
+    np.testing.assert_allclose(found["mean"], -0.15)
+
+
+def test_paired_without_spread_has_no_p():
+    one = stats.paired(table_of({"grad": {50: (0.3,)}, "random": {50: (0.5,)}}), "grad").iloc[0]
+    same = stats.paired(table_of({"grad": {50: (0.3, 0.3)}, "random": {50: (0.3, 0.3)}}), "grad").iloc[0]
+    assert np.isnan(one.p) and np.isnan(one.low) and np.isnan(same.p) and same["mean"] == 0
+
+
+def test_paired_without_common_points_says_so():
+    with pytest.raises(LookupError, match="sobel and random"):
+        stats.paired(table_of({"grad": {50: (0.3,)}, "random": {50: (0.5,)}}), "sobel")
+
+
+def test_binomial_error_by_hand():
+    assert stats.binomial_error(0.5, 100) == pytest.approx(0.05)
+    np.testing.assert_allclose(stats.binomial_error([0.0, 0.2, 1.0], 400), [0, 0.02, 0])
