@@ -75,7 +75,7 @@ class Curves(View):
         names = plots.in_order(found["estimator"].unique())
         bases = {base_of(n): None for n in names if n not in plots.CONTROLS}
         self.unit = choice("unit", named(plots.UNITS, found["unit"]), "what was ranked and removed")
-        self.mode = choice("top inputs", named(plots.MODES, found["mode"]), "removed, or kept and rest removed")
+        self.mode = choice("top inputs", named(plots.MODES, found["mode"]), "removed, or kept alone")
         options = [*named(plots.MEASURES, found["measure"]), ("both", "both")]
         self.measure = choice("models", options, "retrained on degraded images (ROAR) or not, or both")
         titles = [(plots.BASES[b][0] if b in plots.BASES else "your own", b) for b in bases]
@@ -130,6 +130,7 @@ class Images(View):
         self.split = choice("split", sorted(splits), "which images: of the test or the training set")
         self.class_name = choice("class", classes, "only images of this true class")
         self.prediction = choice("prediction", filters, "only images the base model gets right, or wrong")
+        self.prediction.disabled = not predictions
         self.index = IntSlider(0, 0, 0, description="image", tooltip="which of the images selected, from 0")
         self.surprise = Button(description="surprise me", tooltip="another image of the selection, at random")
         self.unit = choice("unit", named(plots.UNITS, units), "what is ranked and removed")
@@ -171,8 +172,10 @@ class Images(View):
         if not len(self.selected):
             raise LookupError("no image passes these filters: choose another class or prediction")
         there = [n for n in self.estimators.value if (n, unit, split) in self.found]
+        if not self.estimators.value:
+            raise LookupError("choose at least one estimator")
         if not there:
-            raise LookupError("no estimator chosen has a ranking of this split and unit: choose others")
+            raise LookupError("the estimators chosen are not ranked for this split and unit: choose others")
         number = self.selected[self.index.value]
         pixels, fill = self.data.split(split).images[number], 255 * self.data.mean
         size = np.array([4 * CELL + 1.2, len(there) * (CELL + 0.1) + 0.5])  # inches
@@ -210,14 +213,18 @@ def curves(study: params.Study) -> Curves:
     return Curves(results.table(study), study.name)
 
 
-def images(study: params.Study) -> Images:
+def images(study: params.Study) -> View:
     """Images of a study and what estimators remove of them; a sentence that says what to run if unranked."""
-    keys = [(e, u, s) for e in study.estimators for u in study.units for s in rankings.SPLITS]
+    keys = [(e, u, s) for e in study.estimators for u in study.units for s in datasets.SPLITS]
     found = {key: rankings.load(study, *key) for key in keys if rankings.path(study, *key).is_file()}
     base = study.folder / "01-train" / "base"
-    files = {split: base / f"predictions-{split}.npy" for split in rankings.SPLITS}
+    files = {split: base / f"predictions-{split}.npy" for split in datasets.SPLITS}
     predictions = {s: np.load(file, allow_pickle=False) for s, file in files.items() if file.is_file()}
-    return Images(datasets.load(study) if found else None, found, predictions, study.name)
+    try:
+        data = datasets.load(study) if found else None
+    except params.InputError as problem:  # the rankings are there, but the images are not
+        return View([], str(problem))
+    return Images(data, found, predictions, study.name)
 
 
 def run(name: str) -> str:

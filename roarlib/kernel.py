@@ -1,7 +1,7 @@
 """Run one notebook through papermill in a fresh kernel, without waiting for its imports.
 
-A server process imports the heavy modules once and forks itself for each notebook, which so has a process and a
-state of its own a moment after the call. Elsewhere than on Linux ordinary kernels do the work.
+A server process imports the heavy modules once and forks itself for each notebook, which so has a process and
+a state of its own, half a second after the call. Elsewhere than on Linux ordinary kernels do the work.
 """
 
 import atexit
@@ -25,9 +25,10 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 
 FORK = sys.platform == "linux"  # elsewhere a process that has loaded torch cannot be forked safely
-PRELOAD = """papermill ipykernel.kernelapp ipywidgets numpy pandas scipy.stats torch torchvision matplotlib.pyplot
-    seaborn roarlib.data roarlib.explore roarlib.kernel roarlib.plots roarlib.rankings roarlib.results roarlib.stats
-    roarlib.train""".split()  # at their import none may touch CUDA, run a torch operation or need IPython running
+# None of these may, at its import, touch CUDA, run a torch operation or look for a running IPython.
+PRELOAD = """papermill ipykernel.kernelapp ipywidgets numpy pandas scipy.stats torch torchvision seaborn
+    matplotlib.pyplot roarlib.data roarlib.explore roarlib.kernel roarlib.plots roarlib.rankings roarlib.results
+    roarlib.stats roarlib.train""".split()
 SERVER = forkserver.ForkServer()  # not multiprocessing's own, which others may have started without PRELOAD
 
 
@@ -47,7 +48,7 @@ def execute(source: Path, target: Path, parameters: dict, *,
     """Run the notebook `source` with `parameters` in a fresh kernel and leave the executed copy at `target`.
 
     timeout: seconds for all cells together. threads: CPU threads of torch in the kernel. Threads of one process
-    may call this at once. Raises ValueError for a parameter that the notebook does not take; NotebookFailed when
+    may call this at once. Raises ValueError for a parameter that the notebook does not take; NotebookFailed if
     a cell raises, time is up or the kernel dies, and `target` then holds the notebook as far as it came.
     """
     source, target = Path(source).resolve(), Path(target).resolve()
@@ -61,7 +62,7 @@ def execute(source: Path, target: Path, parameters: dict, *,
         papermill.execute_notebook(source, part, parameters, engine_name="roarlib", kernel_name="python3",
                                    language="python", progress_bar=False, env=env, timeout=timeout)  # fmt: skip
     except Exception as error:
-        name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+        name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
         raise NotebookFailed(target, f"{name}: {message}".partition("\n")[0], str(error).strip()) from None
     finally:
         with suppress(FileNotFoundError):
@@ -72,12 +73,13 @@ class _Engine(Engine):
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, *, env, timeout, **_):
         end = monotonic() + timeout if timeout else None
-        # ports would be raced for, and the path of a socket must be short
-        with TemporaryDirectory(prefix="roar-", dir="/tmp" if FORK else None, ignore_cleanup_errors=True) as folder:
-            ipc = {"transport": "ipc", "ip": f"{folder}/k", "connection_file": f"{folder}/kernel.json"}
-            manager = _ForkManager(**ipc) if FORK else AsyncKernelManager(kernel_name=kernel_name)
-            _Client(nb_man, km=manager, log=logging.Logger("quiet", logging.CRITICAL + 1),
-                    timeout_func=lambda _: end and max(end - monotonic(), 0.01)).execute(env=env, cleanup_kc=True)  # fmt: skip
+        folder = TemporaryDirectory(prefix="roar-", dir="/tmp" if FORK else None, ignore_cleanup_errors=True)
+        with folder as path:  # of sockets: ports would be raced for. Not TMPDIR: a socket's path ends at 107
+            sockets = {"transport": "ipc", "ip": f"{path}/k", "connection_file": f"{path}/kernel.json"}
+            manager = _ForkManager(**sockets) if FORK else AsyncKernelManager(kernel_name=kernel_name)
+            client = _Client(nb_man, km=manager, log=logging.Logger("quiet", logging.CRITICAL + 1))
+            client.timeout_func = lambda _: end and max(end - monotonic(), 0.01)
+            client.execute(env=env, cleanup_kc=True)
 
 
 papermill_engines.register("roarlib", _Engine)
@@ -89,7 +91,7 @@ class _Client(PapermillNotebookClient):
         once = client.shell_channel.get_msg
 
         async def get_msg(timeout=None):
-            """Look twice a second, for a single wait can miss the reply and never end (nbclient issue 312)."""
+            """Look twice a second: a single wait can miss the reply and never end (nbclient issue 312)."""
             end = monotonic() + (float("inf") if timeout is None else timeout)
             while (left := end - monotonic()) > 0.5:
                 with suppress(Empty):
@@ -107,7 +109,7 @@ class _ForkManager(AsyncKernelManager):
 
 
 class _Process:
-    """A forked kernel. To jupyter_client a subprocess.Popen; unpickled in the child, which calls `_bootstrap`."""
+    """A forked kernel: a subprocess.Popen to jupyter_client; pickled to the child, which calls `_bootstrap`."""
 
     stdin = stdout = stderr = returncode = None
 
@@ -115,7 +117,8 @@ class _Process:
         self.connection_file, self.env, self.owner = connection_file, dict(env), os.getpid()
         SERVER.set_forkserver_preload(PRELOAD)
         status, pipe = SERVER.connect_to_new_process([])
-        with open(pipe, "wb", closefd=False) as file:  # no "__main__" to import, so scripts need no guard for it
+        with open(pipe, "wb", closefd=False) as file:
+            # as multiprocessing does, but for "__main__": importing that would run an unguarded script again
             pickle.dump({"sys_path": sys.path, "dir": os.getcwd(), "start_method": "fork"}, file)
             pickle.dump(self, file)
         self.status, self.pipe, self.pid = status, pipe, forkserver.read_signed(status)
@@ -138,23 +141,27 @@ class _Process:
             os.kill(self.pid, number)
 
     def _bootstrap(self, pipe):
+        import matplotlib
+        import numpy
+        import torch
+        from ipykernel.kernelapp import IPKernelApp
+
         os.setsid()
         threading.Thread(target=self._die_with_owner, args=[pipe], daemon=True).start()
-        gc.freeze()  # what came with the fork is no garbage: 0.4 s less at the end, and its memory stays shared
+        gc.freeze()  # what came with the fork is no garbage: its memory stays shared, collections are short
         os.environ.clear()
         os.environ.update(self.env)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.modules["debugpy"] = None  # no debugger: it takes 0.3 s
-        import matplotlib, numpy, torch
-        from ipykernel.kernelapp import IPKernelApp
         numpy.random.seed()  # else every notebook draws the same numbers
         matplotlib.rcParams["backend"] = self.env.get("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         if (threads := self.env.get("OMP_NUM_THREADS", "")).isdigit():
-            torch.set_num_threads(int(threads))  # torch, too, has read its environment long ago
+            torch.set_num_threads(int(threads))  # torch read its environment when it was imported
         app = IPKernelApp.instance(parent_handle=os.getppid())
         app.initialize(["-f", self.connection_file, "--HistoryManager.hist_file=:memory:", "--log-level=50"])
         app.start()
-        atexit._run_exitfuncs()  # as an ordinary kernel does
+        atexit.unregister(app.close)  # of no use now, and one time in twenty it waits for its own threads
+        atexit._run_exitfuncs()  # as at the end of an ordinary process
         return 0
 
     def _die_with_owner(self, pipe):

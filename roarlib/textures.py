@@ -45,7 +45,7 @@ def _block(rng: np.random.Generator, size: int) -> Images:
     labels = rng.permuted(np.tile(np.arange(10), (BLOCK // 10, 1)), axis=1).ravel()
     x, y, masks = _discs(rng, size)
     texture = _standardise(_texture(rng, labels, x * 32 / size, y * 32 / size), masks)
-    contrast = np.exp(rng.uniform(*np.log(CONTRAST), (BLOCK, 1, 1, 1)))
+    contrast = rng.uniform(*CONTRAST, (BLOCK, 1, 1, 1))
     tint = rng.normal(1, 0.3, (BLOCK, 3, 1, 1))  # mostly light and dark, a little coloured
     tint /= np.sqrt((tint**2).mean(1, keepdims=True))
     colour = rng.normal(GREY, COLOUR, (BLOCK, 3, 1, 1))

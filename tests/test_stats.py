@@ -20,7 +20,7 @@ def row(measure, estimator, unit, mode, percent, seed, accuracy):
 
 def simulated(estimators=EVERY, percents=(10, 30, 50, 70, 90), seeds=(0, 1, 2), units=("value", "pixel"),
               modes=("remove", "keep")) -> pd.DataFrame:
-    """A tidy table as a study writes it: accuracy falls as inputs go, each estimator's at a pace of its own."""
+    """A tidy table as a study writes it: accuracy falls as inputs go, for each estimator at its own pace."""
     rng = np.random.default_rng(0)
     pace = {name: rng.uniform(0.6, 3.5) for name in estimators}
     pace |= {"oracle": 0.4, "anti-oracle": 6.0, "random": 1.5}
@@ -90,7 +90,7 @@ def test_clean_ends_every_curve_where_nothing_is_removed(mode, end):
     for _, curve in ends[ends.measure == "retrain"].groupby(["estimator", "unit"]):
         assert curve.accuracy.tolist() == clean.tolist()
     assert ends[ends.measure == "deletion"].accuracy.tolist() == [CLEAN] * 4  # 2 estimators, 2 units
-    assert len(points) == 2 * 2 * 6 * (3 + 1)  # estimators, units, percents with the clean one, seeds and deletion
+    assert len(points) == 2 * 2 * 6 * (3 + 1)  # estimators, units, percents with clean, seeds and deletion
 
 
 def test_a_curve_without_clean_rows_stays_without():
@@ -100,7 +100,7 @@ def test_a_curve_without_clean_rows_stays_without():
 
 
 def test_area_by_hand():
-    # Trapezoids over t = 0, 50, 100. Random 0.9 0.5 0.1: above chance 0.1 it encloses 0.8 0.4 0 -> 30 + 10 = 40.
+    # Trapezoids over t = 0, 50, 100. Random 0.9 0.5 0.1 lies 0.8 0.4 0 above chance 0.1 -> 30 + 10 = 40.
     # grad 0.9 0.3 0.1 lies 0 0.2 0 below Random -> 10, so 10 / 40; gb 0.9 0.6 0.1 lies 0.1 above -> -5 / 40.
     random = {50: (0.5,), 100: (0.1,)}
     table = table_of({"random": random, "grad": {50: (0.3,), 100: (0.1,)}, "gb": {50: (0.6,), 100: (0.1,)}})
@@ -109,7 +109,8 @@ def test_area_by_hand():
 
 
 def test_area_in_mode_keep_is_measured_against_clean():
-    # Kept 0, 50, 100 (clean): Random 0.1 0.5 0.9; to clean 0.8 0.4 0 -> 40. Higher is better here: 0.7 -> 10 / 40.
+    # Kept 0, 50, 100 (clean): Random 0.1 0.5 0.9 lies 0.8 0.4 0 below clean -> 40. Higher is better here:
+    # grad lies 0 0.2 0 above Random -> 10 / 40; ig never falls below clean -> 1.
     table = table_of({"random": {0: (0.1,), 50: (0.5,)}, "grad": {0: (0.1,), 50: (0.7,)},
                       "ig": {0: (0.9,), 50: (0.9,)}}, mode="keep")
     found = stats.area_to_random(table, CHANCE).set_index("estimator")["mean"]
@@ -122,7 +123,8 @@ def test_area_is_taken_per_seed_and_then_averaged():
     areas = [10 / 40, 20 / 50, 0.0]
     found = stats.area_to_random(table, CHANCE).set_index("estimator").loc["grad"]
     low, high = scipy_stats.ttest_1samp(areas, 0).confidence_interval(0.95)
-    np.testing.assert_allclose(found[["n", "mean", "low", "high"]].to_numpy(float), [3, np.mean(areas), low, high])
+    got = found[["n", "mean", "low", "high"]].to_numpy(float)
+    np.testing.assert_allclose(got, [3, np.mean(areas), low, high])
 
 
 def test_area_leaves_out_seeds_that_are_not_complete():

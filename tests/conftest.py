@@ -1,0 +1,64 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from roarlib import params
+from roarlib.data import Data, Split
+
+torch.set_num_threads(1)  # as the grid's workers: the same numbers whatever the machine
+REAL_CIFAR10 = [Path(os.environ.get("ROAR_DATA", "")), params.root() / "data",
+                params.root().parent / "shared" / "data"]
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """A private outputs folder, for this process and the kernels it starts."""
+    monkeypatch.setenv("ROAR_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+def tiny_study(**changes):
+    """A study of a few images that trains in a blink; keyword arguments replace its values."""
+    values = dict(name="tiny", dataset="textures", train_images=100, test_images=50, epochs=1, batch_size=25,
+                  augment="none", precision="float32", estimators=["grad", "random"], noise_samples=3, ig_steps=3,
+                  percents=[50], seeds=[0], device="cpu")
+    return params.Study(**values | changes)
+
+
+def random_data(train=20, test=10, shape=(3, 8, 8), classes=4, seed=0):
+    """Data of random bytes, with labels that repeat 0, 1, 2 .."""
+    rng = np.random.default_rng(seed)
+
+    def split(count):
+        masks = rng.random((count, 1, *shape[1:])) < 0.2
+        return Split(rng.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count) % classes, masks)
+
+    return Data(split(train), split(test), [str(c) for c in range(classes)], np.full(shape[0], 0.5, np.float32),
+                np.full(shape[0], 0.25, np.float32))
+
+
+class Net(nn.Module):
+    """A small float64 net with every trap: conv, batch norm, ReLU in place and not, a residual sum, max pooling."""
+
+    def __init__(self, functional=False):
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
+        self.body = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1))
+        self.last = nn.ReLU()
+        self.pool, self.head, self.functional = nn.MaxPool2d(2), nn.Linear(6 * 16, 4), functional
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+        self.double().eval()
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.body(x)
+        x = torch.relu(x) if self.functional else self.last(x)
+        return self.head(self.pool(x).flatten(1))
