@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import pickle
+import shutil
 import signal
 import sys
 import threading
@@ -27,8 +28,8 @@ from papermill.engines import Engine, papermill_engines
 FORK = sys.platform == "linux"  # elsewhere a process that has loaded torch cannot be forked safely
 # None of these may, at its import, touch CUDA, run a torch operation or look for a running IPython.
 PRELOAD = """papermill ipykernel.kernelapp ipywidgets numpy pandas scipy.stats torch torchvision seaborn
-    matplotlib.pyplot roarlib.data roarlib.explore roarlib.kernel roarlib.plots roarlib.rankings roarlib.results
-    roarlib.stats roarlib.train""".split()
+    matplotlib.pyplot roarlib.data roarlib.explore roarlib.kernel roarlib.plots roarlib.rankings
+    roarlib.results roarlib.stats roarlib.train""".split()
 SERVER = forkserver.ForkServer()  # not multiprocessing's own, which others may have started without PRELOAD
 
 
@@ -44,12 +45,12 @@ class NotebookFailed(RuntimeError):
 
 
 def execute(source: Path, target: Path, parameters: dict, *,
-            timeout: float | None = None, threads: int | None = None) -> None:  # fmt: skip
+            timeout: float | None = None, threads: int | None = None) -> None:
     """Run the notebook `source` with `parameters` in a fresh kernel and leave the executed copy at `target`.
 
-    timeout: seconds for all cells together. threads: CPU threads of torch in the kernel. Threads of one process
-    may call this at once. Raises ValueError for a parameter that the notebook does not take; NotebookFailed if
-    a cell raises, time is up or the kernel dies, and `target` then holds the notebook as far as it came.
+    timeout: seconds for all cells together. threads: CPU threads of torch in the kernel. Several threads may
+    call this at once. Raises ValueError for a parameter that the notebook does not take; NotebookFailed if a
+    cell raises, time is up or the kernel dies, and `target` then holds the notebook as far as it came.
     """
     source, target = Path(source).resolve(), Path(target).resolve()
     known = papermill.inspect_notebook(source)
@@ -57,10 +58,12 @@ def execute(source: Path, target: Path, parameters: dict, *,
         raise ValueError(f"{source.name} has no parameter {unknown}; it takes {', '.join(known) or 'none'}")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part.ipynb")
-    env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS") if threads else (), str(threads))
+    env = dict(os.environ)
+    if threads:
+        env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(threads)
     try:
-        papermill.execute_notebook(source, part, parameters, engine_name="roarlib", kernel_name="python3",
-                                   language="python", progress_bar=False, env=env, timeout=timeout)  # fmt: skip
+        papermill.execute_notebook(source, part, parameters, kernel_name="python3", language="python",
+                                   engine_name="roarlib", progress_bar=False, env=env, timeout=timeout)
     except Exception as error:
         name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
         raise NotebookFailed(target, f"{name}: {message}".partition("\n")[0], str(error).strip()) from None
@@ -109,7 +112,7 @@ class _ForkManager(AsyncKernelManager):
 
 
 class _Process:
-    """A forked kernel: a subprocess.Popen to jupyter_client; pickled to the child, which calls `_bootstrap`."""
+    """A forked kernel: a Popen to jupyter_client; unpickled by the child, which calls `_bootstrap`."""
 
     stdin = stdout = stderr = returncode = None
 
@@ -169,4 +172,5 @@ class _Process:
         with suppress(AttributeError, OSError):
             watched.append(os.pidfd_open(self.owner))
         connection.wait(watched)
+        shutil.rmtree(Path(self.connection_file).parent, ignore_errors=True)
         os.killpg(0, signal.SIGKILL)

@@ -23,7 +23,7 @@ LOOK = {  # white paper whatever the theme around it: JupyterLab's dark one, or 
     **{f"{part}color": INK for part in ("text.", "axes.label", "axes.title", "xtick.label", "ytick.label")},
     **{f"{part}color": QUIET for part in ("axes.edge", "xtick.", "ytick.")},
     **{f"{part}size": TEXT for part in ("font.", "axes.label", "axes.title", "xtick.label", "ytick.label")},
-    "figure.titlesize": TEXT, "axes.grid": False, "axes.linewidth": 0.7, "font.family": "sans-serif",
+    "axes.grid": False, "axes.linewidth": 0.7, "font.family": "sans-serif",
     "pdf.fonttype": 42, "svg.hashsalt": "roar",
 }  # fmt: skip
 
@@ -70,10 +70,13 @@ def in_order(names) -> list[str]:
     return [n for n in (*known, *own, *CONTROLS) if n in set(names)]
 
 
-@mpl.rc_context(LOOK)
 def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.4, 3.0), **keywords):
     """`plt.subplots` on white paper in the look of this module, axes always a 2-d array; size in inches."""
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **keywords)
+    # Outside rc_context: the first figure loads the backend, whose settings the context would undo when it ends,
+    # and a notebook would show no later figure.
+    figure = plt.figure(figsize=size, layout="constrained", facecolor="white")
+    with mpl.rc_context(LOOK):
+        return figure, figure.subplots(rows, columns, squeeze=False, **keywords)
 
 
 def points(table: pd.DataFrame, measure: str, unit: str, mode: str) -> pd.DataFrame:
@@ -105,7 +108,6 @@ def line(found: pd.DataFrame, estimator: str, ax, interval: bool = True, **keywo
     return drawn
 
 
-@mpl.rc_context(LOOK)
 def curve(table, estimator, ax, measure="retrain", unit="value", mode="remove", interval=True, chance=None,
           **keywords):
     """One estimator's accuracy over t; returns the line. `name_lines(ax)`, called last, names several.
@@ -118,7 +120,6 @@ def curve(table, estimator, ax, measure="retrain", unit="value", mode="remove", 
     return line(found, estimator, ax, interval, **keywords)
 
 
-@mpl.rc_context(LOOK)
 def curves(table, ax, estimators=None, highlight=None, measure="retrain", unit="value", mode="remove",
            interval=True, chance=None, named=True):
     """All estimators (or those named) on one axes, each line named at its end.
@@ -141,7 +142,6 @@ def curves(table, ax, estimators=None, highlight=None, measure="retrain", unit="
     ax.set_title(note, loc="left", fontsize=TEXT - 0.5, color=QUIET)
 
 
-@mpl.rc_context(LOOK)
 def by_base(table, unit="value", mode="remove", measure="retrain", interval=True, chance=None):
     """A figure like the paper's Figure 4: a panel a base, users' own in a last one, controls in each."""
     found = points(table, measure, unit, mode)
@@ -156,14 +156,14 @@ def by_base(table, unit="value", mode="remove", measure="retrain", interval=True
         for name in controls + members:
             line(found, name, ax, interval)
         frame(ax, found, mode, chance)
-        ax.set_title(title, loc="left", fontweight="bold")
+        ax.set_title(title, loc="left", fontsize=TEXT + 1, fontweight="bold", color=INK)
     for ax in axes[0]:  # only now: every panel widens the shared scale
         name_lines(ax)
-    figure.suptitle(about(found, measure, unit, interval).replace("\n", "; "), x=0.01, ha="left", color=QUIET)
+    note = about(found, measure, unit, interval).replace("\n", "; ")
+    figure.suptitle(note, x=0.01, ha="left", fontsize=TEXT, color=QUIET)
     return figure
 
 
-@mpl.rc_context(LOOK)
 def roar_and_deletion(table, unit="value", mode="remove", estimators=None, highlight=None, interval=True,
                       chance=None):
     """A figure of what removal costs a model that never saw such images, beside retrained ones (ROAR)."""
@@ -219,7 +219,6 @@ def apart(wanted: np.ndarray, gap: float, low: float = 0.0, high: float = 1.0) -
     return places[np.argsort(order)]
 
 
-@mpl.rc_context(LOOK)
 def name_lines(ax, size: float = TEXT) -> None:
     """Write each line's label at its right end, moved apart where ends are close, with a leader to the end.
 
@@ -266,7 +265,6 @@ def degrade(pixels, ranking, percent: int, mode: str, fill) -> np.ndarray:
     return np.where(remove.removed(np.asarray(ranking), percent, mode), fill, np.asarray(pixels))
 
 
-@mpl.rc_context(LOOK)
 def degraded_sheet(pixels, rankings: dict, percents, mode="remove", fill=(0, 0, 0)):
     """One image as each estimator degrades it: estimators in rows, percents in columns (paper, Figure 1).
 

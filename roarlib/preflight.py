@@ -3,7 +3,6 @@
 import os
 import shutil
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -69,46 +68,45 @@ def disk_bytes(study: Study, found: data.Data) -> int:
 
 
 def seconds_left(study: Study, found: data.Data, todo: list[grid.Cell]) -> float:
-    """Estimated seconds until the cells `todo` are done: measured rows where there are any, else a short trial here."""
+    """Estimated seconds until the cells `todo` are done: from measured rows where there are any, else a short trial."""
     workers, threads = grid.machine(study)
-    done = results.rows(study)
-    cost = _costs(study, found, threads)
-
-    def of_row(row: str) -> float:
-        measure, estimator = row.split("_")[:2]
-        base = params.split_name(estimator.replace(".", ":", 1) if "." in estimator else estimator)[0]
-        same = done[(done.measure == measure) & (done.estimator.str.startswith(base) | (measure == "retrain"))]
-        return float(same.seconds.mean()) if len(same) else cost(measure, base)
-
-    spent = [sum(of_row(row) for row in grid.missing(study, cell)) + 1.0 for cell in todo]  # 1 s of kernel and loading
+    done, trial = results.rows(study), None
+    spent = []
+    for cell in todo:
+        owed = grid.missing(study, cell)
+        measure = owed[0].split("_")[0]
+        alike = done[done.measure == measure]
+        if measure == "ranking":  # a base's sweep costs what its passes cost: only the same group is alike
+            alike = alike[alike.cell == cell.id]
+        trial = trial or (None if len(alike) else _trial(study, found, threads))
+        each = float(alike.seconds.mean()) if len(alike) else _cost(study, found, cell, measure, *trial)
+        spent.append(len(owed) * each + 1.5)  # seconds of kernel start, imports and loading
     return max(sum(spent) / workers, max(spent, default=0.0))
 
 
-def _costs(study: Study, found: data.Data, threads: int) -> Callable[[str, str], float]:
-    """(measure, base) -> seconds of one row, from the rate of a few steps and passes on this machine, now."""
+def _cost(study: Study, found: data.Data, cell: grid.Cell, measure: str, step: float, one_pass: float) -> float:
+    """Seconds of one row, from the seconds of a training step and of one image's gradient pass."""
+    images = len(found.train) + len(found.test)
+    inference = one_pass / 3 * len(found.test)
+    if measure == "ranking":
+        base, _ = params.split_name(cell.parameters["estimators"][0])
+        inputs = 0 if cell.name == "controls" else (study.ig_steps if base == "ig" else 1) * (1 + study.noise_samples)
+        return images * (inputs * one_pass / len(cell.rows) + 1e-4)  # the sweep is shared; ranking takes its own
+    steps = study.epochs * max(1, len(found.train) // study.batch_size)
+    return inference if measure == "deletion" else steps * step + inference
+
+
+def _trial(study: Study, found: data.Data, threads: int) -> tuple[float, float]:
+    """Seconds of one training step, and of one gradient pass of one image, with so many threads here and now."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        step, one_pass = _trial(study, found)
+        return _timed(study, found)
     finally:
         torch.set_num_threads(before)
-    images = len(found.train) + len(found.test)
-    steps = study.epochs * max(1, len(found.train) // study.batch_size)
-    inference = one_pass / 3 * len(found.test)
-    passes = {"grad": 1, "gb": 1, "ig": study.ig_steps}
-
-    def cost(measure: str, base: str) -> float:
-        if measure == "ranking":
-            family = sum(params.split_name(n)[0] == base for n in study.estimators) * len(study.units)
-            sweep = 0 if base in params.CONTROLS + params.KNOWN_ANSWER else passes.get(base, 1)
-            return images * (one_pass * sweep * (1 + study.noise_samples) / family + 1e-4)
-        return steps * step + inference if measure in ("retrain", "base") else inference
-
-    return cost
 
 
-def _trial(study: Study, found: data.Data) -> tuple[float, float]:
-    """Seconds of one training step, and of one gradient pass of one image."""
+def _timed(study: Study, found: data.Data) -> tuple[float, float]:
     few = data.Split(found.train.images[: 8 * study.batch_size], found.train.labels[: 8 * study.batch_size])
     little = data.Data(few, few, found.classes, found.mean, found.std)
     short = study.model_copy(update={"epochs": 1})

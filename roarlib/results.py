@@ -14,8 +14,8 @@ import pandas as pd
 
 from roarlib.params import InputError, Study, root, write_atomically
 
-COLUMNS = ["study", "measure", "estimator", "unit", "mode", "percent", "seed", "accuracy", "n_train", "n_test",
-           "epochs", "seconds", "device", "hardware", "precision", "torch", "roarlib", "commit", "finished"]
+COLUMNS = ["study", "cell", "measure", "estimator", "unit", "mode", "percent", "seed", "accuracy", "n_train", "n_test",
+           "n_classes", "epochs", "seconds", "device", "hardware", "precision", "torch", "roarlib", "commit", "finished"]
 MEASURES = ("base", "deletion", "retrain", "ranking")  # a ranking has no accuracy: its row says that it is done
 
 
@@ -50,6 +50,15 @@ def write(study: Study, stage: str, cell: str, *, measure: str, estimator: str =
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}") from None
     return row
+
+
+def context(study: Study, data) -> dict:
+    """What a row says of the data and the device: sizes of the splits, number of classes, device, precision."""
+    from roarlib.train import device_of, precision_of
+
+    device = device_of(study)
+    return {"n_train": len(data.train), "n_test": len(data.test), "n_classes": len(data.classes),
+            "device": str(device), "precision": precision_of(study, device)}
 
 
 def rows(study: Study) -> pd.DataFrame:

@@ -97,7 +97,9 @@ def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain")
     negative: worse than Random. The curves share their clean end, so 1 is approached and not reached in
     mode remove. chance: 1 / number of classes. Columns: estimator, unit, mode, n, mean, std, low, high
     (95 percent t interval over seeds). A seed counts where both curves have their clean point and every
-    percent they share; where none does, n is 0 and the rest NaN. Compare only curves over the same percents.
+    percent they share, and where Random is, on the whole, short of the ideal; where none
+    does, n is 0 and the rest NaN. Compare only curves over the same percents, and distrust areas where Random
+    is close to the ideal: both integrals are noise then.
     Source: the paper's reading of its Figure 4 as one number; normalised as a skill score.
     """
     points = with_clean(table)
@@ -122,7 +124,8 @@ def seed_areas(own: pd.DataFrame, random: pd.DataFrame, mode: str, chance: float
     ideal = random[[clean]].to_numpy() if mode == "keep" else chance  # (seeds, 1) or a number
     gained = integrate.trapezoid((random - own).to_numpy(), percents, axis=1)
     possible = integrate.trapezoid((random - ideal).to_numpy(), percents, axis=1)
-    return gained / possible
+    room = possible < 0 if mode == "keep" else possible > 0
+    return gained[room] / possible[room]
 
 
 def paired(table: pd.DataFrame, estimator: str, reference: str = "random",

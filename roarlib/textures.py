@@ -8,15 +8,15 @@ that ranks the disc first is right by construction, a judgement that no natural 
 import numpy as np
 
 ANGLES = (0, 45, 90, 135)  # degrees, of the stripes' direction against the horizontal, anticlockwise
-FINE, COARSE, CHECKS, RINGS = 3.0, 10.0, 9.0, 8.0  # periods in pixels of a 32 x 32 image, scaled with the size
-CLASSES = [f"stripes {angle}°, {scale}" for scale in ("fine", "coarse") for angle in ANGLES] + ["checks", "rings"]
+FINE, COARSE, DOTS = 3.0, 10.0, 7.0  # periods in pixels of a 32 x 32 image, scaled with the size
+CLASSES = [f"stripes {angle}°, {scale}" for scale in ("fine", "coarse") for angle in ANGLES] + ["light dots", "dark dots"]
 
 # Standard deviations in units of 0..255. Few images are very hard, few very easy: that is what makes accuracy fall
 # gradually as random pixels are removed, where one contrast for all would keep it up until it collapses.
-CONTRAST = (3.5, 56.0)  # of the texture in one image, log-uniform between the two
-NOISE = 7.0  # of every pixel and channel
-CLUTTER = 13.0  # of the colours of the background's rectangles
-COLOUR = 8.0  # of the disc's mean colour
+CONTRAST = (2.0, 45.0)  # of the texture in one image, log-uniform between the two
+NOISE = 6.0  # of every pixel and channel
+CLUTTER = 16.0  # of the colours of the background's rectangles
+COLOUR = 7.0  # of the disc's mean colour
 GREY = 127.5  # mean of all colours
 
 DISC_SHARE = 0.15  # of the image's area
@@ -72,14 +72,13 @@ def _texture(rng: np.random.Generator, labels: np.ndarray, x: np.ndarray, y: np.
     """Evaluate each image's texture at a random phase on the plane around its disc's centre: (BLOCK, size, size)."""
     kind = labels[:, None, None]
     angle = np.radians((*ANGLES, *ANGLES, 0, 0))[kind]
-    frequency = (2 * np.pi / np.array([FINE] * 4 + [COARSE] * 4 + [CHECKS, RINGS]))[kind]
+    frequency = (2 * np.pi / np.array([FINE] * 4 + [COARSE] * 4 + [DOTS] * 2))[kind]
     phase, other_phase = rng.uniform(0, 2 * np.pi, (2, BLOCK, 1, 1))
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
     stripes = np.sin(frequency * across + phase)
-    checks = stripes * np.sin(frequency * along + other_phase)
-    rings = np.sin(frequency * np.hypot(x, y) + phase)
-    return np.choose((kind >= 8) + (kind == 9) * 1, (stripes, checks, rings))
+    dots = (1 + stripes) * (1 + np.sin(frequency * along + other_phase))
+    return np.where(kind < 8, stripes, np.where(kind == 8, dots, -dots))
 
 
 def _standardise(texture: np.ndarray, masks: np.ndarray) -> np.ndarray:

@@ -42,12 +42,6 @@ def precision_of(study: Study, device: torch.device) -> str:
     return "bfloat16" if native else "float32"
 
 
-def machine(study: Study) -> dict[str, str]:
-    """Device and precision as a row records them."""
-    device = device_of(study)
-    return {"device": str(device), "precision": precision_of(study, device)}
-
-
 @dataclass
 class Degraded:
     """A split on the device with its removal: indexing gives normalised, degraded batches and their labels.

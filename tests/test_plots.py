@@ -1,6 +1,8 @@
 """roarlib.plots: what is on the axes, label by label; no overlapping names; missing results in words."""
 
 import matplotlib as mpl
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -146,6 +148,15 @@ def test_paper_stays_white_under_a_dark_style(table):
     for part in (figure, *figure.axes, ax, ax.figure):
         assert to_hex(part.get_facecolor()) == "#ffffff"
     assert to_hex(ax.xaxis.label.get_color()) == to_hex(figure.axes[0].xaxis.label.get_color()) == plots.INK
+
+
+def test_figures_show_in_a_notebook():
+    """The first figure of a kernel, which loads its backend, is ours; the second must show as well."""
+    cells = ["from roarlib import plots; figure, axes = plots.subplots()", "_ = plots.subplots()"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": params.root()}}).execute()
+    for cell in notebook.cells:
+        assert ["image/png" in output.get("data", {}) for output in cell.outputs] == [True]
 
 
 def test_missing_results_are_said_and_leave_no_figure(table, sparse):

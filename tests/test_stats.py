@@ -137,6 +137,11 @@ def test_area_leaves_out_seeds_that_are_not_complete():
     assert (no_random.n == 0).all() and (no_clean.n == 0).all() and no_random["mean"].isna().all()
 
 
+def test_area_needs_random_above_chance():
+    table = table_of({"random": {50: (0.05,)}, "grad": {50: (0.3,)}}, clean=(0.1,))
+    assert (stats.area_to_random(table, CHANCE).n == 0).all()
+
+
 def test_known_answers_bracket_random():
     found = stats.area_to_random(simulated(), CHANCE).set_index(["unit", "mode", "estimator"])["mean"]
     for unit in ("value", "pixel"):
