@@ -110,8 +110,15 @@ def anti_oracle(model, images, targets, *, masks):
 
 
 # base name -> function; any other base is the user's `module:function`, or `captum:Class`
-BASES: dict[str, Callable] = {"grad": grad, "gb": gb, "ig": ig, "random": random, "sobel": sobel, "oracle": oracle,
-                              "anti-oracle": anti_oracle}
+BASES: dict[str, Callable] = {
+    "grad": grad,
+    "gb": gb,
+    "ig": ig,
+    "random": random,
+    "sobel": sobel,
+    "oracle": oracle,
+    "anti-oracle": anti_oracle,
+}
 
 
 def base_function(name: str) -> Callable:
@@ -127,9 +134,18 @@ def _captum(method, model, images, targets):
     return method(model).attribute(images, target=targets)
 
 
-def explain(study: Study, model: nn.Module, images: torch.Tensor, targets: torch.Tensor, names: Iterable[str],
-            *, ids: torch.Tensor | None = None, masks: torch.Tensor | None = None,
-            reference: torch.Tensor | float = 0.0, batch: int = 256) -> dict[str, torch.Tensor]:
+def explain(
+    study: Study,
+    model: nn.Module,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    names: Iterable[str],
+    *,
+    ids: torch.Tensor | None = None,
+    masks: torch.Tensor | None = None,
+    reference: torch.Tensor | float = 0.0,
+    batch: int = 256,
+) -> dict[str, torch.Tensor]:
     """Scores of one batch of images by every named estimator, sharing the passes of each base.
 
     images: normalised (N, C, H, W). targets: int64 (N,). ids: int64 (N,), image numbers within the split, the seeds of
@@ -143,19 +159,34 @@ def explain(study: Study, model: nn.Module, images: torch.Tensor, targets: torch
         base, ensemble = params.split_name(name)
         wanted.setdefault(base, {})[ensemble] = name
     scores = {}
-    with _evaluating(model), torch.autocast(images.device.type, torch.bfloat16,
-                                            enabled=study.attribution_precision == "bfloat16"):
+    with (
+        _evaluating(model),
+        torch.autocast(images.device.type, torch.bfloat16, enabled=study.attribution_precision == "bfloat16"),
+    ):
         for base, ensembles in wanted.items():
-            extras = {"masks": masks, "seed": study.base_seed, "steps": study.ig_steps, "reference": reference,
-                      "batch": batch}
+            extras = {
+                "masks": masks,
+                "seed": study.base_seed,
+                "steps": study.ig_steps,
+                "reference": reference,
+                "batch": batch,
+            }
             function = _with_extras(base_function(base), extras)
             made = sweep(function, model, images, targets, ids, set(ensembles), study, batch)
             scores |= {ensembles[e]: made[e] for e in ensembles}
     return scores
 
 
-def sweep(base: Callable, model: nn.Module, images: torch.Tensor, targets: torch.Tensor, ids: torch.Tensor,
-          ensembles: set[str], study: Study, batch: int) -> dict[str, torch.Tensor]:
+def sweep(
+    base: Callable,
+    model: nn.Module,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    ids: torch.Tensor,
+    ensembles: set[str],
+    study: Study,
+    batch: int,
+) -> dict[str, torch.Tensor]:
     """The wanted members of one base's family from one plain estimate and one pass over J noisy inputs.
 
     Noise: normal, sigma = noise_level x (max - min) of each image (Smilkov et al., 2017). The noisy estimates e_j give
@@ -193,8 +224,10 @@ def _with_extras(function: Callable, extras: dict) -> Callable:
         more = {"ids": ids} if "ids" in accepted else {}
         scores = function(model, images, targets, **chosen, **more)
         if scores.shape != images.shape:
-            raise InputError(f"{function.__name__} gives scores of shape {tuple(scores.shape)} for images of shape "
-                             f"{tuple(images.shape)}; they must be equal")
+            raise InputError(
+                f"{function.__name__} gives scores of shape {tuple(scores.shape)} for images of shape "
+                f"{tuple(images.shape)}; they must be equal"
+            )
         return scores.detach()
 
     return call

@@ -1,5 +1,6 @@
 """The command `roar`: plan, run, status, collect and report a study given by its YAML file."""
 
+import os
 import sys
 import time
 
@@ -10,8 +11,9 @@ from roarlib import grid, params, results
 from roarlib.params import InputError
 
 study_file = click.argument("study_file", metavar="STUDY.yaml")
-only = click.option("--only", metavar="GLOB", help="Only cells whose id matches, and what they need, for example "
-                    "'04-retrain/grad*/s0'.")
+only = click.option(
+    "--only", metavar="GLOB", help="Only cells whose id matches, and what they need, for example '04-retrain/grad*/s0'."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,8 +43,10 @@ def plan(study_file, only):
     click.echo(_counts(study, chosen))
     workers, threads = grid.machine(study)
     left = _duration(preflight.seconds_left(study, data, todo)) if todo else "nothing"
-    click.echo(f"left: about {left} with {workers} cells at a time of {threads} thread(s) each; rankings still to "
-               f"write: {preflight.disk_bytes(study, data) / 1e6:.0f} MB")
+    click.echo(
+        f"left: about {left} with {workers} cells at a time of {threads} thread(s) each; rankings still to "
+        f"write: {preflight.disk_bytes(study, data) / 1e6:.0f} MB"
+    )
 
 
 @cli.command()
@@ -60,14 +64,19 @@ def run(study_file, only):
         click.echo(f"{study.name}: all {len(chosen)} cells are done; `roar report {study_file}` shows them")
         return
     preflight.check(study)
-    with tqdm(total=len(chosen), initial=len(chosen) - len(todo), unit="cell", desc=study.name,
-              disable=None if sys.stderr.isatty() else False, mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
+    with tqdm(
+        total=len(chosen),
+        initial=len(chosen) - len(todo),
+        unit="cell",
+        desc=study.name,
+        disable=None if sys.stderr.isatty() else False,
+        mininterval=0.5 if sys.stderr.isatty() else 15,
+    ) as bar:
 
         def report(outcome: grid.Outcome):
             bar.update(not outcome.error)
-            if outcome.error:
-                where = f" (see {outcome.notebook})" if outcome.notebook else ""
-                bar.write(f"FAILED {outcome.cell.id}: {outcome.error}{where}", file=sys.stderr)
+            if outcome.notebook and outcome.error:
+                bar.write(f"FAILED {outcome.cell.id}: {outcome.error} (see {outcome.notebook})", file=sys.stderr)
 
         outcomes = grid.run(study, only, report)
     results.collect(study)
@@ -77,17 +86,25 @@ def run(study_file, only):
 def _finish(study, outcomes, wall: float):
     """Say what a run did and took, and leave with status 1 if a cell failed (2 if only for bad input)."""
     failed = [o for o in outcomes if o.error]
+    waiting = [o for o in failed if o.notebook is None]
     workers, _ = grid.machine(study)
     rows = results.rows(study)
     cells = {o.cell.stage + "/" + o.cell.name for o in outcomes}
     work = grid.work_seconds(study, cells)
     overhead = 1 - work / (wall * min(workers, len(outcomes)))
-    click.echo(f"{study.name}: {len(outcomes) - len(failed)} cells in {_duration(wall)}, {len(failed)} failed; "
-               f"{int((rows.measure == 'retrain').sum())} retrainings in all. Of {workers} workers' time "
-               f"{1 - overhead:.0%} went into training, attribution and scoring, {overhead:.0%} into the rest.")
+    click.echo(
+        f"{study.name}: {len(outcomes) - len(failed)} cells in {_duration(wall)}, "
+        f"{len(failed) - len(waiting)} failed; "
+        f"{int((rows.measure == 'retrain').sum())} retrainings in all. Of {workers} workers' time "
+        f"{1 - overhead:.0%} went into training, attribution and scoring, {overhead:.0%} into the rest."
+    )
     if failed:
-        click.echo("Run the same command again when the cause is mended: what is done is kept.", err=True)
-        sys.exit(2 if all(o.error.startswith(("InputError", "not run")) for o in failed) else 1)
+        click.echo(
+            f"{len(waiting)} more cell(s) wait for them. Mend the cause and run the same command again: what is "
+            "done is kept.",
+            err=True,
+        )
+        sys.exit(2 if all(o in waiting or o.error.startswith("InputError") for o in failed) else 1)
 
 
 @cli.command()
@@ -148,4 +165,4 @@ def main():
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("\nStopped; finished rows are kept. Run the same command again to go on.", err=True)
-        sys.exit(130)
+        os._exit(130)  # threads still wait for their kernels, which die with this process

@@ -119,9 +119,11 @@ def _torchvision(cls_name: str, put: str) -> Callable:
             try:
                 found = _found_or_fetched(cls, folder, train)
             except (RuntimeError, OSError, EOFError, ValueError) as error:
-                raise InputError(f"{study.dataset}: missing or damaged under {folder} and not downloadable "
-                                 f"({' '.join(str(error).split())[:90]}); put {put} there, or name its folder by "
-                                 "data_dir or the environment variable ROAR_DATA") from None
+                raise InputError(
+                    f"{study.dataset}: missing or damaged under {folder} and not downloadable "
+                    f"({' '.join(str(error).split())[:90]}); put {put} there, or name its folder by "
+                    "data_dir or the environment variable ROAR_DATA"
+                ) from None
             images = np.asarray(found.data)  # (N, H, W, C) or (N, H, W)
             images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
             splits.append(Split(np.ascontiguousarray(images), np.asarray(found.targets, dtype=np.int64)))

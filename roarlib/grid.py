@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: `error` is empty, or one line; `notebook` is the executed copy."""
+    """How a cell ended: `error` is empty, or one line; `notebook` is the executed copy, None if it was not run."""
 
     cell: Cell
     seconds: float
@@ -66,8 +66,13 @@ def _attribute_cell(study, base, group, estimators) -> Cell:
 
 def _degrade_cell(study, base, attribute) -> Cell:
     estimators = attribute.parameters["estimators"]
-    made = tuple(row_name("deletion", e, u, m, p, study.base_seed) for e in estimators for u in study.units
-                 for m in study.modes for p in study.percents)
+    made = tuple(
+        row_name("deletion", e, u, m, p, study.base_seed)
+        for e in estimators
+        for u in study.units
+        for m in study.modes
+        for p in study.percents
+    )
     parameters = {"estimators": estimators, "percents": study.percents}
     return Cell("03-degrade", attribute.name, made, parameters, (base.id, attribute.id))
 
@@ -80,12 +85,22 @@ def _retrain_cells(study, groups, seed) -> Iterator[Cell]:
     percents = [p for p in study.percents if p]
     for group, estimators in groups.items():
         for estimator in estimators if percents else ():
-            made = tuple(row_name("retrain", estimator, u, m, p, seed) for u in study.units for m in study.modes
-                         for p in percents)
-            parameters = {"estimator": estimator, "units": study.units, "modes": study.modes, "percents": percents,
-                          "seeds": [seed]}
-            yield Cell("04-retrain", estimator.replace(":", "."), made, parameters, (f"02-attribute/{group}",),
-                       f"s{seed}")
+            made = tuple(
+                row_name("retrain", estimator, u, m, p, seed)
+                for u in study.units
+                for m in study.modes
+                for p in percents
+            )
+            parameters = {
+                "estimator": estimator,
+                "units": study.units,
+                "modes": study.modes,
+                "percents": percents,
+                "seeds": [seed],
+            }
+            yield Cell(
+                "04-retrain", estimator.replace(":", "."), made, parameters, (f"02-attribute/{group}",), f"s{seed}"
+            )
 
 
 def missing(study: Study, cell: Cell) -> list[str]:
@@ -129,7 +144,9 @@ def execute(study_file: Path, cell: Cell, needs: list[Outcome], threads: int) ->
     return Outcome(cell, time.perf_counter() - started, error, target)
 
 
-def run(study: Study, only: str | None = None, report: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
+def run(
+    study: Study, only: str | None = None, report: Callable[[Outcome], None] = lambda outcome: None
+) -> list[Outcome]:
     """Run all cells that are not done, several at a time; `report` hears of each as it ends. Returns all outcomes."""
     from distributed import Client, LocalCluster, as_completed
 
@@ -139,16 +156,28 @@ def run(study: Study, only: str | None = None, report: Callable[[Outcome], None]
         return []
     workers, threads = machine(study)
     # Threads of this process: each waits for a kernel process of its own, and one server of forked kernels serves all.
-    with (LocalCluster(n_workers=1, threads_per_worker=min(workers, len(todo)), processes=False,
-                       dashboard_address=None, silence_logs=50) as cluster, Client(cluster) as client):
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=min(workers, len(todo)),
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
         futures, outcomes = {}, []
         for place, cell in enumerate(todo):
             needs = [futures[n] for n in cell.needs if n in futures]
             futures[cell.id] = client.submit(execute, file, cell, needs, threads, key=cell.id, priority=-place)
         by_key = {cell.id: cell for cell in todo}
         for future in as_completed(futures.values()):
-            lost = future.status != "finished"
-            outcome = Outcome(by_key[future.key], 0.0, f"its worker died: {future.exception()}") if lost else future.result()
+            if future.status == "finished":
+                outcome = future.result()
+            else:
+                outcome = Outcome(
+                    by_key[future.key], 0.0, f"its worker died: {future.exception()}", Path("no notebook")
+                )
             outcomes.append(outcome)
             report(outcome)
     return outcomes

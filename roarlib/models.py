@@ -47,8 +47,14 @@ def _head(width: int, classes: int) -> list[nn.Module]:
 
 def resnet_tiny(classes: int, channels: int) -> nn.Module:
     """79,000 weights at 16-32-64 channels behind a stride-2 stem: a retraining takes seconds on one CPU core."""
-    return nn.Sequential(*conv_bn(channels, 16, 3, 2), nn.ReLU(True), Residual(16, 16), Residual(16, 32, 2),
-                         Residual(32, 64, 2), *_head(64, classes))
+    return nn.Sequential(
+        *conv_bn(channels, 16, 3, 2),
+        nn.ReLU(True),
+        Residual(16, 16),
+        Residual(16, 32, 2),
+        Residual(32, 64, 2),
+        *_head(64, classes),
+    )
 
 
 def resnet9(classes: int, channels: int) -> nn.Module:
@@ -61,9 +67,19 @@ def resnet9(classes: int, channels: int) -> nn.Module:
         body = nn.Sequential(*conv_bn(width, width), nn.ReLU(True), *conv_bn(width, width), nn.ReLU(True))
         return Shortcut(body)
 
-    return nn.Sequential(*conv_bn(channels, 64), nn.ReLU(True), *down(64, 128), residual(128), *down(128, 256),
-                         *down(256, 512), residual(512), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
-                         nn.Linear(512, classes, bias=False), Scale(0.125))
+    return nn.Sequential(
+        *conv_bn(channels, 64),
+        nn.ReLU(True),
+        *down(64, 128),
+        residual(128),
+        *down(128, 256),
+        *down(256, 512),
+        residual(512),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(512, classes, bias=False),
+        Scale(0.125),
+    )
 
 
 class Shortcut(nn.Module):
@@ -103,8 +119,9 @@ def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
         raise InputError(f"model {name} fails on images of shape {tuple(shape)}: {reason}") from error
     if not isinstance(out, torch.Tensor) or out.shape != (2, classes):
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-        raise InputError(f"model {name} gives {got} for 2 images; the data has {classes} classes, so (2, {classes})"
-                         " is needed")
+        raise InputError(
+            f"model {name} gives {got} for 2 images; the data has {classes} classes, so (2, {classes}) is needed"
+        )
     return model.train()
 
 
@@ -120,8 +137,10 @@ def constructor(name: str) -> Callable:
         return lambda classes, channels: torchvision.models.get_model(name, weights=None, num_classes=classes)
     near = difflib.get_close_matches(name, [*MODELS, *torchvision.models.list_models()], 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise InputError(f"unknown model '{name}'{hint} Known: {', '.join(MODELS)}, any torchvision classifier, or your own"
-                     " as module:function")
+    raise InputError(
+        f"unknown model '{name}'{hint} Known: {', '.join(MODELS)}, any torchvision classifier, or your own"
+        " as module:function"
+    )
 
 
 def users_own(name: str) -> Callable:

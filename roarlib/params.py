@@ -123,8 +123,10 @@ def split_name(name: str) -> tuple[str, str]:
     if base not in BASES and not USERS_OWN.fullmatch(base):
         near = difflib.get_close_matches(name, PAPER + KNOWN_ANSWER, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown estimator '{name}'{hint} Known: {', '.join(PAPER + KNOWN_ANSWER)}, paper (its 20)"
-                         " or your own as module:function")
+        raise ValueError(
+            f"unknown estimator '{name}'{hint} Known: {', '.join(PAPER + KNOWN_ANSWER)}, paper (its 20)"
+            " or your own as module:function"
+        )
     return base, ensemble
 
 
@@ -166,8 +168,10 @@ def save(study: Study) -> Path:
         fixed = [k for k in new if k not in SELECTION + MACHINE]
         unlike = [f"{k}: {old.get(k)} there, {new[k]} now" for k in fixed if old.get(k) != new[k]]
         if unlike:
-            raise InputError(f"{path.parent} holds results of other parameters ({'; '.join(unlike)}); give the study "
-                             "another name, or delete that folder")
+            raise InputError(
+                f"{path.parent} holds results of other parameters ({'; '.join(unlike)}); give the study "
+                "another name, or delete that folder"
+            )
     try:
         write_atomically(path, yaml.safe_dump(new, sort_keys=False))
     except OSError as error:

@@ -72,8 +72,8 @@ def in_order(names) -> list[str]:
 
 def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.4, 3.0), **keywords):
     """`plt.subplots` on white paper in the look of this module, axes always a 2-d array; size in inches."""
-    # Outside rc_context: the first figure loads the backend, whose settings the context would undo when it ends,
-    # and a notebook would show no later figure.
+    # Outside rc_context: the first figure loads the backend, whose settings the context would undo as it ends;
+    # a notebook would then show no later figure.
     figure = plt.figure(figsize=size, layout="constrained", facecolor="white")
     with mpl.rc_context(LOOK):
         return figure, figure.subplots(rows, columns, squeeze=False, **keywords)

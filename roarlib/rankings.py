@@ -29,8 +29,14 @@ def load(study: Study, estimator: str, unit: str, split: str) -> np.ndarray:
     return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
-def make(study: Study, data: Data, model: torch.nn.Module, predictions: dict[str, np.ndarray], estimators: list[str],
-         progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
+def make(
+    study: Study,
+    data: Data,
+    model: torch.nn.Module,
+    predictions: dict[str, np.ndarray],
+    estimators: list[str],
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
     """Rank every image of both splits by these estimators (one group), in all units of the study; write the files.
 
     predictions: split -> int64 (N,), the base model's classes, which are what is explained. progress: called with
@@ -77,17 +83,33 @@ def _split(study, data, model, predictions, estimators, part_name, device):
     checkpoint.unlink(missing_ok=True)
 
 
-def explain_stored(study: Study, data: Data, model, split: Split, predictions: np.ndarray, estimators: list[str],
-                   index: slice, device: torch.device, batch: int) -> dict[str, torch.Tensor]:
+def explain_stored(
+    study: Study,
+    data: Data,
+    model,
+    split: Split,
+    predictions: np.ndarray,
+    estimators: list[str],
+    index: slice,
+    device: torch.device,
+    batch: int,
+) -> dict[str, torch.Tensor]:
     """Scores (B, C, H, W) of the images `index` of a split by name, with the study's settings; see attribute.explain."""
     mean, std = torch.from_numpy(data.mean).to(device), torch.from_numpy(data.std).to(device)
     images = normalise(torch.from_numpy(np.ascontiguousarray(split.images[index])).to(device), mean, std)
     masks = None if split.masks is None else torch.from_numpy(split.masks[index]).to(device)
     reference = (-mean / std)[:, None, None] if study.ig_reference == "black" else torch.zeros(1, device=device)
     return attribute.explain(
-        study, model, images.contiguous(memory_format=torch.channels_last),
-        torch.from_numpy(predictions[index]).to(device), estimators,
-        ids=torch.arange(index.start, index.stop, device=device), masks=masks, reference=reference, batch=batch)
+        study,
+        model,
+        images.contiguous(memory_format=torch.channels_last),
+        torch.from_numpy(predictions[index]).to(device),
+        estimators,
+        ids=torch.arange(index.start, index.stop, device=device),
+        masks=masks,
+        reference=reference,
+        batch=batch,
+    )
 
 
 def batch_size(device: torch.device, shape: tuple[int, int, int]) -> int:
@@ -109,8 +131,9 @@ def _ranked(scores, unit, ids, study, estimator, first):
 
 def _open_parts(files: dict, split: Split, checkpoint: Path) -> tuple[dict, int]:
     """Memory-mapped part files, and the image to go on at: 0 unless a checkpoint and all parts are there."""
-    shapes = {key: (len(split), 1 if key[1] == "pixel" else split.images.shape[1], *split.images.shape[2:])
-              for key in files}
+    shapes = {
+        key: (len(split), 1 if key[1] == "pixel" else split.images.shape[1], *split.images.shape[2:]) for key in files
+    }
     next(iter(files.values())).parent.mkdir(parents=True, exist_ok=True)
     names = sorted(file.name for file in files.values())
     if checkpoint.is_file() and all(_part_of(file).is_file() for file in files.values()):

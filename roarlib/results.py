@@ -14,8 +14,29 @@ import pandas as pd
 
 from roarlib.params import InputError, Study, root, write_atomically
 
-COLUMNS = ["study", "cell", "measure", "estimator", "unit", "mode", "percent", "seed", "accuracy", "n_train", "n_test",
-           "n_classes", "epochs", "seconds", "device", "hardware", "precision", "torch", "roarlib", "commit", "finished"]
+COLUMNS = [
+    "study",
+    "cell",
+    "measure",
+    "estimator",
+    "unit",
+    "mode",
+    "percent",
+    "seed",
+    "accuracy",
+    "n_train",
+    "n_test",
+    "n_classes",
+    "epochs",
+    "seconds",
+    "device",
+    "hardware",
+    "precision",
+    "torch",
+    "roarlib",
+    "commit",
+    "finished",
+]
 MEASURES = ("base", "deletion", "retrain", "ranking")  # a ranking has no accuracy: its row says that it is done
 
 
@@ -33,17 +54,42 @@ def has(study: Study, stage: str, cell: str, row: str) -> bool:
     return (folder(study, stage, cell) / "rows" / row).is_file()
 
 
-def write(study: Study, stage: str, cell: str, *, measure: str, estimator: str = "clean", unit: str = "all",
-          mode: str = "all", percent: int = 0, seed: int = 0, accuracy: float | None = None, **more) -> dict:
+def write(
+    study: Study,
+    stage: str,
+    cell: str,
+    *,
+    measure: str,
+    estimator: str = "clean",
+    unit: str = "all",
+    mode: str = "all",
+    percent: int = 0,
+    seed: int = 0,
+    accuracy: float | None = None,
+    **more,
+) -> dict:
     """Write one row, atomically; its presence means that the measurement is done. Returns the row.
 
     accuracy: 0..1, or None for a ranking. more: n_train, n_test, seconds and other JSON values.
     """
     if measure not in MEASURES or (accuracy is not None and not 0 <= accuracy <= 1):
         raise ValueError(f"no such row: measure {measure}, accuracy {accuracy}")
-    row = {"study": study.name, "cell": f"{stage}/{cell}", "measure": measure, "estimator": estimator, "unit": unit, "mode": mode,
-           "percent": percent, "seed": seed, "accuracy": accuracy, **more, "epochs": study.epochs, **provenance(),
-           "finished": datetime.now(UTC).isoformat(timespec="seconds"), "params": study.model_dump()}
+    row = {
+        "study": study.name,
+        "cell": f"{stage}/{cell}",
+        "measure": measure,
+        "estimator": estimator,
+        "unit": unit,
+        "mode": mode,
+        "percent": percent,
+        "seed": seed,
+        "accuracy": accuracy,
+        **more,
+        "epochs": study.epochs,
+        **provenance(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "params": study.model_dump(),
+    }
     file = folder(study, stage, cell) / "rows" / row_name(measure, estimator, unit, mode, percent, seed)
     try:
         write_atomically(file, json.dumps(row, indent=1))
@@ -57,8 +103,13 @@ def context(study: Study, data) -> dict:
     from roarlib.train import device_of, precision_of
 
     device = device_of(study)
-    return {"n_train": len(data.train), "n_test": len(data.test), "n_classes": len(data.classes),
-            "device": str(device), "precision": precision_of(study, device)}
+    return {
+        "n_train": len(data.train),
+        "n_test": len(data.test),
+        "n_classes": len(data.classes),
+        "device": str(device),
+        "precision": precision_of(study, device),
+    }
 
 
 def rows(study: Study) -> pd.DataFrame:
@@ -95,9 +146,15 @@ def collect(study: Study) -> Path:
 @cache
 def provenance() -> dict:
     """What computed a row: versions, commit, processor, host."""
-    return {"hardware": hardware(), "host": socket.gethostname(), "python": platform.python_version(),
-            "torch": version("torch"), "roarlib": version("roarlib"), "commit": commit(),
-            "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None}
+    return {
+        "hardware": hardware(),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "roarlib": version("roarlib"),
+        "commit": commit(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
+    }
 
 
 def hardware() -> str:

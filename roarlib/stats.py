@@ -97,9 +97,9 @@ def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain")
     negative: worse than Random. The curves share their clean end, so 1 is approached and not reached in
     mode remove. chance: 1 / number of classes. Columns: estimator, unit, mode, n, mean, std, low, high
     (95 percent t interval over seeds). A seed counts where both curves have their clean point and every
-    percent they share, and where Random is, on the whole, short of the ideal; where none
-    does, n is 0 and the rest NaN. Compare only curves over the same percents, and distrust areas where Random
-    is close to the ideal: both integrals are noise then.
+    percent they share, and where Random is on the whole short of the ideal; where none does, n is 0 and the
+    rest NaN. Compare only curves over the same percents, and distrust areas where Random is close to the
+    ideal: both integrals are noise then.
     Source: the paper's reading of its Figure 4 as one number; normalised as a skill score.
     """
     points = with_clean(table)

@@ -14,6 +14,7 @@ CLASSES = [f"stripes {angle}°, {scale}" for scale in ("fine", "coarse") for ang
 # Standard deviations in units of 0..255. Few images are very hard, few very easy: that is what makes accuracy fall
 # gradually as random pixels are removed, where one contrast for all would keep it up until it collapses.
 CONTRAST = (2.0, 45.0)  # of the texture in one image, log-uniform between the two
+POWER = 1.5
 NOISE = 6.0  # of every pixel and channel
 CLUTTER = 16.0  # of the colours of the background's rectangles
 COLOUR = 7.0  # of the disc's mean colour
@@ -45,7 +46,7 @@ def _block(rng: np.random.Generator, size: int) -> Images:
     labels = rng.permuted(np.tile(np.arange(10), (BLOCK // 10, 1)), axis=1).ravel()
     x, y, masks = _discs(rng, size)
     texture = _standardise(_texture(rng, labels, x * 32 / size, y * 32 / size), masks)
-    contrast = rng.uniform(*CONTRAST, (BLOCK, 1, 1, 1))
+    contrast = CONTRAST[0] + (CONTRAST[1] - CONTRAST[0]) * rng.uniform(size=(BLOCK, 1, 1, 1)) ** POWER
     tint = rng.normal(1, 0.3, (BLOCK, 3, 1, 1))  # mostly light and dark, a little coloured
     tint /= np.sqrt((tint**2).mean(1, keepdims=True))
     colour = rng.normal(GREY, COLOUR, (BLOCK, 3, 1, 1))

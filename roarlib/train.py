@@ -101,8 +101,15 @@ def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torc
     return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def train(study: Study, data: Data, seed: int, ranking: np.ndarray | None = None, percent: int = 0,
-          mode: str = "remove", progress=None) -> nn.Module:
+def train(
+    study: Study,
+    data: Data,
+    seed: int,
+    ranking: np.ndarray | None = None,
+    percent: int = 0,
+    mode: str = "remove",
+    progress=None,
+) -> nn.Module:
     """Train a fresh model on the degraded train split; the last epoch's weights are the result.
 
     ranking: of the train split, uint8, or None. seed: of the first weights, the order of the images and the
@@ -168,8 +175,14 @@ def predict(study: Study, model: nn.Module, images: Degraded, batch: int = 1000)
     return torch.cat(found).cpu().numpy()
 
 
-def evaluate(study: Study, model: nn.Module, data: Data, ranking: np.ndarray | None = None, percent: int = 0,
-             mode: str = "remove") -> float:
+def evaluate(
+    study: Study,
+    model: nn.Module,
+    data: Data,
+    ranking: np.ndarray | None = None,
+    percent: int = 0,
+    mode: str = "remove",
+) -> float:
     """Share of the degraded test images that the model classifies correctly, 0 to 1. ranking: of the test split."""
     images = Degraded(data.test, data, device_of(study), ranking, percent, mode)
     accuracy = float((predict(study, model, images) == data.test.labels).mean())

@@ -10,8 +10,7 @@ from roarlib import params
 from roarlib.data import Data, Split
 
 torch.set_num_threads(1)  # as the grid's workers: the same numbers whatever the machine
-REAL_CIFAR10 = [Path(os.environ.get("ROAR_DATA", "")), params.root() / "data",
-                params.root().parent / "shared" / "data"]
+REAL_CIFAR10 = [Path(os.environ.get("ROAR_DATA", "")), params.root() / "data", params.root().parent / "shared" / "data"]
 
 
 @pytest.fixture
@@ -23,9 +22,22 @@ def outputs(tmp_path, monkeypatch):
 
 def tiny_study(**changes):
     """A study of a few images that trains in a blink; keyword arguments replace its values."""
-    values = dict(name="tiny", dataset="textures", train_images=100, test_images=50, epochs=1, batch_size=25,
-                  augment="none", precision="float32", estimators=["grad", "random"], noise_samples=3, ig_steps=3,
-                  percents=[50], seeds=[0], device="cpu")
+    values = dict(
+        name="tiny",
+        dataset="textures",
+        train_images=100,
+        test_images=50,
+        epochs=1,
+        batch_size=25,
+        augment="none",
+        precision="float32",
+        estimators=["grad", "random"],
+        noise_samples=3,
+        ig_steps=3,
+        percents=[50],
+        seeds=[0],
+        device="cpu",
+    )
     return params.Study(**values | changes)
 
 
@@ -37,8 +49,13 @@ def random_data(train=20, test=10, shape=(3, 8, 8), classes=4, seed=0):
         masks = rng.random((count, 1, *shape[1:])) < 0.2
         return Split(rng.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count) % classes, masks)
 
-    return Data(split(train), split(test), [str(c) for c in range(classes)], np.full(shape[0], 0.5, np.float32),
-                np.full(shape[0], 0.25, np.float32))
+    return Data(
+        split(train),
+        split(test),
+        [str(c) for c in range(classes)],
+        np.full(shape[0], 0.5, np.float32),
+        np.full(shape[0], 0.25, np.float32),
+    )
 
 
 class Net(nn.Module):

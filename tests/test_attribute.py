@@ -99,8 +99,9 @@ def test_one_sweep_serves_all_six(base, passes):
     model, inputs = Net(), []
     study = tiny_study(estimators=NAMES, noise_samples=4, ig_steps=5)
     model.register_forward_pre_hook(lambda module, args: inputs.append(len(args[0])))
-    attribute.explain(study, model, images(), torch.zeros(5, dtype=torch.int64),
-                      [n for n in NAMES if n.startswith(base)], ids=IDS)
+    attribute.explain(
+        study, model, images(), torch.zeros(5, dtype=torch.int64), [n for n in NAMES if n.startswith(base)], ids=IDS
+    )
     assert sum(inputs) == 5 * passes
 
 
@@ -131,8 +132,9 @@ def test_the_users_model_is_left_as_it_was(fail):
     except RuntimeError as error:
         assert fail and "boom" in str(error)
     assert [m.training for m in model.modules()] == modes and [type(m) for m in model.modules()] == kinds
-    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
-                     for m in model.modules()]
+    assert hooks == [
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()
+    ]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters()) and not x.requires_grad
 
@@ -170,8 +172,10 @@ def test_oracle_and_anti_oracle_rank_the_mask():
 
 
 def test_a_users_function_and_a_captum_class_by_name(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("def edges(model, images, targets):\n    return images.abs()\n"
-                                      "def flat(model, images, targets):\n    return images.sum(1)\n")
+    (tmp_path / "mine.py").write_text(
+        "def edges(model, images, targets):\n    return images.abs()\n"
+        "def flat(model, images, targets):\n    return images.sum(1)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     model = Net()
     found = explained(model, ["mine:edges", "mine:edges-sgsq", "captum:InputXGradient"])

@@ -143,7 +143,7 @@ def test_two_at_once_from_threads_of_one_process(notebook, tmp_path):
 
 @linux
 def test_nothing_survives_its_owner(notebook, tmp_path):
-    """SIGKILL of an unguarded script ends the kernel, what it started and the server, and clears the sockets."""
+    """SIGKILL of an unguarded script ends kernel, server and what the kernel started, and clears the sockets."""
     source = notebook(
         "import os, pathlib, subprocess, time\nchild = subprocess.Popen(['sleep', '60']).pid",
         "folder = os.path.dirname(get_ipython().kernel.parent.connection_file)",

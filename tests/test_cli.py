@@ -1,0 +1,138 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import tiny_study
+
+from roarlib import cli, grid, preflight
+from roarlib.params import InputError
+
+ROAR = Path(sys.executable).with_name("roar")
+
+
+@pytest.fixture
+def study_file(tmp_path, outputs):
+    def write(**changes):
+        file = tmp_path / "tiny.yaml"
+        file.write_text(yaml.safe_dump(tiny_study().model_dump() | changes))
+        return str(file)
+
+    return write
+
+
+def roar(monkeypatch, capsys, *words):
+    """(exit status, stdout, stderr) of a call of roar in this process."""
+    monkeypatch.setattr(sys, "argv", ["roar", *words])
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as leave:
+        status = leave.code or 0
+    return status, *capsys.readouterr()
+
+
+def test_the_installed_command_explains_itself():
+    done = subprocess.run([ROAR, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(f"\n  {name} " in done.stdout for name in ("plan", "run", "status", "collect", "report"))
+
+
+def test_bad_input_ends_in_one_line_and_status_2_without_a_traceback(study_file):
+    done = subprocess.run([ROAR, "run", study_file(estimators=["gard"])], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("roar: ") and done.stderr.count("\n") == 1 and "did you mean grad?" in done.stderr
+    done = subprocess.run([ROAR, "--debug", "run", "nothing.yaml"], capture_output=True, text=True)
+    assert "Traceback" in done.stderr and done.returncode != 0
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(dataset="cifar"), "unknown dataset 'cifar'"),
+        (dict(model="resnet"), "unknown model 'resnet'"),
+        (dict(train_images=5), "no image of class"),
+        (dict(estimators=["no_module:fn"]), "cannot import no_module"),
+        (dict(estimators=["captum:Nothing"]), "has no Nothing"),
+        (dict(device="tpu"), "device 'tpu' is not usable"),
+        (dict(percents=[120]), "percents.0 = 120"),
+        (dict(seeds=[]), "seeds"),
+    ],
+)
+def test_every_command_that_starts_work_checks_first(study_file, monkeypatch, capsys, changes, says):
+    for command in ("plan", "run"):
+        status, out, err = roar(monkeypatch, capsys, command, study_file(**changes))
+        assert (status, out, err.count("\n")) == (2, "", 1) and says in err
+
+
+def test_nan_scores_and_a_broken_estimator_are_found_before_anything_runs(study_file, tmp_path, monkeypatch, capsys):
+    (tmp_path / "bad.py").write_text(
+        "def nan(model, images, targets):\n    return images * float('nan')\n"
+        "def dies(model, images, targets):\n    return images @ targets\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "bad:nan gives NaN" in roar(monkeypatch, capsys, "run", study_file(estimators=["bad:nan"]))[2]
+    assert "bad:dies fails on two images" in roar(monkeypatch, capsys, "run", study_file(estimators=["bad:dies"]))[2]
+
+
+def test_a_full_or_read_only_outputs_folder_is_named(study_file, monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    file = study_file()
+    monkeypatch.setenv("ROAR_OUTPUTS", str(tmp_path / "file"))
+    status, _, err = roar(monkeypatch, capsys, "run", file)
+    assert status == 2 and "cannot write under" in err
+    monkeypatch.setenv("ROAR_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    status, _, err = roar(monkeypatch, capsys, "run", file)
+    assert status == 2 and "the rankings need" in err and "are free" in err
+
+
+def test_plan_lists_cells_and_estimates_the_time(study_file, monkeypatch, capsys):
+    status, out, _ = roar(monkeypatch, capsys, "plan", study_file())
+    assert status == 0 and "04-retrain/grad/s0" in out and "0 of 1 rows" in out
+    assert "cells done 01-train 0/1, 02-attribute 0/2" in out and "left: about" in out
+
+
+def test_status_reads_the_files_alone(study_file, monkeypatch, capsys):
+    status, out, _ = roar(monkeypatch, capsys, "status", study_file())
+    assert status == 0 and out == (
+        "tiny: cells done 01-train 0/1, 02-attribute 0/2, 03-degrade 0/2, 04-retrain 0/3; retrainings 0 of 3\n"
+    )
+
+
+def test_commands_without_results_say_what_to_run(study_file, monkeypatch, capsys):
+    for command in ("collect", "report"):
+        status, _, err = roar(monkeypatch, capsys, command, study_file())
+        assert status == 2 and "roar run" in err
+
+
+@pytest.mark.parametrize("error, wanted", [("ValueError: boom", 1), ("InputError: bad", 2)])
+def test_a_failed_cell_gives_its_notebook_and_a_status(study_file, monkeypatch, capsys, error, wanted):
+    def run(study, only, report):
+        cell = grid.cells(study)[0]
+        outcome = grid.Outcome(cell, 1.0, error, Path("x/notebook.ipynb"))
+        waiting = grid.Outcome(grid.cells(study)[1], 0.0, "not run: it needs 01-train/base")
+        (study.folder / "01-train" / "base" / "rows").mkdir(parents=True)
+        (study.folder / "01-train" / "base" / "rows" / "x.json").write_text(
+            '{"study": "tiny", "measure": "base", "accuracy": 0.5, "seconds": 1.0}'
+        )
+        for o in (outcome, waiting):
+            report(o)
+        return [outcome, waiting]
+
+    monkeypatch.setattr(grid, "run", run)
+    status, _, err = roar(monkeypatch, capsys, "run", study_file())
+    assert status == wanted and f"FAILED 01-train/base: {error} (see x/notebook.ipynb)" in err
+    assert "1 more cell(s) wait for them" in err and "not run: it needs" not in err
+
+
+def test_disk_is_counted_in_bytes_of_the_rankings(outputs):
+    study = tiny_study(units=["pixel", "value"])
+    assert preflight.disk_bytes(study, preflight.check(study)) == 2 * 150 * (1 + 3) * 1024
+
+
+def test_preflight_accepts_what_is_good(outputs):
+    with pytest.raises(InputError):
+        preflight.check(tiny_study(model="nothing"))
+    assert len(preflight.check(tiny_study()).train) == 100

@@ -1,0 +1,114 @@
+"""The notebooks as users run them: the smoke study through the command line, every notebook through nbval, the report."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from roarlib import grid, params
+
+ROOT = params.root()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ROAR = Path(sys.executable).with_name("roar")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The smoke study, run once for all tests of this file: (environment, folder, what `roar run` printed)."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    environment = os.environ | {"ROAR_OUTPUTS": str(outputs)}
+    done = subprocess.run([ROAR, "run", "params/smoke.yaml"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return environment, outputs / "smoke", done.stdout
+
+
+def roar(environment, *words):
+    done = subprocess.run([ROAR, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_smoke_study_leaves_every_row(smoke):
+    _, folder, printed = smoke
+    study, table = params.load("params/smoke.yaml"), pd.read_csv(folder / "results.csv")
+    assert " 0 failed" in printed and "Traceback" not in printed
+    kinds = len(study.units) * len(study.modes) * len(study.percents) * len(study.estimators)
+    counts = table.measure.value_counts()
+    assert counts["retrain"] == kinds + 1 and counts["deletion"] == kinds and counts["base"] == 1
+    assert table[table.measure != "ranking"].accuracy.between(0, 1).all()
+    assert not list(folder.rglob("*.part*")) and not list(folder.rglob("*.progress.json"))
+
+
+def test_a_second_run_runs_no_cell(smoke):
+    environment, folder, _ = smoke
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.suffix in (".json", ".npy", ".ipynb")}
+    assert "all 32 cells are done" in roar(environment, "run", "params/smoke.yaml")
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    assert "04-retrain 23/23; retrainings 177 of 177" in roar(environment, "status", "params/smoke.yaml")
+
+
+def test_the_report_is_one_page_with_the_figures_inside(smoke):
+    environment, folder, _ = smoke
+    printed = roar(environment, "report", "params/smoke.yaml")
+    page = (folder / "report.html").read_text()
+    assert "SG-SQ-GRAD" in printed and str(folder / "report.html") in printed
+    assert page.count("data:image/png;base64,") >= 5 and "Accuracy curves" in page and "Degraded images" in page
+    assert "import " not in re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)  # readers see no code
+    assert (folder / "figures" / "curves-pixel-remove.png").stat().st_size > 10_000
+
+
+def test_every_notebook_runs_with_its_defaults(smoke):
+    environment, _, _ = smoke
+    call = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "--nbval-cell-timeout=300",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *map(str, NOTEBOOKS),
+    ]
+    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert re.search(r"\d+ passed", done.stdout) and "failed" not in done.stdout
+
+
+def test_same_numbers_again(smoke):
+    """A retraining that is run again, in another kernel, gives the same accuracy to the bit."""
+    environment, folder, _ = smoke
+    row = "retrain_grad-sgsq_pixel_remove_p50_s0.json"
+    file = folder / "04-retrain" / "grad-sgsq" / "rows" / row
+    study = params.load("params/smoke.yaml")
+    before = pd.read_json(file, typ="series")
+    file.unlink()
+    roar(environment, "run", "params/smoke.yaml")
+    after = pd.read_json(file, typ="series")
+    assert after.accuracy == before.accuracy and after.params == before.params and study.name == after.study
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_notebooks_keep_the_house_style(file):
+    notebook = nbformat.read(file, 4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    prose = [c.source for c in notebook.cells if c.cell_type == "markdown"]
+    lengths = [len(c.source.splitlines()) for c in code]
+    assert all(not c.outputs and c.execution_count is None for c in code), "outputs not stripped"
+    assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1
+    assert prose[0].startswith("# ") and all(word in prose[0] for word in ("**Reads**", "**Writes**"))
+    assert max(lengths) <= 15 and sum(lengths) <= (60 if file.stem[0] == "0" else 100)
+    assert any("assert " in c.source for c in code) or file.stem.startswith("11")
+    assert not any(re.search(r"^\s*(def|class) ", c.source, re.M) for c in code)
+    for target in re.findall(r"\]\(([\w-]+\.ipynb)\)", " ".join(prose)):
+        assert (file.parent / target).is_file(), target
+
+
+def test_there_is_a_notebook_for_every_stage():
+    assert [f.stem for f in NOTEBOOKS if f.stem[0] == "0"][1:] == list(grid.STAGES)

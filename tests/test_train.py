@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+import torch
+from conftest import random_data, tiny_study
+
+from roarlib import data, train
+from roarlib.params import InputError
+
+CPU = torch.device("cpu")
+
+
+def overfitting(**changes):
+    return tiny_study(epochs=40, batch_size=16, learning_rate=0.1, label_smoothing=0.0, weight_decay=0.0, **changes)
+
+
+def test_it_overfits_32_images():
+    found = random_data(train=32, test=8, shape=(3, 16, 16))
+    losses = []
+    model = train.train(overfitting(), found, 0, progress=losses.append)
+    whole = data.Data(found.train, found.train, found.classes, found.mean, found.std)
+    assert train.evaluate(overfitting(), model, whole) == 1 and len(losses) == 40 and losses[-1] < 0.05 < losses[0]
+
+
+def test_same_seed_same_numbers_to_the_bit_whatever_ran_before():
+    found, study = random_data(shape=(3, 16, 16)), tiny_study(batch_size=8, epochs=2, augment="crop-flip")
+
+    def weights(seed):
+        return torch.cat([p.detach().flatten() for p in train.train(study, found, seed).parameters()])
+
+    first = weights(5)
+    torch.rand(17)
+    assert torch.equal(weights(5), first) and not torch.equal(weights(6), first)
+
+
+def test_training_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(1)
+    wanted = torch.rand(3)
+    torch.manual_seed(1)
+    train.train(tiny_study(batch_size=8), random_data(shape=(3, 16, 16)), 0)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_first_weights_and_order_do_not_depend_on_the_ranking(monkeypatch):
+    found, study, seen = random_data(shape=(3, 16, 16)), tiny_study(batch_size=8), []
+    original = train.Degraded.batch
+    monkeypatch.setattr(train.Degraded, "batch", lambda self, i: (seen.append(i.tolist()), original(self, i))[1])
+    nothing = np.full((20, 1, 16, 16), 99, np.uint8)
+    plain, ranked = train.train(study, found, 3), train.train(study, found, 3, nothing, 50)
+    assert seen[:2] == seen[2:]  # two batches each
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), ranked.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["remove", "keep"])
+def test_removed_inputs_take_the_training_mean_and_the_others_stay(mode):
+    found = random_data()
+    ranking = np.random.default_rng(1).integers(0, 100, (20, 3, 8, 8), dtype=np.uint8)
+    x, y = train.Degraded(found.train, found, CPU, ranking, 30, mode).batch(slice(0, 20))
+    clean, _ = train.Degraded(found.train, found, CPU).batch(slice(0, 20))
+    gone = torch.from_numpy(ranking < 30 if mode == "remove" else ranking >= 30)
+    assert (x[gone] == 0).all() and torch.equal(x[~gone], clean[~gone])
+    assert y.tolist() == found.train.labels.tolist()
+
+
+def test_a_pixel_ranking_removes_all_channels():
+    found = random_data()
+    ranking = np.random.default_rng(1).integers(0, 100, (20, 1, 8, 8), dtype=np.uint8)
+    x, _ = train.Degraded(found.train, found, CPU, ranking, 50).batch(slice(0, 20))
+    assert ((x == 0).all(1, keepdim=True).numpy() == (ranking < 50)).all()
+
+
+def test_a_ranking_of_another_split_is_refused():
+    found = random_data()
+    with pytest.raises(ValueError, match="ranking of 10 images for a split of 20"):
+        train.Degraded(found.train, found, CPU, np.zeros((10, 1, 8, 8), np.uint8), 50)
+
+
+def test_augmentation_shifts_and_flips_whole_images_and_pads_with_the_fill():
+    images = torch.arange(1.0, 2 * 64 + 1).reshape(1, 2, 8, 8).repeat(200, 1, 1, 1)
+    out = train.augment(images, "crop-flip", torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images[:1], (4, 4, 4, 4))
+    views = [padded[:, :, r : r + 8, c : c + 8] for r in range(9) for c in range(9)]
+    views = torch.cat(views + [v.flip(3) for v in views])
+    found = [int((views == o).all(-1).all(-1).all(-1).nonzero()[0]) for o in out]  # each is one of the 162
+    assert len(set(found)) > 80 and 60 < sum(f >= 81 for f in found) < 140
+    assert train.augment(images, "none", torch.Generator()) is images
+    crops = train.augment(images, "crop", torch.Generator().manual_seed(0))
+    assert all((views[:81] == o).all(-1).all(-1).all(-1).any() for o in crops)
+
+
+def test_evaluation_counts_right_answers_on_degraded_test_images():
+    found = random_data()
+
+    class Constant(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.one_hot(torch.full((len(x),), 2), 4).float() + x.mean() * 0
+
+    share = (found.test.labels == 2).mean()
+    assert train.evaluate(tiny_study(), Constant(), found) == share
+
+
+def test_base_model_comes_back_as_it_was(outputs):
+    found, study = data.load(tiny_study()), tiny_study()
+    model = train.train(study, found, 0)
+    kept = train.save_base(study, found, model)
+    again, predictions = train.load_base(study, found)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert np.array_equal(predictions["test"], kept["test"]) and len(predictions["train"]) == 100
+    assert not again.training
+
+
+def test_without_a_base_model_the_error_says_what_to_run(outputs):
+    with pytest.raises(LookupError, match="roar run params/tiny.yaml"):
+        train.load_base(tiny_study(), random_data())
+
+
+def test_an_unusable_device_is_named():
+    with pytest.raises(InputError, match="device 'cuda:99' is not usable"):
+        train.device_of(tiny_study(device="cuda:99"))
+
+
+def test_learning_rate_rises_then_falls_to_nothing():
+    model = torch.nn.Linear(2, 2)
+    optimiser, schedule = train._optimiser(tiny_study(warmup=0.2, learning_rate=1.0), model, 100)
+    rates = []
+    for _ in range(100):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert np.argmax(rates) == 20 and rates[20] == 1 and 0 < rates[-1] < 0.02 and 0 < rates[0] < 0.06
+    assert [g["weight_decay"] for g in optimiser.param_groups] == [5e-4, 0]
