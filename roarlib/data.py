@@ -1,4 +1,4 @@
-"""Data sets as arrays: images uint8 (N, C, H, W), labels int64 (N,), and per-channel mean and std of the training set."""
+"""Data sets as arrays: images uint8 (N, C, H, W), labels int64 (N,), the training set's mean and std per channel."""
 
 import difflib
 import os
@@ -17,7 +17,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 (N, C, H, W), labels int64 (N,); masks bool (N, 1, H, W) of the truly informative pixels, if known."""
+    """Images uint8 (N, C, H, W), labels int64 (N,); masks bool (N, 1, H, W) of the informative pixels, where known."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -36,7 +36,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A train and a test split with their class names; mean and std are per channel, in 0..1 units, of the train split."""
+    """A train and a test split and their class names; mean and std per channel, in 0..1 units, of the train split."""
 
     train: Split
     test: Split

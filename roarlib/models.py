@@ -19,7 +19,7 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list
 
 
 class Residual(nn.Module):
-    """Basic residual block (He et al., CVPR 2016): two 3 x 3 convolutions and a shortcut, projected if shapes differ."""
+    """Basic residual block (He et al., CVPR 2016): two 3 x 3 convolutions and a shortcut, projected where it must."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()

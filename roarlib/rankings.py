@@ -44,7 +44,7 @@ def make(
     run that was interrupted goes on at the last checkpoint, with the same bytes in the end.
     """
     device = device_of(study)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = attribute.folded(model).to(device, memory_format=torch.channels_last)
     total, started = len(data.train) + len(data.test), time.perf_counter()
     for before, split in ((0, "train"), (len(data.train), "test")):
         step = _split(study, data, model, predictions[split], estimators, split, device)
@@ -94,7 +94,7 @@ def explain_stored(
     device: torch.device,
     batch: int,
 ) -> dict[str, torch.Tensor]:
-    """Scores (B, C, H, W) of the images `index` of a split by name, with the study's settings; see attribute.explain."""
+    """Scores (B, C, H, W) by name of the images `index` of a split, with the study's settings: attribute.explain."""
     mean, std = torch.from_numpy(data.mean).to(device), torch.from_numpy(data.std).to(device)
     images = normalise(torch.from_numpy(np.ascontiguousarray(split.images[index])).to(device), mean, std)
     masks = None if split.masks is None else torch.from_numpy(split.masks[index]).to(device)

@@ -1,54 +1,59 @@
 """Textures: a made-up data set whose informative pixels are known, small enough to retrain on in seconds.
 
-Every image shows one textured disc on a cluttered background. Only the texture inside the disc tells the class: the
-disc's place, mean colour and contrast and the whole background are drawn without looking at the label. So an estimator
-that ranks the disc first is right by construction, a judgement that no natural data set allows.
+Every image shows one textured disc on a cluttered background. Only the texture inside the disc tells the class:
+the disc's place, mean colour and contrast and the whole background are drawn without looking at the label. So an
+estimator that ranks the disc first is right by construction, a judgement that no natural data set allows.
 """
 
 import numpy as np
 
 ANGLES = (0, 45, 90, 135)  # degrees, of the stripes' direction against the horizontal, anticlockwise
-FINE, COARSE, DOTS = 3.0, 10.0, 7.0  # periods in pixels of a 32 x 32 image, scaled with the size
-CLASSES = [f"stripes {angle}°, {scale}" for scale in ("fine", "coarse") for angle in ANGLES] + ["light dots", "dark dots"]
+PATTERNS = [f"stripes {angle}°" for angle in ANGLES] + ["checks"]
+TINTS = {"light-dark": (1, 1, 1), "red-green": (1, -1, 0)}  # the direction in which a texture leaves its mean colour
+CLASSES = [f"{pattern}, {tint}" for tint in TINTS for pattern in PATTERNS]
+PERIOD = (3.0, 8.0)  # pixels of a 32 x 32 image, scaled with the size
 
-# Standard deviations in units of 0..255. Few images are very hard, few very easy: that is what makes accuracy fall
-# gradually as random pixels are removed, where one contrast for all would keep it up until it collapses.
-CONTRAST = (2.0, 45.0)  # of the texture in one image, log-uniform between the two
-POWER = 1.5
-NOISE = 6.0  # of every pixel and channel
-CLUTTER = 16.0  # of the colours of the background's rectangles
-COLOUR = 7.0  # of the disc's mean colour
+# Standard deviations in units of 0..255, low enough that almost nothing is clipped, which could tell the class.
+# Contrasts from hardly to plainly visible make accuracy fall gradually as random pixels are removed; with one
+# contrast for all images it stays up and then collapses.
+CONTRAST = (3.0, 45.0)  # least and greatest of the texture in one image
+TINT_NOISE = 0.25
+SKEW = 1.5  # of contrasts towards the least; 1 spreads them evenly
+NOISE = 7.0  # of every pixel and channel
+CLUTTER = 14.0  # of the colours of the background's rectangles
+COLOUR = 6.0  # of the disc's mean colour
 GREY = 127.5  # mean of all colours
 
 DISC_SHARE = 0.15  # of the image's area
 RECTANGLES = 8  # of clutter in one image
 BLOCK = 100  # images drawn from one generator; a multiple of ten keeps the classes balanced
 
-Images = tuple[np.ndarray, np.ndarray, np.ndarray]
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def make(n: int, seed: int, size: int = 32) -> Images:
-    """Draw n images with their labels and informative pixels; image i depends on seed, i and size, never on n.
+def make(n: int, seed: int, size: int = 32) -> Arrays:
+    """Draw n images with labels and informative pixels; image i depends on seed, i and size, never on n.
 
-    Returns images uint8 (n, 3, size, size), labels int64 (n,) in 0..9, exactly balanced over every ten images, and masks
-    bool (n, 1, size, size), True inside the disc. The same seed gives the same bytes; use different seeds for train and
-    test. ValueError for n < 1, seed < 0 or size < 16, where the fine stripes would be below two pixels a period.
+    Returns images uint8 (n, 3, size, size), labels int64 (n,) in 0..9, balanced over every ten images, and masks
+    bool (n, 1, size, size), True inside the disc. The same seed gives the same bytes; train and test need different
+    seeds. ValueError for n < 1, seed < 0 or size < 24, where the fine stripes would be near two pixels a period.
     """
-    if n < 1 or seed < 0 or size < 16:
-        raise ValueError(f"n={n}, seed={seed}, size={size}: allowed are n >= 1, seed >= 0 and size >= 16")
+    if n < 1 or seed < 0 or size < 24:
+        raise ValueError(f"n={n}, seed={seed}, size={size}: allowed are n >= 1, seed >= 0 and size >= 24")
     blocks = [_block(np.random.default_rng([seed, k]), size) for k in range(-(-n // BLOCK))]
     images, labels, masks = (np.concatenate(parts)[:n] for parts in zip(*blocks, strict=True))
     return images, labels, masks
 
 
-def _block(rng: np.random.Generator, size: int) -> Images:
+def _block(rng: np.random.Generator, size: int) -> Arrays:
     """Draw BLOCK images: background, disc over it, noise over both; shapes and types as in `make`."""
     labels = rng.permuted(np.tile(np.arange(10), (BLOCK // 10, 1)), axis=1).ravel()
     x, y, masks = _discs(rng, size)
     texture = _standardise(_texture(rng, labels, x * 32 / size, y * 32 / size), masks)
-    contrast = CONTRAST[0] + (CONTRAST[1] - CONTRAST[0]) * rng.uniform(size=(BLOCK, 1, 1, 1)) ** POWER
-    tint = rng.normal(1, 0.3, (BLOCK, 3, 1, 1))  # mostly light and dark, a little coloured
-    tint /= np.sqrt((tint**2).mean(1, keepdims=True))
+    low, high = CONTRAST
+    contrast = low + (high - low) * rng.uniform(size=(BLOCK, 1, 1, 1)) ** SKEW
+    tint = np.array(list(TINTS.values()))[labels // len(PATTERNS)] + rng.normal(0, TINT_NOISE, (BLOCK, 3))
+    tint = (tint / np.sqrt((tint**2).mean(1, keepdims=True)))[:, :, None, None]
     colour = rng.normal(GREY, COLOUR, (BLOCK, 3, 1, 1))
     disc = colour + contrast * tint * texture[:, None]  # (BLOCK, 3, size, size)
     images = np.where(masks[:, None], disc, _clutter(rng, size))
@@ -56,8 +61,8 @@ def _block(rng: np.random.Generator, size: int) -> Images:
     return images.round().clip(0, 255).astype(np.uint8), labels, masks[:, None]
 
 
-def _discs(rng: np.random.Generator, size: int) -> Images:
-    """Place a disc in each image; x (BLOCK, 1, size), y (BLOCK, size, 1) in pixels from its centre, y upwards, and masks.
+def _discs(rng: np.random.Generator, size: int) -> Arrays:
+    """Place the discs: x (BLOCK, 1, size) and y (BLOCK, size, 1) in pixels from the centre, y upwards; masks.
 
     Centres lie on corners between pixels, so that all discs have the very same pixels and none is cut off.
     """
@@ -70,16 +75,16 @@ def _discs(rng: np.random.Generator, size: int) -> Images:
 
 
 def _texture(rng: np.random.Generator, labels: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Evaluate each image's texture at a random phase on the plane around its disc's centre: (BLOCK, size, size)."""
-    kind = labels[:, None, None]
-    angle = np.radians((*ANGLES, *ANGLES, 0, 0))[kind]
-    frequency = (2 * np.pi / np.array([FINE] * 4 + [COARSE] * 4 + [DOTS] * 2))[kind]
+    """Evaluate each image's texture, at a random phase, around its disc's centre: (BLOCK, size, size)."""
+    pattern = labels[:, None, None] % len(PATTERNS)
+    angle = np.radians((*ANGLES, 0))[pattern]
+    frequency = 2 * np.pi / np.exp(rng.uniform(*np.log(PERIOD), (BLOCK, 1, 1)))
     phase, other_phase = rng.uniform(0, 2 * np.pi, (2, BLOCK, 1, 1))
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
     stripes = np.sin(frequency * across + phase)
-    dots = (1 + stripes) * (1 + np.sin(frequency * along + other_phase))
-    return np.where(kind < 8, stripes, np.where(kind == 8, dots, -dots))
+    checks = stripes * np.sin(frequency * along + other_phase)
+    return np.where(pattern < len(ANGLES), stripes, checks)
 
 
 def _standardise(texture: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -90,7 +95,7 @@ def _standardise(texture: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def _clutter(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw backgrounds: rectangles of any place, tilt, shape and colour over a plain colour, (BLOCK, 3, size, size)."""
+    """Draw backgrounds (BLOCK, 3, size, size): rectangles of any place, tilt and shape over a plain colour."""
     grid = np.arange(size)
     images = np.tile(rng.normal(GREY, CLUTTER, (BLOCK, 3, 1, 1)), (1, 1, size, size))
     for _ in range(RECTANGLES):

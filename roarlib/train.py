@@ -204,7 +204,7 @@ def save_base(study: Study, data: Data, model: nn.Module) -> dict[str, np.ndarra
 
 
 def load_base(study: Study, data: Data) -> tuple[nn.Module, dict[str, np.ndarray]]:
-    """The base model on the study's device, in evaluation mode, and its predictions. LookupError if it is not trained."""
+    """The base model on the device, in evaluation mode, and its predictions. LookupError if it is not trained."""
     folder = study.folder / "01-train" / "base"
     if not (folder / "model.safetensors").is_file():
         raise LookupError(f"no base model yet; `roar run params/{study.name}.yaml` trains it")

@@ -186,3 +186,31 @@ def test_a_users_function_and_a_captum_class_by_name(tmp_path, monkeypatch):
         explained(model, ["mine:flat"])
     with pytest.raises(InputError, match="has no nothing"):
         explained(model, ["mine:nothing"])
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_folded_batch_norms_change_nothing_but_the_cost(functional):
+    model = Net(functional)
+    lean = attribute.folded(model)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 2  # the user's model is not touched
+    assert "batch_norm" not in str(lean.graph) and len([n for n in lean.graph.nodes if n.op == "call_module"]) < 11
+    found, wanted = explained(lean, NAMES), explained(model, NAMES)
+    assert all(torch.allclose(found[n], wanted[n], rtol=1e-8, atol=1e-12) for n in NAMES)
+
+
+def test_a_model_that_cannot_be_traced_or_shares_its_layers_still_works():
+    class Branching(Net):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else super().forward(x)
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(self.conv(self.norm(self.conv(x)))).mean((2, 3))
+
+    model, shared = Branching(), Shared().double().eval()
+    assert attribute.folded(model) is model
+    torch.testing.assert_close(attribute.folded(shared)(images()), shared(images()))

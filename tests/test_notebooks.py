@@ -1,4 +1,4 @@
-"""The notebooks as users run them: the smoke study through the command line, every notebook through nbval, the report."""
+"""The notebooks as users run them: the smoke study by the command line, the report, every notebook by nbval."""
 
 import os
 import re

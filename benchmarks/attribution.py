@@ -1,0 +1,204 @@
+"""All 18 estimators: ours from shared passes beside Captum's own calls, and beside the floor of bare passes.
+
+python benchmarks/attribution.py [--images 32] [--model resnet-tiny] [--size 32] [--rounds 3] [--device cpu]
+Same images, model, J = 15 and k = 25, in one process, in turn; the table gives medians over the rounds.
+"""
+
+import argparse
+import json
+import statistics
+import threading
+import time
+import warnings
+
+import captum.attr as ca
+import psutil
+import torch
+
+from roarlib import attribute, draws, models, params, rankings, results
+from roarlib.params import Study
+
+J, K, SIGMA = 15, 25, 0.15
+NAMES = [name for name in params.PAPER if name not in params.CONTROLS]
+
+
+def ours(study, model, x, targets, batch, estimators=NAMES):
+    """All 18, `batch` images at a time, by what the streaming engine does with a model."""
+    model = attribute.folded(model).to(memory_format=torch.channels_last)
+    found = [
+        attribute.explain(
+            study,
+            model,
+            x[i : i + batch],
+            targets[i : i + batch],
+            estimators,
+            ids=torch.arange(i, min(i + batch, len(x)), device=x.device),
+            reference=-1.5,
+            batch=batch,
+        )
+        for i in range(0, len(x), batch)
+    ]
+    return {name: torch.cat([part[name] for part in found]) for name in estimators}
+
+
+def captums(model, x, targets, images, inner):
+    """All 18 by Captum's calls; squares of plain and SG estimates are free. images: at a time; inner: IG's batch."""
+    methods = {
+        "grad": (ca.Saliency(model), dict(abs=False)),
+        "gb": (ca.GuidedBackprop(model), {}),
+        "ig": (ca.IntegratedGradients(model), dict(n_steps=K, internal_batch_size=inner)),
+    }
+    made = {}
+    for i in range(0, len(x), images):
+        part, t = x[i : i + images], targets[i : i + images]
+        stdevs = (SIGMA * (part.amax((1, 2, 3)) - part.amin((1, 2, 3))).mean()).item()  # it takes one for the batch
+        for base, (method, options) in methods.items():
+            if base == "ig":
+                options = options | {"baselines": torch.full_like(part[:1], -1.5)}
+            plain = method.attribute(part, target=t, **options)
+            noisy = {
+                kind: ca.NoiseTunnel(method).attribute(
+                    part,
+                    nt_type=kind,
+                    nt_samples=J,
+                    stdevs=stdevs,
+                    target=t,
+                    nt_samples_batch_size=1 if base == "ig" else None,
+                    **options,
+                )
+                for kind in ("smoothgrad", "smoothgrad_sq", "vargrad")
+            }
+            smooth = noisy["smoothgrad"]
+            made[base] = [plain, plain**2, smooth, smooth**2, noisy["smoothgrad_sq"], noisy["vargrad"]]
+    return made
+
+
+def timed(call, device):
+    """(seconds, growth of resident or device memory in MB at its peak) of a call."""
+    process, peak, done = psutil.Process(), [0], threading.Event()
+    before = process.memory_info().rss
+
+    def watch():
+        while not done.wait(0.01):
+            peak[0] = max(peak[0], process.memory_info().rss - before)
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        peak[0] = torch.cuda.max_memory_allocated()
+    seconds = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    return seconds, peak[0] / 1e6
+
+
+def floor_rate(model, x, targets, seconds=0.7):
+    """Bare forward and backward passes a second at the best batch size, of the model as it is."""
+    best = 0.0
+    for batch in (16, 32, 64, 128, 256):
+        part = x.repeat(-(-batch // len(x)), 1, 1, 1)[:batch].contiguous(memory_format=torch.channels_last)
+        t = targets.repeat(-(-batch // len(targets)))[:batch]
+        attribute.grad(model, part, t)
+        count, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            attribute.grad(model, part, t)
+            count += batch
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        best = max(best, count / (time.perf_counter() - started))
+    return best
+
+
+def difference(study):
+    """Largest relative difference to Captum over the six of every base, in float64 under the same noise."""
+    torch.manual_seed(1)
+    model = models.build("resnet-tiny", 10, (3, 32, 32)).double().eval()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    targets, ids = model(x).argmax(1).detach(), torch.arange(4)
+    found = attribute.explain(study, model, x, targets, NAMES, ids=ids, reference=-1.5)
+    sigma = SIGMA * (x.amax((1, 2, 3)) - x.amin((1, 2, 3)))[:, None, None, None]
+    calls = {
+        "grad": lambda v: ca.Saliency(model).attribute(v, targets, abs=False),
+        "gb": lambda v: ca.GuidedBackprop(model).attribute(v, targets),
+        "ig": lambda v: ca.IntegratedGradients(model).attribute(v, torch.full_like(v, -1.5), targets, n_steps=K),
+    }
+    worst = 0.0
+    for base, call in calls.items():
+        noisy = torch.stack([call(x + sigma * draws.normal(0, ids, j, (3, 32, 32))).detach() for j in range(J)])
+        wanted = [
+            call(x),
+            call(x) ** 2,
+            noisy.mean(0),
+            noisy.mean(0) ** 2,
+            noisy.square().mean(0),
+            noisy.var(0, unbiased=False),
+        ]
+        for name, theirs in zip([n for n in NAMES if n.startswith(base)], wanted, strict=True):
+            worst = max(worst, float((found[name] - theirs).norm() / theirs.norm()))
+    return worst
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--model", default="resnet-tiny")
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(results.cores())
+    study = Study(name="bench", estimators=NAMES, noise_samples=J, ig_steps=K, noise_level=SIGMA)
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    shape = (3, options.size, options.size)
+    model = models.build(options.model, 10, shape).to(device, memory_format=torch.channels_last).eval()
+    x = torch.randn(options.images, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    targets = model(x).argmax(1).detach()
+    batch = rankings.batch_size(device, shape)
+    trials = {
+        (images, inner): timed(lambda i=images, n=inner: captums(model, x[:16], targets[:16], i, n), device)[0]
+        for images in (4, 16)
+        for inner in (64, 256)
+    }
+    images, inner = min(trials, key=trials.get)  # Captum at its best batch sizes
+    runs = {"ours": [], "captum": []}
+    for _ in range(options.rounds):
+        runs["ours"].append(timed(lambda: ours(study, model, x, targets, batch), device))
+        runs["captum"].append(timed(lambda: captums(model, x, targets, images, inner), device))
+    rate = floor_rate(model, x, targets)
+    passes = {"ours": 2 * (1 + J) + K * (1 + J), "captum": 2 * (1 + 3 * J) + K * (1 + 3 * J)}
+    seconds = {name: statistics.median(s for s, _ in run) for name, run in runs.items()}
+    print(
+        f"{results.hardware()}; {options.model} at {options.size} px, {options.images} images, J {J}, k {K}, 18 estimators"
+    )
+    print(f"{'':<10}{'seconds':>9}{'images/s':>10}{'passes/image':>14}{'peak MB':>9}")
+    for name in runs:
+        peak = max(m for _, m in runs[name])
+        print(f"{name:<10}{seconds[name]:>9.2f}{options.images / seconds[name]:>10.2f}{passes[name]:>14}{peak:>9.0f}")
+    floor = passes["ours"] * options.images / rate
+    print(
+        f"{'floor':<10}{floor:>9.2f}{options.images / floor:>10.2f}{passes['ours']:>14}   (bare passes of the same model)"
+    )
+    ratios = [c[0] / o[0] for o, c in zip(runs["ours"], runs["captum"], strict=True)]
+    figures = {
+        "benchmark": "attribution",
+        "device": str(device),
+        "model": options.model,
+        "size": options.size,
+        "ratio": round(statistics.median(ratios), 2),
+        "ratios": [round(r, 2) for r in ratios],
+        "over_floor": round(seconds["ours"] / floor, 2),
+        "float64_difference": difference(study),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
