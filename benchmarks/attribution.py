@@ -176,7 +176,7 @@ def main():
     passes = {"ours": 2 * (1 + J) + K * (1 + J), "captum": 2 * (1 + 3 * J) + K * (1 + 3 * J)}
     seconds = {name: statistics.median(s for s, _ in run) for name, run in runs.items()}
     print(
-        f"{results.hardware()}; {options.model} at {options.size} px, {options.images} images, J {J}, k {K}, 18 estimators"
+        f"{results.hardware()}; {options.model}, {options.size} px, {options.images} images, J {J}, k {K}, all 18"
     )
     print(f"{'':<10}{'seconds':>9}{'images/s':>10}{'passes/image':>14}{'peak MB':>9}")
     for name in runs:
@@ -184,7 +184,7 @@ def main():
         print(f"{name:<10}{seconds[name]:>9.2f}{options.images / seconds[name]:>10.2f}{passes[name]:>14}{peak:>9.0f}")
     floor = passes["ours"] * options.images / rate
     print(
-        f"{'floor':<10}{floor:>9.2f}{options.images / floor:>10.2f}{passes['ours']:>14}   (bare passes of the same model)"
+        f"{'floor':<10}{floor:>9.2f}{options.images / floor:>10.2f}{passes['ours']:>14}   (bare passes)"
     )
     ratios = [c[0] / o[0] for o, c in zip(runs["ours"], runs["captum"], strict=True)]
     figures = {

@@ -58,7 +58,7 @@ def execute(source: Path, target: Path, parameters: dict, *,
         raise ValueError(f"{source.name} has no parameter {unknown}; it takes {', '.join(known) or 'none'}")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part.ipynb")
-    env = dict(os.environ)
+    env = os.environ | {"ROAR_HEADLESS": "1"}  # see roarlib.progress
     if threads:
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(threads)
     try:

@@ -1,7 +1,7 @@
 """Textures: a made-up data set whose informative pixels are known, small enough to retrain on in seconds.
 
-Every image shows one textured disc on a cluttered background. Only the texture inside the disc tells the class:
-the disc's place, mean colour and contrast and the whole background are drawn without looking at the label. So an
+Every image shows one textured disc on a cluttered background. Only the texture in the disc tells the class: the
+disc's place, mean colour and contrast and the whole background are drawn without looking at the label. So an
 estimator that ranks the disc first is right by construction, a judgement that no natural data set allows.
 """
 
@@ -9,19 +9,22 @@ import numpy as np
 
 ANGLES = (0, 45, 90, 135)  # degrees, of the stripes' direction against the horizontal, anticlockwise
 PATTERNS = [f"stripes {angle}°" for angle in ANGLES] + ["checks"]
-TINTS = {"light-dark": (1, 1, 1), "red-green": (1, -1, 0)}  # the direction in which a texture leaves its mean colour
+TINTS = {
+    "light-dark": (1, 1, 1),
+    "red-green": (1, -1, 0),
+}  # the direction in which a texture leaves its mean colour
 CLASSES = [f"{pattern}, {tint}" for tint in TINTS for pattern in PATTERNS]
-PERIOD = (3.0, 8.0)  # pixels of a 32 x 32 image, scaled with the size
 
-# Standard deviations in units of 0..255, low enough that almost nothing is clipped, which could tell the class.
-# Contrasts from hardly to plainly visible make accuracy fall gradually as random pixels are removed; with one
-# contrast for all images it stays up and then collapses.
-CONTRAST = (3.0, 45.0)  # least and greatest of the texture in one image
-TINT_NOISE = 0.25
+# Standard deviations in units of 0..255, low enough that nearly nothing is clipped, which could tell the class.
+# Contrasts and periods from hard to easy make accuracy fall gradually as random pixels are removed; with one of
+# each for all images it stays up and then collapses.
+CONTRAST = (3.5, 50.0)  # least and greatest of the texture in one image
 SKEW = 1.5  # of contrasts towards the least; 1 spreads them evenly
-NOISE = 7.0  # of every pixel and channel
-CLUTTER = 14.0  # of the colours of the background's rectangles
-COLOUR = 6.0  # of the disc's mean colour
+PERIOD = (2.9, 7.0)  # pixels of a 32 x 32 image, scaled with the size; log-uniform
+TINT = 0.25  # scatter of the direction of the tint, each channel
+NOISE = 6.5  # of every pixel and channel
+CLUTTER = 14.0  # of the colours of the background and its rectangles
+COLOUR = 7.0  # of the disc's mean colour
 GREY = 127.5  # mean of all colours
 
 DISC_SHARE = 0.15  # of the image's area
@@ -34,9 +37,9 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 def make(n: int, seed: int, size: int = 32) -> Arrays:
     """Draw n images with labels and informative pixels; image i depends on seed, i and size, never on n.
 
-    Returns images uint8 (n, 3, size, size), labels int64 (n,) in 0..9, balanced over every ten images, and masks
-    bool (n, 1, size, size), True inside the disc. The same seed gives the same bytes; train and test need different
-    seeds. ValueError for n < 1, seed < 0 or size < 24, where the fine stripes would be near two pixels a period.
+    Returns images uint8 (n, 3, size, size), labels int64 (n,) in 0..9, balanced over every ten images, and
+    masks bool (n, 1, size, size), True in the disc. The same seed gives the same bytes; train and test need
+    different seeds. ValueError for n < 1, seed < 0 or size < 24, whose finest stripes would alias.
     """
     if n < 1 or seed < 0 or size < 24:
         raise ValueError(f"n={n}, seed={seed}, size={size}: allowed are n >= 1, seed >= 0 and size >= 24")
@@ -52,8 +55,8 @@ def _block(rng: np.random.Generator, size: int) -> Arrays:
     texture = _standardise(_texture(rng, labels, x * 32 / size, y * 32 / size), masks)
     low, high = CONTRAST
     contrast = low + (high - low) * rng.uniform(size=(BLOCK, 1, 1, 1)) ** SKEW
-    tint = np.array(list(TINTS.values()))[labels // len(PATTERNS)] + rng.normal(0, TINT_NOISE, (BLOCK, 3))
-    tint = (tint / np.sqrt((tint**2).mean(1, keepdims=True)))[:, :, None, None]
+    tint = np.array(list(TINTS.values()))[labels // len(PATTERNS)] + rng.normal(0, TINT, (BLOCK, 3))
+    tint = (tint / np.sqrt((tint**2).mean(1, keepdims=True)))[:, :, None, None]  # one contrast for all tints
     colour = rng.normal(GREY, COLOUR, (BLOCK, 3, 1, 1))
     disc = colour + contrast * tint * texture[:, None]  # (BLOCK, 3, size, size)
     images = np.where(masks[:, None], disc, _clutter(rng, size))
@@ -95,7 +98,7 @@ def _standardise(texture: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def _clutter(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw backgrounds (BLOCK, 3, size, size): rectangles of any place, tilt and shape over a plain colour."""
+    """Draw backgrounds (BLOCK, 3, size, size): tilted rectangles over a plain colour."""
     grid = np.arange(size)
     images = np.tile(rng.normal(GREY, CLUTTER, (BLOCK, 3, 1, 1)), (1, 1, size, size))
     for _ in range(RECTANGLES):

@@ -26,9 +26,9 @@ def accuracy(features, labels):
 
 
 def spectrum(images):
-    """Power of the grey image's spatial frequencies, which ignores where the disc lies."""
-    grey = images.mean(1)
-    return np.log(abs(np.fft.rfft2(grey - grey.mean((1, 2), keepdims=True))) + 1)
+    """Power of the spatial frequencies of lightness and of red against green, wherever the disc lies."""
+    views = np.stack([images.mean(1), images[:, 0].astype(float) - images[:, 1]], axis=1)
+    return np.log(abs(np.fft.rfft2(views - views.mean((2, 3), keepdims=True))) + 1)
 
 
 def test_shapes_types_and_balance(drawn):
@@ -55,7 +55,6 @@ def test_every_disc_is_whole_and_of_one_size(size):
     boxes = [mask[np.ix_(mask.any(1), mask.any(0))] for mask in masks]
     assert all(np.array_equal(box, boxes[0]) for box in boxes)  # the same pixels wherever the disc lies
     assert np.array_equal(boxes[0], boxes[0][::-1]) and np.array_equal(boxes[0], boxes[0].T)
-    assert masks.any(0).any(0).all() and masks.any(0).any(1).all()  # and it goes up to all four borders
 
 
 def test_background_and_outline_do_not_tell_the_class(drawn):
@@ -76,7 +75,8 @@ def test_place_of_the_disc_is_independent_of_the_class(drawn):
 def test_mean_colour_and_contrast_of_the_disc_do_not_tell_the_class(drawn):
     images, labels, masks = drawn
     pixels = images.transpose(0, 2, 3, 1)[masks[:, 0]].reshape(N, -1, 3).astype(float)  # (N, area, 3)
-    moments = np.concatenate([pixels.mean(1), pixels.std(1)], axis=1)
+    contrast = np.sqrt(pixels.var(1).mean(1, keepdims=True))  # over the three channels together
+    moments = np.concatenate([pixels.mean(1), contrast], axis=1)
     assert abs(accuracy(np.concatenate([moments, moments**2], axis=1), labels) - 0.1) < CHANCE_ERROR
 
 
