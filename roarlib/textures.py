@@ -1,23 +1,21 @@
 """Textures: a made-up data set whose informative pixels are known, small enough to retrain on in seconds.
 
-Every image shows one textured disc on a cluttered background. Only the texture in the disc tells the class: the
-disc's place, mean colour and contrast and the whole background are drawn without looking at the label. So an
-estimator that ranks the disc first is right by construction, a judgement that no natural data set allows.
+Every image shows one textured disc on a cluttered background. Only the texture in the disc tells the class:
+the disc's place, mean colour and contrast (over the channels together) and the whole background are drawn
+without looking at the label. So an estimator that ranks the disc first is right by construction, a judgement
+that no natural data set allows.
 """
 
 import numpy as np
 
 ANGLES = (0, 45, 90, 135)  # degrees, of the stripes' direction against the horizontal, anticlockwise
 PATTERNS = [f"stripes {angle}°" for angle in ANGLES] + ["checks"]
-TINTS = {
-    "light-dark": (1, 1, 1),
-    "red-green": (1, -1, 0),
-}  # the direction in which a texture leaves its mean colour
+TINTS = {"light-dark": (1, 1, 1), "red-green": (1, -1, 0)}  # how a texture leaves its disc's mean colour
 CLASSES = [f"{pattern}, {tint}" for tint in TINTS for pattern in PATTERNS]
 
-# Standard deviations in units of 0..255, low enough that nearly nothing is clipped, which could tell the class.
-# Contrasts and periods from hard to easy make accuracy fall gradually as random pixels are removed; with one of
-# each for all images it stays up and then collapses.
+# Standard deviations in units of 0..255, so low that hardly a value is clipped, which could tell the class.
+# Contrasts and periods from hard to easy make accuracy fall gradually as random pixels are removed; with one
+# of each for all images it stays up and then collapses.
 CONTRAST = (3.5, 50.0)  # least and greatest of the texture in one image
 SKEW = 1.5  # of contrasts towards the least; 1 spreads them evenly
 PERIOD = (2.9, 7.0)  # pixels of a 32 x 32 image, scaled with the size; log-uniform

@@ -59,7 +59,7 @@ def test_every_disc_is_whole_and_of_one_size(size):
 
 def test_background_and_outline_do_not_tell_the_class(drawn):
     images, labels, masks = drawn
-    for filled in (np.where(masks, 127, images), np.where(masks, 127, 255)):
+    for filled in (np.where(masks, 127, images), np.where(masks, 127, np.full_like(images, 255))):
         assert abs(accuracy(filled[:, :, ::2, ::2], labels) - 0.1) < CHANCE_ERROR
         assert abs(accuracy(spectrum(filled), labels) - 0.1) < CHANCE_ERROR
 
