@@ -9,6 +9,7 @@ SG squared, SG-SQ, VAR) come from one sweep over the noisy inputs: they share ev
 import copy
 import functools
 import inspect
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -124,17 +125,30 @@ BASES: dict[str, Callable] = {
 }
 
 
-def base_function(name: str) -> Callable:
-    """The function behind a base's name; InputError if it cannot be imported."""
+def register(name: str, function: Callable) -> None:
+    """Make a function an estimator of this process under a plain name, with its noise ensembles (`name-sgsq` ..).
+
+    For notebooks: a grid runs in processes of its own and needs the function in a file, as `module:function`. Raises
+    InputError for a name that is taken or not lower case.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in BASES and name not in params.REGISTERED:
+        raise InputError(f"'{name}' cannot name an estimator: take a new word of small letters, digits and _")
+    BASES[name] = function
+    params.REGISTERED.add(name)
+
+
+def base_function(name: str, options: dict | None = None) -> Callable:
+    """The function behind a base's name, its options filled in; InputError if it cannot be imported."""
     if name in BASES:
         return BASES[name]
     if name.startswith("captum:"):
-        return functools.partial(_captum, users_own(name.replace("captum:", "captum.attr:")))
-    return users_own(name)
+        return functools.partial(_captum, users_own(name.replace("captum:", "captum.attr:")), options or {})
+    return functools.partial(users_own(name), **options or {})
 
 
-def _captum(method, model, images, targets):
-    return method(model).attribute(images, target=targets)
+def _captum(method, options, model, images, targets):
+    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}  # YAML has no tuples
+    return method(model).attribute(images, target=targets, **lists)
 
 
 def explain(
@@ -174,7 +188,7 @@ def explain(
                 "reference": reference,
                 "batch": batch,
             }
-            function = _with_extras(base_function(base), extras)
+            function = _with_extras(base, base_function(base, study.estimator_options.get(base)), extras)
             made = sweep(function, model, images, targets, ids, set(ensembles), study, batch)
             scores |= {ensembles[e]: made[e] for e in ensembles}
     return scores
@@ -242,19 +256,19 @@ def folded(model: nn.Module) -> nn.Module:
     return traced.requires_grad_(False)
 
 
-def _with_extras(function: Callable, extras: dict) -> Callable:
+def _with_extras(name: str, function: Callable, extras: dict) -> Callable:
     """The function with those extras that its signature names; `ids` follows the batch and comes with each call."""
     accepted = inspect.signature(function).parameters
     chosen = {k: v for k, v in extras.items() if k in accepted}
     if chosen.get("masks", ...) is None:
-        raise InputError(f"{function.__name__} needs the masks of the informative pixels, which this data set has not")
+        raise InputError(f"{name} needs the masks of the informative pixels, which this data set has not")
 
     def call(model, images, targets, ids):
         more = {"ids": ids} if "ids" in accepted else {}
         scores = function(model, images, targets, **chosen, **more)
         if scores.shape != images.shape:
             raise InputError(
-                f"{function.__name__} gives scores of shape {tuple(scores.shape)} for images of shape "
+                f"{name} gives scores of shape {tuple(scores.shape)} for images of shape "
                 f"{tuple(images.shape)}; they must be equal"
             )
         return scores.detach()

@@ -15,6 +15,7 @@ CONTROLS = ("random", "sobel")
 KNOWN_ANSWER = ("oracle", "anti-oracle")  # on data that carries the mask of its informative pixels
 PAPER = tuple(f"{b}-{e}" if e else b for b in BASES for e in ("", *ENSEMBLES)) + CONTROLS
 
+REGISTERED: set[str] = set()  # by attribute.register, in this process
 USERS_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 Percent = Annotated[StrictInt, Field(ge=0, le=100)]
 Seed = Annotated[StrictInt, Field(ge=0)]
@@ -49,6 +50,7 @@ class Study(BaseModel):
     precision: Literal["float32", "bfloat16", "auto"] = "auto"  # of training; auto: bfloat16 where the device has it
     # estimators
     estimators: list[str] = Field(min_length=1)  # names, or `paper`: its 18 and 2 controls
+    estimator_options: dict[str, dict] = {}  # base name -> keyword arguments of users' own and Captum's estimators
     units: list[Literal["value", "pixel"]] = Field(["pixel"], min_length=1)  # what is ranked and removed
     noise_samples: Count = 15  # J of the SmoothGrad family
     noise_level: float = Field(0.15, ge=0)  # sigma as a share of each image's (max - min), normalised space
@@ -71,6 +73,14 @@ class Study(BaseModel):
         for name in names:
             split_name(name)
         return list(dict.fromkeys(names))
+
+    @model_validator(mode="after")
+    def _options_have_takers(self):
+        bases = {split_name(name)[0] for name in self.estimators}
+        for name in self.estimator_options:
+            if name not in bases or name in BASES + CONTROLS + KNOWN_ANSWER:
+                raise ValueError(f"estimator_options: {name} is no estimator of yours or Captum's in this study")
+        return self
 
     @field_validator("units", "modes", "percents", "seeds")
     @classmethod
@@ -120,7 +130,7 @@ def split_name(name: str) -> tuple[str, str]:
             break
     else:
         base, ensemble = name, ""
-    if base not in BASES and not USERS_OWN.fullmatch(base):
+    if base not in BASES and base not in REGISTERED and not USERS_OWN.fullmatch(base):
         near = difflib.get_close_matches(name, PAPER + KNOWN_ANSWER, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(
@@ -164,9 +174,10 @@ def save(study: Study) -> Path:
     """
     path, new = study.folder / "study.yaml", study.model_dump()
     if path.is_file():
-        old = yaml.safe_load(path.read_text())
+        old = load(path).model_dump()
+        old["estimator_options"] = new["estimator_options"] | old["estimator_options"]  # more names may have options
         fixed = [k for k in new if k not in SELECTION + MACHINE]
-        unlike = [f"{k}: {old.get(k)} there, {new[k]} now" for k in fixed if old.get(k) != new[k]]
+        unlike = [f"{k}: {old[k]} there, {new[k]} now" for k in fixed if old[k] != new[k]]
         if unlike:
             raise InputError(
                 f"{path.parent} holds results of other parameters ({'; '.join(unlike)}); give the study "

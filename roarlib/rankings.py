@@ -12,7 +12,7 @@ from roarlib import attribute
 from roarlib.data import Data, Split, normalise
 from roarlib.params import InputError, Study, group_of, write_atomically
 from roarlib.remove import rank, to_unit
-from roarlib.train import device_of
+from roarlib.train import device_of, load_base
 
 
 def path(study: Study, estimator: str, unit: str, split: str) -> Path:
@@ -65,17 +65,26 @@ def _split(study, data, model, predictions, estimators, part_name, device):
         yield len(split)
         return
     checkpoint = path(study, estimators[0], study.units[0], part_name).with_suffix(".progress.json")
-    parts, start = _open_parts(files, split, checkpoint)
+    parts, first, batch = _open_parts(files, split, checkpoint)
+    batch = batch or batch_size(device, data.shape)
     saved = time.monotonic()
-    for first in range(start, len(split), batch := batch_size(device, data.shape)):
+    while first < len(split):
         index = slice(first, min(first + batch, len(split)))
-        scores = explain_stored(study, data, model, split, predictions, estimators, index, device, batch)
+        try:
+            scores = explain_stored(study, data, model, split, predictions, estimators, index, device, batch)
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+            torch.cuda.empty_cache()
+            continue
         ids = torch.arange(index.start, index.stop, device=device)
         for (estimator, unit), part in parts.items():
             part[index] = _ranked(scores[estimator], unit, ids, study, estimator, first == 0).cpu().numpy()
-        yield index.stop
+        first = index.stop
+        yield first
         if time.monotonic() - saved > 20:
-            _checkpoint(checkpoint, parts, index.stop)
+            _checkpoint(checkpoint, parts, first, batch)
             saved = time.monotonic()
     for key, part in parts.items():
         part.flush()
@@ -112,6 +121,18 @@ def explain_stored(
     )
 
 
+def of_images(study: Study, data: Data, estimators: list[str], split: str, index: slice, unit: str) -> dict:
+    """Rankings of a few images, computed now with the base model and kept nowhere: name -> uint8 (B, C or 1, H, W).
+
+    For trying an estimator before any retraining. LookupError if the base model is not trained yet.
+    """
+    device = device_of(study)
+    model, predictions = load_base(study, data)
+    found = explain_stored(study, data, model, data.split(split), predictions[split], estimators, index, device, 256)
+    ids = torch.arange(index.start, index.stop, device=device)
+    return {n: _ranked(found[n], unit, ids, study, n, False).cpu().numpy() for n in estimators}
+
+
 def batch_size(device: torch.device, shape: tuple[int, int, int]) -> int:
     """How many inputs a model pass takes: what fits a CPU's caches (64 at 32 x 32), or fills a GPU."""
     area = shape[1] * shape[2]
@@ -129,8 +150,8 @@ def _ranked(scores, unit, ids, study, estimator, first):
         raise InputError(f"{estimator}: {error}") from None
 
 
-def _open_parts(files: dict, split: Split, checkpoint: Path) -> tuple[dict, int]:
-    """Memory-mapped part files, and the image to go on at: 0 unless a checkpoint and all parts are there."""
+def _open_parts(files: dict, split: Split, checkpoint: Path) -> tuple[dict, int, int]:
+    """Memory-mapped part files, the image to go on at and the batch size then: 0 and 0 for a fresh start."""
     shapes = {
         key: (len(split), 1 if key[1] == "pixel" else split.images.shape[1], *split.images.shape[2:]) for key in files
     }
@@ -139,15 +160,19 @@ def _open_parts(files: dict, split: Split, checkpoint: Path) -> tuple[dict, int]
     if checkpoint.is_file() and all(_part_of(file).is_file() for file in files.values()):
         state = json.loads(checkpoint.read_text())
         if state["files"] == names:
-            return {k: np.lib.format.open_memmap(_part_of(f), mode="r+") for k, f in files.items()}, state["done"]
-    return {k: np.lib.format.open_memmap(_part_of(f), "w+", np.uint8, shapes[k]) for k, f in files.items()}, 0
+            return (
+                {k: np.lib.format.open_memmap(_part_of(f), mode="r+") for k, f in files.items()},
+                state["done"],
+                state["batch"],
+            )
+    return {k: np.lib.format.open_memmap(_part_of(f), "w+", np.uint8, shapes[k]) for k, f in files.items()}, 0, 0
 
 
-def _checkpoint(file: Path, parts: dict, done: int) -> None:
+def _checkpoint(file: Path, parts: dict, done: int, batch: int) -> None:
     for part in parts.values():
         part.flush()
     names = sorted(Path(part.filename).name.removeprefix(".").removesuffix(".part") for part in parts.values())
-    write_atomically(file, json.dumps({"done": done, "files": names}))
+    write_atomically(file, json.dumps({"done": done, "batch": batch, "files": names}))
 
 
 def _part_of(file: Path) -> Path:

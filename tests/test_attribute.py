@@ -214,3 +214,36 @@ def test_a_model_that_cannot_be_traced_or_shares_its_layers_still_works():
     model, shared = Branching(), Shared().double().eval()
     assert attribute.folded(model) is model
     torch.testing.assert_close(attribute.folded(shared)(images()), shared(images()))
+
+
+@pytest.fixture
+def registered():
+    yield
+    attribute.BASES.pop("mine", None)
+    params.REGISTERED.discard("mine")
+
+
+def test_a_function_registered_in_a_notebook_is_an_estimator_with_its_ensembles(registered):
+    with pytest.raises(ValueError, match="unknown estimator 'mine'"):
+        tiny_study(estimators=["mine"])
+    attribute.register("mine", lambda model, images, targets: 2 * images)
+    found = explained(Net(), ["mine", "mine-var"])
+    assert torch.equal(found["mine"], 2 * images()) and found["mine-var"].min() >= 0
+    for taken in ("grad", "random", "My", "a-b"):
+        with pytest.raises(InputError, match="cannot name an estimator"):
+            attribute.register(taken, None)
+
+
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks", "ignore:Input Tensor")
+def test_captums_classes_by_name_with_arguments_from_the_study():
+    model = Net()
+    options = {"captum:Occlusion": {"sliding_window_shapes": [3, 2, 2], "strides": [3, 2, 2]}}
+    names = ["captum:Occlusion", "captum:DeepLift"]
+    found = explained(model, names, estimator_options=options)
+    x, targets = images(), model(images()).argmax(1)
+    occlusion = captum.attr.Occlusion(model).attribute(
+        x, target=targets, sliding_window_shapes=(3, 2, 2), strides=(3, 2, 2))
+    assert same(found["captum:Occlusion"], occlusion)
+    assert same(found["captum:DeepLift"], captum.attr.DeepLift(model).attribute(x, target=targets))
+    with pytest.raises(ValueError, match="grad is no estimator of yours"):
+        tiny_study(estimator_options={"grad": {"x": 1}})
