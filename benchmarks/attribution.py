@@ -5,6 +5,7 @@ Same images, model, J = 15 and k = 25, in one process, in turn; the table gives 
 """
 
 import argparse
+import copy
 import json
 import statistics
 import threading
@@ -15,7 +16,7 @@ import captum.attr as ca
 import psutil
 import torch
 
-from roarlib import attribute, draws, models, params, rankings, results
+from roarlib import attribute, data, draws, models, params, rankings, remove, results, train
 from roarlib.params import Study
 
 J, K, SIGMA = 15, 25, 0.15
@@ -144,6 +145,45 @@ def difference(study):
     return worst
 
 
+def overlaps(device, count=64, percents=(10, 30, 50, 70, 90)):
+    """Share of the removed pixels that float32 and bfloat16 have in common with float64: precision -> (18, percents).
+
+    Of a trained model (textures, 3 epochs) with the same noise; printed for every estimator and percent.
+    """
+    study = Study(
+        name="bench",
+        estimators=NAMES,
+        train_images=2000,
+        test_images=1000,
+        epochs=3,
+        batch_size=50,
+        learning_rate=0.1,
+        augment="none",
+        precision="float32",
+        device=str(device),
+    )
+    found = data.load(study)
+    model = train.train(study, found, 0)
+    x, _ = train.Degraded(found.test, found, device).batch(slice(0, count))
+    targets, ids = model(x).argmax(1).detach(), torch.arange(count, device=device)
+
+    def removed_sets(precision, model, x):
+        wanted = study.model_copy(update={"attribution_precision": precision})
+        scores = attribute.explain(wanted, model, x, targets, NAMES, ids=ids, reference=-1.5, batch=count)
+        ranked = [remove.rank(remove.to_unit(scores[name].float(), "pixel"), ids, 0) for name in NAMES]
+        return torch.stack([torch.stack([remove.removed(r, p) for p in percents]) for r in ranked])
+
+    exact = removed_sets("float32", copy.deepcopy(model).double(), x.double())  # no autocast: float64 throughout
+    made = {}
+    for precision in ("float32", "bfloat16"):
+        both = removed_sets(precision, attribute.folded(model), x) & exact
+        made[precision] = (both.flatten(2).sum(2) / exact.flatten(2).sum(2)).cpu().numpy()
+    print("share of removed pixels in common with float64, at " + " ".join(f"{p}%" for p in percents))
+    for k, name in enumerate(NAMES):
+        print(f"{name:<16}" + "   ".join(f"{p} " + " ".join(f"{v:.3f}" for v in made[p][k]) for p in made))
+    return made
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=32)
@@ -175,17 +215,14 @@ def main():
     rate = floor_rate(model, x, targets)
     passes = {"ours": 2 * (1 + J) + K * (1 + J), "captum": 2 * (1 + 3 * J) + K * (1 + 3 * J)}
     seconds = {name: statistics.median(s for s, _ in run) for name, run in runs.items()}
-    print(
-        f"{results.hardware()}; {options.model}, {options.size} px, {options.images} images, J {J}, k {K}, all 18"
-    )
+    print(f"{results.hardware()}; {options.model}, {options.size} px, {options.images} images, J {J}, k {K}, all 18")
     print(f"{'':<10}{'seconds':>9}{'images/s':>10}{'passes/image':>14}{'peak MB':>9}")
     for name in runs:
         peak = max(m for _, m in runs[name])
         print(f"{name:<10}{seconds[name]:>9.2f}{options.images / seconds[name]:>10.2f}{passes[name]:>14}{peak:>9.0f}")
     floor = passes["ours"] * options.images / rate
-    print(
-        f"{'floor':<10}{floor:>9.2f}{options.images / floor:>10.2f}{passes['ours']:>14}   (bare passes)"
-    )
+    print(f"{'floor':<10}{floor:>9.2f}{options.images / floor:>10.2f}{passes['ours']:>14}   (bare passes)")
+    shares = overlaps(device)
     ratios = [c[0] / o[0] for o, c in zip(runs["ours"], runs["captum"], strict=True)]
     figures = {
         "benchmark": "attribution",
@@ -194,6 +231,7 @@ def main():
         "size": options.size,
         "ratio": round(statistics.median(ratios), 2),
         "ratios": [round(r, 2) for r in ratios],
+        **{f"overlap_{precision}": round(float(share.mean()), 4) for precision, share in shares.items()},
         "over_floor": round(seconds["ours"] / floor, 2),
         "float64_difference": difference(study),
     }
