@@ -81,7 +81,7 @@ def ig(model, images, targets, *, steps, reference, batch):
     for alpha, weight in zip(alphas.split(at_once), weights.split(at_once), strict=True):
         points = reference + alpha[:, None, None, None, None] * line  # (k, N, C, H, W)
         slopes = grad(model, points.flatten(0, 1), targets.repeat(len(alpha)))
-        total += torch.tensordot(weight, slopes.reshape(points.shape), 1)
+        total += (weight[:, None, None, None, None] * slopes.reshape(points.shape)).sum(0)
     return total * line
 
 
@@ -100,7 +100,9 @@ def sobel(model, images, targets):
     kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]  # (2, 1, 3, 3)
     count, channels, height, width = images.shape
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate").reshape(-1, 1, height + 2, width + 2)
-    return F.conv2d(padded, kernels).square().sum(1).sqrt().reshape(count, channels, height, width)
+    with torch.autocast(images.device.type, enabled=False):
+        slopes = F.conv2d(padded, kernels)
+    return slopes.square().sum(1).sqrt().reshape(count, channels, height, width)
 
 
 def oracle(model, images, targets, *, masks):
@@ -178,6 +180,7 @@ def explain(
     scores = {}
     with (
         _evaluating(model),
+        torch.backends.cudnn.flags(allow_tf32=study.attribution_precision != "float32"),
         torch.autocast(images.device.type, torch.bfloat16, enabled=study.attribution_precision == "bfloat16"),
     ):
         for base, ensembles in wanted.items():
@@ -265,7 +268,9 @@ def _with_extras(name: str, function: Callable, extras: dict) -> Callable:
 
     def call(model, images, targets, ids):
         more = {"ids": ids} if "ids" in accepted else {}
-        scores = function(model, images, targets, **chosen, **more)
+        if "masks" in chosen:
+            more["masks"] = chosen["masks"].repeat(len(images) // len(chosen["masks"]), 1, 1, 1)
+        scores = function(model, images, targets, **chosen | more)
         if scores.shape != images.shape:
             raise InputError(
                 f"{name} gives scores of shape {tuple(scores.shape)} for images of shape "

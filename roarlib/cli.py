@@ -1,6 +1,7 @@
 """The command `roar`: plan, run, status, collect and report a study given by its YAML file."""
 
 import os
+import signal
 import sys
 import time
 
@@ -32,7 +33,7 @@ def plan(study_file, only):
     """List the cells, what is done, and the time left."""
     from roarlib import preflight
 
-    study = params.load(study_file)
+    study = _load(study_file)
     data = preflight.check(study)
     chosen = grid.select(grid.cells(study), only)
     todo = [cell for cell in chosen if grid.missing(study, cell)]
@@ -57,9 +58,10 @@ def run(study_file, only):
     from roarlib import preflight
 
     started = time.perf_counter()
-    study = params.load(study_file)
+    study = _load(study_file)
     chosen = grid.select(grid.cells(study), only)
     todo = [cell for cell in chosen if grid.missing(study, cell)]
+    owed = {(f"{c.stage}/{c.name}", row) for c in todo for row in grid.missing(study, c)}
     if not todo:
         click.echo(f"{study.name}: all {len(chosen)} cells are done; `roar report {study_file}` shows them")
         return
@@ -78,20 +80,33 @@ def run(study_file, only):
             if outcome.notebook and outcome.error:
                 bar.write(f"FAILED {outcome.cell.id}: {outcome.error} (see {outcome.notebook})", file=sys.stderr)
 
+        signal.signal(signal.SIGINT, _stop)
+        signal.signal(signal.SIGTERM, _stop)
         outcomes = grid.run(study, only, report)
-    results.collect(study)
-    _finish(study, outcomes, time.perf_counter() - started)
+    if len(results.rows(study)):
+        results.collect(study)
+    _finish(study, outcomes, owed, time.perf_counter() - started)
 
 
-def _finish(study, outcomes, wall: float):
+def _stop(number, frame):
+    """Leave at once: threads still wait for their kernels, which die with this process; finished rows are on disk."""
+    print("\nStopped; finished rows are kept. Run the same command again to go on.", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+def _load(study_file):
+    study = params.load(study_file)
+    params.agree(study)
+    return study
+
+
+def _finish(study, outcomes, owed, wall: float):
     """Say what a run did and took, and leave with status 1 if a cell failed (2 if only for bad input)."""
     failed = [o for o in outcomes if o.error]
     waiting = [o for o in failed if o.notebook is None]
     workers, _ = grid.machine(study)
     rows = results.rows(study)
-    cells = {o.cell.stage + "/" + o.cell.name for o in outcomes}
-    work = grid.work_seconds(study, cells)
-    overhead = 1 - work / (wall * min(workers, len(outcomes)))
+    overhead = 1 - grid.work_seconds(study, owed) / (wall * min(workers, len(outcomes)))
     click.echo(
         f"{study.name}: {len(outcomes) - len(failed)} cells in {_duration(wall)}, "
         f"{len(failed) - len(waiting)} failed; "
@@ -111,7 +126,7 @@ def _finish(study, outcomes, wall: float):
 @study_file
 def status(study_file):
     """Say how many cells and retrainings are done, from the files alone."""
-    study = params.load(study_file)
+    study = _load(study_file)
     click.echo(_counts(study, grid.cells(study)))
 
 
@@ -119,7 +134,7 @@ def status(study_file):
 @study_file
 def collect(study_file):
     """Gather all rows into outputs/<name>/results.csv."""
-    study = params.load(study_file)
+    study = _load(study_file)
     file = results.collect(study)
     click.echo(f"{file}: {len(results.table(study))} measurements")
 
@@ -130,7 +145,7 @@ def report(study_file):
     """Run the analysis notebooks and render them to one HTML page, with the figure and a table on the terminal."""
     from roarlib import report
 
-    study = params.load(study_file)
+    study = _load(study_file)
     click.echo(report.render(study))
 
 
@@ -155,14 +170,15 @@ def main():
     """Entry point: what the user got wrong is one line and exit status 2; --debug shows the traceback."""
     try:
         cli(standalone_mode=False)
-    except (InputError, LookupError) as error:
-        if "--debug" in sys.argv:
+    except (InputError, LookupError, OSError) as error:
+        if "--debug" in sys.argv or isinstance(error, (KeyError, IndexError)):
             raise
-        click.echo(f"roar: {error}", err=True)
+        said = f"cannot write {error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        click.echo(f"roar: {said}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\nStopped; finished rows are kept. Run the same command again to go on.", err=True)
-        os._exit(130)  # threads still wait for their kernels, which die with this process
+        click.echo("Stopped.", err=True)
+        sys.exit(130)

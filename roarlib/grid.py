@@ -4,16 +4,19 @@ A cell is one execution of a stage notebook. It is done when every row it promis
 only truth, so a run can be stopped anywhere and started again.
 """
 
+import fcntl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import IO
 
 from roarlib import params, results
-from roarlib.params import Study, group_of
+from roarlib.params import InputError, Study, group_of
 from roarlib.results import row_name
 
+LONGEST = 86_400  # seconds a cell may take before it counts as hanging
 STAGES = ("01-train", "02-attribute", "03-degrade", "04-retrain")
 
 
@@ -115,7 +118,7 @@ def select(all_cells: list[Cell], only: str | None) -> list[Cell]:
     by_id = {cell.id: cell for cell in all_cells}
     chosen = [cell.id for cell in all_cells if fnmatch(cell.id, only)]
     if not chosen:
-        raise params.InputError(f"--only {only}: no cell is called so; ids look like {all_cells[-1].id}")
+        raise InputError(f"--only {only}: no cell is called so; ids look like {all_cells[-1].id}")
     wanted = set(chosen)
     while more := {need for c in wanted for need in by_id[c].needs} - wanted:
         wanted |= more
@@ -134,7 +137,8 @@ def execute(study_file: Path, cell: Cell, needs: list[Outcome], threads: int) ->
     target = results.folder(study, cell.stage, cell.name) / f"{cell.part}.ipynb"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        kernel.execute(source, target, {"study_file": str(study_file), **cell.parameters}, threads=threads)
+        parameters = {"study_file": str(study_file), **cell.parameters}
+        kernel.execute(source, target, parameters, threads=threads, timeout=LONGEST)
         owed = missing(study, cell)
         error = f"ended without {len(owed)} of its rows, {owed[0]} first" if owed else ""
     except kernel.NotebookFailed as problem:
@@ -151,8 +155,10 @@ def run(
     from distributed import Client, LocalCluster, as_completed
 
     file = params.save(study)
+    lock = _lock(study)
     todo = [cell for cell in select(cells(study), only) if missing(study, cell)]
     if not todo:
+        lock.close()
         return []
     workers, threads = machine(study)
     # Threads of this process: each waits for a kernel process of its own, and one server of forked kernels serves all.
@@ -180,24 +186,32 @@ def run(
                 )
             outcomes.append(outcome)
             report(outcome)
+    lock.close()
     return outcomes
 
 
+def _lock(study: Study) -> IO:
+    """Hold the study's folder for this process; InputError if another run holds it. Ends with the process."""
+    file = (study.folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another run works on {study.folder}; wait for it, or stop it first") from None
+    return file
+
+
 def machine(study: Study) -> tuple[int, int]:
-    """(cells at a time, threads a cell): a cell a core with one thread on a CPU, which beats one cell with many."""
+    """(cells at a time, threads a cell): on a CPU a cell a core with one thread each; on a GPU one cell."""
     from roarlib.train import device_of
 
     cores = results.cores()
-    if device_of(study).type == "cuda":
-        import torch
-
-        workers = study.workers or torch.cuda.device_count()
-        return workers, max(1, cores // workers)
-    workers = study.workers or cores
+    workers = study.workers or (cores if device_of(study).type == "cpu" else 1)
     return workers, max(1, cores // workers)
 
 
-def work_seconds(study: Study, ids: set[str]) -> float:
-    """Seconds of training, attribution and scoring that the rows of these cells report: all but overhead."""
+def work_seconds(study: Study, owed: set[tuple[str, str]]) -> float:
+    """Seconds of training, attribution and scoring in these rows, (stage/name, row file): all but overhead."""
     found = results.rows(study)
-    return float(found.seconds[found.cell.isin(ids)].sum())
+    names = [row_name(*values) for values in found[results.KEY].itertuples(index=False)]
+    mine = [key in owed for key in zip(found.cell, names, strict=True)]
+    return float(found.seconds[mine].sum())

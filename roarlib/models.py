@@ -109,12 +109,12 @@ def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     Weights come from torch's global generator: seed it before. Raises InputError for an unknown name and for a model
     that does not map a batch to (N, classes).
     """
-    model = constructor(name)(classes, shape[0])
-    model.eval()
+    make = constructor(name)
     try:
+        model = make(classes, shape[0]).eval()
         with torch.no_grad():
             out = model(torch.zeros(2, *shape))
-    except Exception as error:
+    except Exception as error:  # the user's code: anything may come of it
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"model {name} fails on images of shape {tuple(shape)}: {reason}") from error
     if not isinstance(out, torch.Tensor) or out.shape != (2, classes):
@@ -153,8 +153,9 @@ def users_own(name: str) -> Callable:
         if folder not in sys.path:
             sys.path.append(folder)
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise InputError(f"{name}: cannot import {module_name} ({error})") from None
-    except AttributeError:
-        raise InputError(f"{name}: {module_name} has no {attribute}") from None
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's code: a missing module, but also any mistake in it
+        raise InputError(f"{name}: cannot import {module_name} ({type(error).__name__}: {error})") from None
+    if not hasattr(module, attribute):
+        raise InputError(f"{name}: {module_name} has no {attribute}")
+    return getattr(module, attribute)

@@ -64,7 +64,7 @@ class Study(BaseModel):
     base_seed: Seed = 0  # of the base model, the noise, the ties and Random
     # machine: free to change between runs of one study
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ..
-    workers: Annotated[StrictInt, Field(ge=0)] = 0  # cells at a time; 0: one a core, or one a GPU
+    workers: Annotated[StrictInt, Field(ge=0)] = 0  # cells at a time; 0: one a core, or one on a GPU
 
     @field_validator("estimators")
     @classmethod
@@ -93,6 +93,13 @@ class Study(BaseModel):
     @classmethod
     def _zero_is_shared(cls, values):
         return sorted(set(values) - {0}) or [0]
+
+    @model_validator(mode="after")
+    def _variance_needs_noise(self):
+        named = [n for n in self.estimators if split_name(n)[1] == "var"]
+        if named and (self.noise_level == 0 or self.noise_samples == 1):
+            raise ValueError(f"estimators: {named[0]} is 0 without noise; raise noise_level and noise_samples")
+        return self
 
     @model_validator(mode="after")
     def _known_answer_needs_masks(self):
@@ -156,11 +163,11 @@ def load(path: str | Path) -> Study:
         raise InputError(f"{path}: no such file; the studies here are {_studies()}")
     try:
         values = yaml.safe_load(found.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: must be a mapping of 'key: value' lines, but is a {type(values).__name__}")
-    values = {"name": found.stem} | values
+    values = {"name": found.stem} | {str(key): value for key, value in values.items()}
     try:
         return Study(**values)
     except ValidationError as error:
@@ -168,9 +175,19 @@ def load(path: str | Path) -> Study:
 
 
 def save(study: Study) -> Path:
-    """Put the study beside its outputs (study.yaml) and return the file; an unlike study there is an InputError.
+    """Put the study beside its outputs (study.yaml) and return the file; an unlike study there is an InputError."""
+    path = agree(study)
+    try:
+        write_atomically(path, yaml.safe_dump(study.model_dump(), sort_keys=False))
+    except OSError as error:
+        raise InputError(f"cannot write under {path.parent}: {error.strerror}") from None
+    return path
 
-    Only what changes the meaning of existing rows counts as unlike: the selected lists and the machine may change.
+
+def agree(study: Study) -> Path:
+    """Where study.yaml lies, beside the outputs; InputError if one there has other parameters, which it shows.
+
+    Only what changes the meaning of existing rows counts: the selected lists and the machine may differ.
     """
     path, new = study.folder / "study.yaml", study.model_dump()
     if path.is_file():
@@ -183,10 +200,6 @@ def save(study: Study) -> Path:
                 f"{path.parent} holds results of other parameters ({'; '.join(unlike)}); give the study "
                 "another name, or delete that folder"
             )
-    try:
-        write_atomically(path, yaml.safe_dump(new, sort_keys=False))
-    except OSError as error:
-        raise InputError(f"cannot write under {path.parent}: {error.strerror}") from None
     return path
 
 

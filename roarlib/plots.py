@@ -104,7 +104,8 @@ def line(found: pd.DataFrame, estimator: str, ax, interval: bool = True, **keywo
     percents, mean, low, high = rows.to_numpy(dtype=float).T
     (drawn,) = ax.plot(percents, 100 * mean, **{**style(estimator), "label": label(estimator), **keywords})
     if interval and not np.isnan(low).all():
-        ax.fill_between(percents, 100 * low, 100 * high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+        band = (100 * np.clip(edge, 0, 1) for edge in (low, high))  # no accuracy lies beyond, though t intervals do
+        ax.fill_between(percents, *band, color=drawn.get_color(), alpha=0.15, linewidth=0)
     return drawn
 
 

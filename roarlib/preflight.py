@@ -1,5 +1,6 @@
 """Before a study runs: is everything there, does everything fit together, and how long will it take?"""
 
+import copy
 import os
 import shutil
 import time
@@ -20,6 +21,9 @@ def check(study: Study) -> data.Data:
     found = data.load(study)
     torch.manual_seed(study.base_seed)
     model = models.build(study.model, len(found.classes), found.shape).to(train.device_of(study))
+    out = copy.deepcopy(model).train()(torch.zeros(2, *found.shape, device=train.device_of(study)))
+    if not isinstance(out, torch.Tensor):
+        raise InputError(f"model {study.model} gives {type(out).__name__} in training; logits alone are needed")
     _try_estimators(study, found, model)
     _check_folder(study, found)
     return found
@@ -30,7 +34,7 @@ def _try_estimators(study: Study, found: data.Data, model: torch.nn.Module) -> N
     device, index = train.device_of(study), slice(0, min(2, len(found.train)))
     for name in study.estimators:
         try:
-            scores = rankings.explain_stored(study, found, model, found.train, predictions, [name], index, device, 256)
+            scores = rankings.explain_stored(study, found, model, "train", predictions, [name], index, device, 256)
         except InputError as error:
             raise InputError(f"estimator {name}: {error}") from None
         except Exception as error:

@@ -1,6 +1,7 @@
 """Rankings on disk: every image of a split explained, ranked and written to memory-mapped uint8 files, resumable."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from roarlib import attribute
-from roarlib.data import Data, Split, normalise
+from roarlib.data import SPLITS, Data, Split, normalise
 from roarlib.params import InputError, Study, group_of, write_atomically
 from roarlib.remove import rank, to_unit
 from roarlib.train import device_of, load_base
@@ -40,47 +41,51 @@ def make(
     """Rank every image of both splits by these estimators (one group), in all units of the study; write the files.
 
     predictions: split -> int64 (N,), the base model's classes, which are what is explained. progress: called with
-    (images done, of all). Returns {"seconds", "images_per_second"}. Memory does not grow with the number of images. A
-    run that was interrupted goes on at the last checkpoint, with the same bytes in the end.
+    (images done, of all). Returns {"seconds", "images_per_second"} of this call. Memory does not grow with the number
+    of images. A run that was interrupted goes on at the last checkpoint, with the same bytes in the end.
     """
     device = device_of(study)
     model = attribute.folded(model).to(device, memory_format=torch.channels_last)
-    total, started = len(data.train) + len(data.test), time.perf_counter()
+    total, computed, started = len(data.train) + len(data.test), 0, time.perf_counter()
     for before, split in ((0, "train"), (len(data.train), "test")):
-        step = _split(study, data, model, predictions[split], estimators, split, device)
-        for done in step:
+        steps = _split(study, data, model, predictions[split], estimators, split, device)
+        computed += len(data.split(split)) - next(steps)  # first it says how much an earlier run left
+        for done in steps:
             if progress:
                 progress(before + done, total)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "images_per_second": total / seconds}
+    return {"seconds": seconds, "images_per_second": computed / seconds}
 
 
 def _split(study, data, model, predictions, estimators, part_name, device):
     """Generator: fills the files of one split batch by batch and yields the number of images done."""
     split = data.split(part_name)
     files = {(e, u): path(study, e, u, part_name) for e in estimators for u in study.units}
-    estimators = [e for e in estimators if not all(files[e, u].is_file() for u in study.units)]
-    files = {key: file for key, file in files.items() if key[0] in estimators}
+    files = {key: file for key, file in files.items() if not file.is_file()}  # what is done stays
+    estimators = [e for e in estimators if any(key[0] == e for key in files)]
     if not files:
         yield len(split)
         return
-    checkpoint = path(study, estimators[0], study.units[0], part_name).with_suffix(".progress.json")
+    checkpoint = next(iter(files.values())).parent / f"{part_name}.progress.json"  # one a group and split
     parts, first, batch = _open_parts(files, split, checkpoint)
     batch = batch or batch_size(device, data.shape)
+    yield first
     saved = time.monotonic()
     while first < len(split):
         index = slice(first, min(first + batch, len(split)))
         try:
-            scores = explain_stored(study, data, model, split, predictions, estimators, index, device, batch)
+            scores = explain_stored(study, data, model, part_name, predictions, estimators, index, device, batch)
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise
             batch //= 2
             torch.cuda.empty_cache()
             continue
-        ids = torch.arange(index.start, index.stop, device=device)
+        ids = image_ids(part_name, index, device)
         for (estimator, unit), part in parts.items():
-            part[index] = _ranked(scores[estimator], unit, ids, study, estimator, first == 0).cpu().numpy()
+            part[index] = _ranked(scores[estimator], unit, ids, study, estimator).cpu().numpy()
+        if first == 0:
+            _refuse_constant(scores)
         first = index.stop
         yield first
         if time.monotonic() - saved > 20:
@@ -96,7 +101,7 @@ def explain_stored(
     study: Study,
     data: Data,
     model,
-    split: Split,
+    part_name: str,
     predictions: np.ndarray,
     estimators: list[str],
     index: slice,
@@ -104,6 +109,7 @@ def explain_stored(
     batch: int,
 ) -> dict[str, torch.Tensor]:
     """Scores (B, C, H, W) by name of the images `index` of a split, with the study's settings: attribute.explain."""
+    split = data.split(part_name)
     mean, std = torch.from_numpy(data.mean).to(device), torch.from_numpy(data.std).to(device)
     images = normalise(torch.from_numpy(np.ascontiguousarray(split.images[index])).to(device), mean, std)
     masks = None if split.masks is None else torch.from_numpy(split.masks[index]).to(device)
@@ -114,7 +120,7 @@ def explain_stored(
         images.contiguous(memory_format=torch.channels_last),
         torch.from_numpy(predictions[index]).to(device),
         estimators,
-        ids=torch.arange(index.start, index.stop, device=device),
+        ids=image_ids(part_name, index, device),
         masks=masks,
         reference=reference,
         batch=batch,
@@ -128,9 +134,14 @@ def of_images(study: Study, data: Data, estimators: list[str], split: str, index
     """
     device = device_of(study)
     model, predictions = load_base(study, data)
-    found = explain_stored(study, data, model, data.split(split), predictions[split], estimators, index, device, 256)
-    ids = torch.arange(index.start, index.stop, device=device)
-    return {n: _ranked(found[n], unit, ids, study, n, False).cpu().numpy() for n in estimators}
+    found = explain_stored(study, data, model, split, predictions[split], estimators, index, device, 256)
+    ids = image_ids(split, index, device)
+    return {name: _ranked(found[name], unit, ids, study, name).cpu().numpy() for name in estimators}
+
+
+def image_ids(split: str, index: slice, device: torch.device) -> torch.Tensor:
+    """The numbers that seed an image's noise, ties and Random: int64, unlike for train and test images."""
+    return torch.arange(index.start, index.stop, device=device) + (SPLITS.index(split) << 40)
 
 
 def batch_size(device: torch.device, shape: tuple[int, int, int]) -> int:
@@ -139,11 +150,17 @@ def batch_size(device: torch.device, shape: tuple[int, int, int]) -> int:
     return max(4, 64 * 1024 // area) if device.type == "cpu" else max(64, 4_000_000 // area)
 
 
-def _ranked(scores, unit, ids, study, estimator, first):
+def _refuse_constant(scores: dict[str, torch.Tensor]) -> None:
+    """InputError if an estimator scores all inputs alike in most images of a batch; a few dead images may be."""
+    for estimator, values in scores.items():
+        flat = values.flatten(1)
+        if values.dtype != torch.uint8 and bool((flat == flat[:, :1]).all(1).float().mean() > 0.5):
+            raise InputError(f"{estimator} gives every input of an image the same score: there is nothing to rank")
+
+
+def _ranked(scores, unit, ids, study, estimator):
     if scores.dtype == torch.uint8:
         return to_unit(scores, unit)
-    if first and bool((scores == scores.flatten(1)[:, :1, None, None]).all()):
-        raise InputError(f"{estimator} gives every input of an image the same score: there is nothing to rank")
     try:
         return rank(to_unit(scores, unit), ids, study.base_seed)
     except ValueError as error:
@@ -165,7 +182,20 @@ def _open_parts(files: dict, split: Split, checkpoint: Path) -> tuple[dict, int,
                 state["done"],
                 state["batch"],
             )
-    return {k: np.lib.format.open_memmap(_part_of(f), "w+", np.uint8, shapes[k]) for k, f in files.items()}, 0, 0
+    checkpoint.unlink(missing_ok=True)  # it speaks of parts that end here
+    return {key: _new_part(_part_of(file), shapes[key]) for key, file in files.items()}, 0, 0
+
+
+def _new_part(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new mapped file with its room on the disk taken: a full disk is an error now, not a dead process later."""
+    part = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as opened:
+            try:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+            except OSError as error:
+                raise InputError(f"cannot write {file}: {error.strerror}") from None
+    return part
 
 
 def _checkpoint(file: Path, parts: dict, done: int, batch: int) -> None:

@@ -1,5 +1,6 @@
 """The report: analysis notebooks run headless, their figures kept, and all of it in one HTML page."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -49,7 +50,7 @@ def summary(study: Study) -> str:
     for name, row in grid.iterrows():
         lines.append(f"{plots.label(name):<14}" + "".join(f"{v:8.1f}" for v in row.iloc[:-1]) + f"{row.iloc[-1]:9.3f}")
     return "\n".join(
-        [*lines, "", "area: between the curve and Random's, 0 like Random, 1 chance at once, below 0 worse"]
+        [*lines, "", "area: between the curve and Random's; 0: like Random, towards 1: better, below 0: worse"]
     )
 
 
@@ -71,10 +72,11 @@ def _html(study: Study, notebooks: list) -> str:
         for cell in notebook.cells
         if "widget" not in cell.metadata.get("tags", []) and "## Choose for yourself" not in cell.source
     ]
-    for cell in whole.cells:
-        cell.metadata.pop("papermill", None)
+    for cell in whole.cells:  # links to notebooks lead nowhere from here
+        cell.source = re.sub(r"\[([^\]]+)\]\([\w-]+\.ipynb\)", r"\1", cell.source)
+    whole.metadata.pop("widgets", None)
     exporter = HTMLExporter(
         exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True
     )
     body, _ = exporter.from_notebook_node(whole, {"metadata": {"name": f"ROAR study {study.name}"}})
-    return body
+    return re.sub(r'<script[^>]*\ssrc="https?:[^>]*>\s*</script>', "", body)  # nothing is fetched to show the page

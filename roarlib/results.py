@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from roarlib.params import InputError, Study, root, write_atomically
+from roarlib.params import InputError, Study, agree, root, save, write_atomically
 
 COLUMNS = [
     "study",
@@ -37,6 +37,7 @@ COLUMNS = [
     "commit",
     "finished",
 ]
+KEY = ["measure", "estimator", "unit", "mode", "percent", "seed"]  # what makes a row itself
 MEASURES = ("base", "deletion", "retrain", "ranking")  # a ranking has no accuracy: its row says that it is done
 
 
@@ -91,6 +92,8 @@ def write(
         "params": study.model_dump(),
     }
     file = folder(study, stage, cell) / "rows" / row_name(measure, estimator, unit, mode, percent, seed)
+    if not agree(study).is_file():  # a notebook run by hand: from now on the folder speaks of this study
+        save(study)
     try:
         write_atomically(file, json.dumps(row, indent=1))
     except OSError as error:
@@ -108,6 +111,7 @@ def context(study: Study, data) -> dict:
         "n_test": len(data.test),
         "n_classes": len(data.classes),
         "device": str(device),
+        "hardware": hardware(device.type),
         "precision": precision_of(study, device),
     }
 
@@ -122,20 +126,29 @@ def rows(study: Study) -> pd.DataFrame:
             raise InputError(f"{file} is damaged (not JSON); delete it and run the study again") from None
     table = pd.DataFrame(found, columns=list(dict.fromkeys([*COLUMNS, *(k for row in found for k in row)])))
     table = table.drop(columns="params", errors="ignore")
-    return table.sort_values(["measure", "estimator", "unit", "mode", "percent", "seed"], ignore_index=True)
+    return table.sort_values(KEY, ignore_index=True)
 
 
 def table(study: Study) -> pd.DataFrame:
-    """The tidy table of accuracies: from the row files, else from a results.csv there, else empty. See COLUMNS."""
-    found = rows(study)
-    if found.empty and (file := study.folder / "results.csv").is_file():
-        found = pd.read_csv(file)
+    """The tidy table of accuracies: the row files, and what only results.csv there still knows. See COLUMNS."""
+    found = _with_earlier(study, rows(study))
     return found[found.measure != "ranking"].reset_index(drop=True)
+
+
+def _with_earlier(study: Study, found: pd.DataFrame) -> pd.DataFrame:
+    """The rows, and those of an earlier results.csv whose files are not here: a clone has the published table alone."""
+    file = study.folder / "results.csv"
+    if not file.is_file():
+        return found
+    earlier = pd.read_csv(file)
+    both = pd.concat([found, earlier], ignore_index=True) if len(found) else earlier
+    both = both.drop_duplicates(KEY)  # the first stays: a row file wins
+    return both.sort_values(KEY, ignore_index=True)
 
 
 def collect(study: Study) -> Path:
     """Write results.csv from the row files and return it; InputError if there is no row yet."""
-    found = rows(study)
+    found = _with_earlier(study, rows(study))
     if found.empty:
         raise InputError(f"no results under {study.folder} yet; `roar run params/{study.name}.yaml` makes them")
     file = study.folder / "results.csv"
@@ -147,7 +160,6 @@ def collect(study: Study) -> Path:
 def provenance() -> dict:
     """What computed a row: versions, commit, processor, host."""
     return {
-        "hardware": hardware(),
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -157,11 +169,11 @@ def provenance() -> dict:
     }
 
 
-def hardware() -> str:
-    """The GPU's name, or the processor's with the cores this process may use."""
+def hardware(device: str = "cpu") -> str:
+    """The name of the GPU (device cuda), or the processor's with the cores that this process may use."""
     import torch
 
-    if torch.cuda.is_available():
+    if device == "cuda":
         return torch.cuda.get_device_name()
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {cores()} cores"

@@ -118,15 +118,20 @@ def train(
     """
     device = device_of(study)
     images = Degraded(data.train, data, device, ranking, percent, mode)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # first weights, and what the model itself draws: dropout, stochastic depth
         model = models.build(study.model, len(data.classes), data.shape)
-    model = model.to(device, memory_format=torch.channels_last)
+        return _fit(study, model.to(device, memory_format=torch.channels_last), images, seed, progress).eval()
+
+
+def _fit(study: Study, model: nn.Module, images: Degraded, seed: int, progress) -> nn.Module:
+    """The training loop of `train`. InputError if the loss stops being a number: no row may come of it."""
+    device = images.device
     generator = torch.Generator().manual_seed(seed)
     batches = max(1, len(images) // study.batch_size)  # the odd rest of an epoch is dropped: the order is new each time
     optimiser, schedule = _optimiser(study, model, batches * study.epochs)
     half = precision_of(study, device) == "bfloat16"
-    for _ in range(study.epochs):
+    for epoch in range(1, study.epochs + 1):
         total = torch.zeros((), device=device)
         for index in _order(len(images), batches, study.batch_size, generator):
             x, y = images.batch(index.to(device))
@@ -139,9 +144,11 @@ def train(
             optimiser.step()
             schedule.step()
             total += loss.detach()
+        if not math.isfinite(loss_of_epoch := float(total) / batches):
+            raise InputError(f"training of {study.model} diverged in epoch {epoch}: lower learning_rate")
         if progress:
-            progress(float(total) / batches)
-    return model.eval()
+            progress(loss_of_epoch)
+    return model
 
 
 def _order(count: int, batches: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
@@ -185,10 +192,7 @@ def evaluate(
 ) -> float:
     """Share of the degraded test images that the model classifies correctly, 0 to 1. ranking: of the test split."""
     images = Degraded(data.test, data, device_of(study), ranking, percent, mode)
-    accuracy = float((predict(study, model, images) == data.test.labels).mean())
-    if not math.isfinite(accuracy):
-        raise ValueError("accuracy is not a number")
-    return accuracy
+    return float((predict(study, model, images) == data.test.labels).mean())
 
 
 def save_base(study: Study, data: Data, model: nn.Module) -> dict[str, np.ndarray]:

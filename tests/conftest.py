@@ -10,7 +10,7 @@ from roarlib import params
 from roarlib.data import Data, Split
 
 torch.set_num_threads(1)  # as the grid's workers: the same numbers whatever the machine
-REAL_CIFAR10 = [Path(os.environ.get("ROAR_DATA", "")), params.root() / "data", params.root().parent / "shared" / "data"]
+REAL_CIFAR10 = [Path(os.environ.get("ROAR_DATA", "")), params.root() / "data"]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ def images(dtype=torch.float64):
 
 
 def explained(model, names, batch=256, **changes):
-    study = tiny_study(estimators=list(names), **dict(noise_samples=4, ig_steps=5) | changes)
+    study = tiny_study(estimators=list(names), noise_samples=4, ig_steps=5).model_copy(update=changes)
     x = images()
     targets = model(x).argmax(1)
     return attribute.explain(study, model, x, targets, names, ids=IDS, reference=-1.5, batch=batch)

@@ -1,12 +1,15 @@
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from conftest import tiny_study
 
-from roarlib import cli, grid, preflight
+from roarlib import cli, grid, params, preflight
 from roarlib.params import InputError
 
 ROAR = Path(sys.executable).with_name("roar")
@@ -113,10 +116,6 @@ def test_a_failed_cell_gives_its_notebook_and_a_status(study_file, monkeypatch, 
         cell = grid.cells(study)[0]
         outcome = grid.Outcome(cell, 1.0, error, Path("x/notebook.ipynb"))
         waiting = grid.Outcome(grid.cells(study)[1], 0.0, "not run: it needs 01-train/base")
-        (study.folder / "01-train" / "base" / "rows").mkdir(parents=True)
-        (study.folder / "01-train" / "base" / "rows" / "x.json").write_text(
-            '{"study": "tiny", "measure": "base", "accuracy": 0.5, "seconds": 1.0}'
-        )
         for o in (outcome, waiting):
             report(o)
         return [outcome, waiting]
@@ -125,6 +124,32 @@ def test_a_failed_cell_gives_its_notebook_and_a_status(study_file, monkeypatch, 
     status, _, err = roar(monkeypatch, capsys, "run", study_file())
     assert status == wanted and f"FAILED 01-train/base: {error} (see x/notebook.ipynb)" in err
     assert "1 more cell(s) wait for them" in err and "not run: it needs" not in err
+
+
+def test_other_parameters_under_existing_outputs_stop_every_command(study_file, monkeypatch, capsys):
+    params.save(tiny_study())
+    for command in ("plan", "run", "status", "collect", "report"):
+        status, _, err = roar(monkeypatch, capsys, command, study_file(epochs=9))
+        assert status == 2 and "epochs: 1 there, 9 now" in err
+
+
+def test_stopping_is_quick_and_the_next_run_goes_on(study_file, tmp_path):
+    """SIGINT in the middle of a real run: it ends within seconds, no process stays, and running again finishes."""
+    file = study_file(estimators=["grad", "random"], train_images=1000, epochs=30)
+    process = subprocess.Popen([ROAR, "run", file], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    rows = tmp_path / "outputs" / "tiny" / "01-train"
+    for _ in range(600):
+        time.sleep(0.1)
+        if rows.is_dir():
+            break
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    assert "finished rows are kept" in process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and time.monotonic() - started < 10
+    time.sleep(2)
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    assert not left
+    assert subprocess.run([ROAR, "run", study_file()], capture_output=True).returncode == 2  # other parameters now
 
 
 def test_disk_is_counted_in_bytes_of_the_rankings(outputs):

@@ -124,6 +124,14 @@ def test_one_bad_cell_does_not_stop_the_others_and_is_run_again(fake):
     assert sorted(ran) == ["02-attribute/grad", "03-degrade/grad", "04-retrain/grad"]
 
 
+def test_two_runs_of_one_study_do_not_meet(fake):
+    study = tiny_study()
+    params.save(study)
+    with grid._lock(study), pytest.raises(InputError, match="another run works on"):
+        grid.run(study)
+    assert grid.run(study)
+
+
 def test_a_notebook_that_ends_without_its_rows_has_failed(monkeypatch, outputs):
     monkeypatch.setattr(kernel, "execute", lambda *a, **k: None)
     outcome = next(o for o in grid.run(tiny_study()) if o.cell.id == "01-train/base")

@@ -32,6 +32,7 @@ def test_a_users_model_by_name(tmp_path, monkeypatch):
         "from torch import nn\n"
         "def good(classes, channels):\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))\n"
         "def wrong(classes, channels):\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes + 1))\n"
+        "def takes_none():\n    pass\n"
         "def broken(classes, channels):\n    return nn.Linear(5, 5)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -40,6 +41,11 @@ def test_a_users_model_by_name(tmp_path, monkeypatch):
         models.build("my_models:wrong", 4, (3, 8, 8))
     with pytest.raises(InputError, match="my_models:broken fails on images of shape"):
         models.build("my_models:broken", 4, (3, 8, 8))
+    with pytest.raises(InputError, match="my_models:takes_none fails"):
+        models.build("my_models:takes_none", 4, (3, 8, 8))
+    (tmp_path / "typo.py").write_text("def net(:")
+    with pytest.raises(InputError, match="cannot import typo .SyntaxError"):
+        models.build("typo:net", 4, (3, 8, 8))
     with pytest.raises(InputError, match="my_models has no nothing"):
         models.build("my_models:nothing", 4, (3, 8, 8))
     with pytest.raises(InputError, match="cannot import no_such_module"):

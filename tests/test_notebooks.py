@@ -57,6 +57,7 @@ def test_the_report_is_one_page_with_the_figures_inside(smoke):
     printed = roar(environment, "report", "params/smoke.yaml")
     page = (folder / "report.html").read_text()
     assert "SG-SQ-GRAD" in printed and str(folder / "report.html") in printed
+    assert not re.search(r'(src|href)="https?://', re.sub(r"<a [^>]*>", "", page))  # nothing is fetched
     assert page.count("data:image/png;base64,") >= 5 and "Accuracy curves" in page and "Degraded images" in page
     assert "import " not in re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)  # readers see no code
     assert (folder / "figures" / "curves-pixel-remove.png").stat().st_size > 10_000

@@ -122,6 +122,50 @@ def test_rankings_of_a_few_images_equal_the_stored_ones(outputs):
     assert all(np.mean(few[name] == stored[name]) > 0.99 for name in study.estimators)  # folded, so last bits differ
 
 
+def test_a_stale_checkpoint_is_never_believed(outputs, monkeypatch):
+    """Two lists of estimators across two interruptions: the second truncates parts that the first checkpoint knows."""
+    study, found, model, predictions = setting()
+    ticks = iter(range(0, 10**6, 30))
+    monkeypatch.setattr(rankings.time, "monotonic", lambda: next(ticks))
+
+    def stop(done, total):
+        if done == 128:
+            raise KeyboardInterrupt
+
+    for estimators in (["grad", "grad-sgsq"], ["grad-sgsq"]):
+        with pytest.raises(KeyboardInterrupt):
+            rankings.make(study, found, model, predictions, estimators, stop)
+    rankings.make(study, found, model, predictions, study.estimators)
+    assert all((np.load(file).reshape(len(np.load(file)), -1).max(1) == 99).all() for file in files(study).values())
+
+
+def test_a_new_unit_leaves_finished_rankings_alone(outputs):
+    study, found, model, predictions = setting()
+    rankings.make(study.model_copy(update={"units": ["pixel"]}), found, model, predictions, study.estimators)
+    before = {key: file.stat().st_mtime_ns for key, file in files(study).items() if file.is_file()}
+    rankings.make(study, found, model, predictions, study.estimators)
+    assert len(before) == 4 and before == {key: files(study)[key].stat().st_mtime_ns for key in before}
+    assert all(file.is_file() for file in files(study).values())
+
+
+def test_train_and_test_images_of_one_number_draw_differently(outputs):
+    study, found, model, predictions = setting()
+    rankings.make(study, found, model, predictions, ["random"])
+    a, b = (rankings.load(study, "random", "pixel", split)[0] for split in data.SPLITS)
+    assert abs((a == b).mean() - 0.01) < 0.02
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(outputs, monkeypatch):
+    study, found, model, predictions = setting()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rankings.os, "posix_fallocate", full)
+    with pytest.raises(InputError, match="cannot write .*No space left on device"):
+        rankings.make(study, found, model, predictions, ["grad"])
+
+
 def test_only_what_is_missing_is_computed(outputs, monkeypatch):
     study, found, model, predictions = setting()
     rankings.make(study, found, model, predictions, ["grad"])

@@ -35,7 +35,7 @@ def test_a_row_is_a_whole_json_file_with_everything(outputs):
     row = json.loads(file.read_text())
     assert results.has(study, "04-retrain", "grad", file.name) and list(file.parent.iterdir()) == [file]
     assert row["params"] == study.model_dump() and row["accuracy"] == 0.5
-    assert row["torch"] and row["hardware"] and row["host"] and row["finished"].startswith("20")
+    assert row["torch"] and row["host"] and row["python"] and row["finished"].startswith("20")
 
 
 def test_rows_collect_into_one_tidy_table(outputs):
@@ -63,6 +63,30 @@ def test_a_table_comes_from_results_csv_where_there_are_no_rows(outputs):
         wanted[["estimator", "percent", "accuracy"]],
         check_dtype=False,
     )
+
+
+def test_a_partial_rerun_keeps_the_rows_of_a_published_table(outputs):
+    study = tiny_study()
+    write(study, 10, accuracy=0.1)
+    write(study, 90, accuracy=0.9)
+    results.collect(study)
+    (outputs / "tiny" / "04-retrain" / "grad" / "rows" / "retrain_grad_pixel_remove_p90_s0.json").unlink()
+    write(study, 10, accuracy=0.2)  # a row file wins over the table
+    assert results.table(study).accuracy.tolist() == [0.2, 0.9]
+    assert pd.read_csv(results.collect(study)).accuracy.tolist() == [0.2, 0.9]
+
+
+def test_rows_of_two_recipes_do_not_mix(outputs):
+    write(tiny_study())
+    with pytest.raises(InputError, match="epochs: 1 there, 2 now"):
+        write(tiny_study(epochs=2))
+
+
+def test_context_names_what_computed_the_row():
+    from conftest import random_data
+
+    found = results.context(tiny_study(), random_data())
+    assert found["n_classes"] == 4 and found["device"] == "cpu" and "cores" in found["hardware"]
 
 
 def test_damaged_and_missing_rows_are_named(outputs):

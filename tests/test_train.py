@@ -32,6 +32,24 @@ def test_same_seed_same_numbers_to_the_bit_whatever_ran_before():
     assert torch.equal(weights(5), first) and not torch.equal(weights(6), first)
 
 
+def test_a_model_that_draws_is_seeded_too_and_pairs(tmp_path, monkeypatch):
+    (tmp_path / "dropping.py").write_text(
+        "from torch import nn\n"
+        "def net(classes, channels):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.LazyLinear(classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found, study = random_data(), tiny_study(batch_size=8, model="dropping:net")
+    first = train.train(study, found, 0)[2].weight
+    torch.rand(5)
+    assert torch.equal(train.train(study, found, 0)[2].weight, first)
+
+
+def test_a_diverged_training_is_an_error_and_not_a_perfect_estimator():
+    with pytest.raises(InputError, match="diverged in epoch 1: lower learning_rate"):
+        train.train(tiny_study(batch_size=8, learning_rate=1e30), random_data(shape=(3, 16, 16)), 0)
+
+
 def test_training_leaves_the_callers_random_numbers_alone():
     torch.manual_seed(1)
     wanted = torch.rand(3)
