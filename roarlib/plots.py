@@ -289,10 +289,10 @@ def degraded_sheet(pixels, rankings: dict, percents, mode="remove", fill=(0, 0, 
 
 
 @mpl.rc_context(LOOK)
-def save(figure, path: str | Path) -> list[Path]:
+def save(figure, path: str | Path, formats=("png", "svg", "pdf")) -> list[Path]:
     """Write a figure as <path>.png (200 dots an inch), .svg and .pdf, nothing cut off; their paths."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     dates = {"png": "Creation Time", "svg": "Date", "pdf": "CreationDate"}  # None: same picture, same bytes
-    for suffix, date in dates.items():
-        figure.savefig(f"{path}.{suffix}", dpi=200, bbox_inches="tight", metadata={date: None})
-    return [Path(f"{path}.{suffix}") for suffix in dates]
+    for suffix in formats:
+        figure.savefig(f"{path}.{suffix}", dpi=200, bbox_inches="tight", metadata={dates[suffix]: None})
+    return [Path(f"{path}.{suffix}") for suffix in formats]
