@@ -72,7 +72,6 @@ def test_every_notebook_runs_with_its_defaults(smoke):
         "--nbval-lax",
         "--nbval-current-env",
         "--nbval-cell-timeout=300",
-        "-q",
         "-p",
         "no:cacheprovider",
         *map(str, NOTEBOOKS),
