@@ -7,12 +7,15 @@ Same images, model, J = 15 and k = 25, in one process, in turn; the table gives 
 import argparse
 import copy
 import json
+import os
 import statistics
+import tempfile
 import threading
 import time
 import warnings
 
 import captum.attr as ca
+import numpy as np
 import psutil
 import torch
 
@@ -184,6 +187,43 @@ def overlaps(device, count=64, percents=(10, 30, 50, 70, 90)):
     return made
 
 
+def line(options, counts, target=60_000):
+    """Seconds and memory of the streaming engine, all 18 to disk, for several numbers of images, and a straight line.
+
+    Returns (seconds an image, fixed seconds, extrapolated hours for `target` images, peak MB at each count).
+    """
+    seconds, peaks = [], []
+    torch.manual_seed(0)
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["ROAR_OUTPUTS"] = folder
+            study = Study(
+                name="line",
+                estimators=NAMES,
+                noise_samples=J,
+                ig_steps=K,
+                noise_level=SIGMA,
+                train_images=count - 10,
+                test_images=10,
+                device=options.device,
+            )
+            found = data.load(study)
+            model = models.build(options.model, 10, found.shape).eval()
+            guesses = {name: found.split(name).labels for name in data.SPLITS}
+            device = torch.device(options.device)
+            took, peak = timed(lambda: rankings.make(study, found, model, guesses, NAMES), device)  # noqa: B023
+        seconds.append(took)
+        peaks.append(round(peak))
+        print(f"{count:>7} images: {took:8.1f} s, {count / took:7.2f} images/s, peak +{peak:.0f} MB")
+    slope, start = np.polyfit(counts, seconds, 1)
+    worst = max(abs(start + slope * n - t) / t for n, t in zip(counts, seconds, strict=True))
+    hours = (start + slope * target) / 3600
+    print(
+        f"line: {start:.1f} s + {slope:.4f} s an image (off by at most {worst:.0%}); {target:,} images: {hours:.1f} hours"
+    )
+    return slope, start, hours, peaks
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=32)
@@ -191,6 +231,7 @@ def main():
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--line", type=int, nargs="*", default=[100, 200, 400], help="images of the streaming engine")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(results.cores())
@@ -223,6 +264,7 @@ def main():
     floor = passes["ours"] * options.images / rate
     print(f"{'floor':<10}{floor:>9.2f}{options.images / floor:>10.2f}{passes['ours']:>14}   (bare passes)")
     shares = overlaps(device)
+    hours = line(options, options.line)[2] if options.line and options.size == 32 else None
     ratios = [c[0] / o[0] for o, c in zip(runs["ours"], runs["captum"], strict=True)]
     figures = {
         "benchmark": "attribution",
@@ -232,6 +274,7 @@ def main():
         "ratio": round(statistics.median(ratios), 2),
         "ratios": [round(r, 2) for r in ratios],
         **{f"overlap_{precision}": round(float(share.mean()), 4) for precision, share in shares.items()},
+        "hours_for_60000": hours and round(hours, 2),
         "over_floor": round(seconds["ours"] / floor, 2),
         "float64_difference": difference(study),
     }
