@@ -219,7 +219,7 @@ def line(options, counts, target=60_000):
     worst = max(abs(start + slope * n - t) / t for n, t in zip(counts, seconds, strict=True))
     hours = (start + slope * target) / 3600
     print(
-        f"line: {start:.1f} s + {slope:.4f} s an image (off by at most {worst:.0%}); {target:,} images: {hours:.1f} hours"
+        f"line: {start:.1f} s + {slope:.4f} s an image (off by {worst:.0%} at most); {target:,} images: {hours:.1f} h"
     )
     return slope, start, hours, peaks
 
