@@ -4,11 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+import yaml
+from conftest import tiny_study
 
 from roarlib import grid, params
 
@@ -92,6 +95,22 @@ def test_same_numbers_again(smoke):
     roar(environment, "run", "params/smoke.yaml")
     after = pd.read_json(file, typ="series")
     assert after.accuracy == before.accuracy and after.params == before.params and study.name == after.study
+
+
+def test_the_readmes_own_estimator_flows_through_everything(tmp_path):
+    """README's function, word for word, and a Captum class: ranked, retrained, tabled, drawn; no edit in the package."""
+    code = re.search(r"\n((?:    .*\n|\n)*    def edges(?:    .*\n|.*\n)*?)\n\S", (ROOT / "README.md").read_text())[1]
+    (tmp_path / "mine.py").write_text(textwrap.dedent(code))
+    names = ["mine:edges", "mine:edges-sgsq", "captum:InputXGradient", "random"]
+    study = tiny_study(name="own", estimators=names, noise_samples=2)
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(study.model_dump()))
+    environment = os.environ | {"ROAR_OUTPUTS": str(tmp_path / "outputs")}
+    for command in ("run", "report"):
+        done = subprocess.run(
+            [ROAR, command, "own.yaml"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert all(name in done.stdout for name in ("mine:edges", "SG-SQ-mine:edges", "captum:InputXGradient", "Random"))
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
