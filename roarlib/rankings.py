@@ -44,6 +44,8 @@ def make(
     (images done, of all). Returns {"seconds", "images_per_second"} of this call. Memory does not grow with the number
     of images. A run that was interrupted goes on at the last checkpoint, with the same bytes in the end.
     """
+    if len({group_of(name) for name in estimators}) != 1:
+        raise ValueError(f"{estimators} are not of one group, which is what shares passes and files")
     device = device_of(study)
     model = attribute.folded(model).to(device, memory_format=torch.channels_last)
     total, computed, started = len(data.train) + len(data.test), 0, time.perf_counter()
@@ -172,7 +174,7 @@ def _open_parts(files: dict, split: Split, checkpoint: Path) -> tuple[dict, int,
     shapes = {
         key: (len(split), 1 if key[1] == "pixel" else split.images.shape[1], *split.images.shape[2:]) for key in files
     }
-    next(iter(files.values())).parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     names = sorted(file.name for file in files.values())
     if checkpoint.is_file() and all(_part_of(file).is_file() for file in files.values()):
         state = json.loads(checkpoint.read_text())
