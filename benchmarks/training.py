@@ -1,6 +1,6 @@
 """Retraining: ours beside a plain PyTorch loop that does the same work, and beside the machine's peak.
 
-python benchmarks/training.py [--train 2000] [--epochs 3] [--seeds 3] [--device cpu]
+python benchmarks/training.py [--train 2000] [--epochs 8] [--seeds 3] [--device cpu]
 The plain loop is what one writes first: a torchvision-style data set whose __getitem__ removes the ranked pixels of one
 image and applies torchvision transforms, a DataLoader with its best number of workers, float32, the same model, recipe
 and epochs. Both retrain on textures with half of the pixels removed at random; samples a second and accuracies.
@@ -82,7 +82,7 @@ def ours(study, found, rankings, percent, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     study = Study(
