@@ -228,6 +228,7 @@ def images(study: params.Study) -> View:
 
 
 def run(name: str) -> str:
+    """What to do about missing results of a study."""
     return f"run `roar run params/{name}.yaml`"
 
 
@@ -243,10 +244,12 @@ def named(titles: dict, values) -> list[tuple[str, str]]:
 
 
 def choice(description: str, options, tooltip: str) -> Dropdown:
+    """A labelled choice of one; options: values or (title, value)."""
     return Dropdown(options=options, description=description, tooltip=tooltip, layout=Layout(width="270px"))
 
 
 def many(description: str, options, value, tooltip: str) -> SelectMultiple:
+    """A labelled choice of several; options: values or (title, value)."""
     return SelectMultiple(options=options, value=value, description=description, tooltip=tooltip,
                           rows=min(len(options), 6) or 1, layout=Layout(width="270px"))
 

@@ -15,6 +15,7 @@ from roarlib.params import USERS_OWN, InputError, root
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    """A convolution that keeps the size (at stride 1), and its batch norm."""
     return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
 
 

@@ -52,6 +52,7 @@ def folder(study: Study, stage: str, cell: str) -> Path:
 
 
 def has(study: Study, stage: str, cell: str, row: str) -> bool:
+    """Whether a row is there, and so its measurement done."""
     return (folder(study, stage, cell) / "rows" / row).is_file()
 
 
