@@ -180,7 +180,7 @@ def explain(
     scores = {}
     with (
         _evaluating(model),
-        torch.backends.cudnn.flags(allow_tf32=study.attribution_precision != "float32"),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=study.attribution_precision != "float32"),
         torch.autocast(images.device.type, torch.bfloat16, enabled=study.attribution_precision == "bfloat16"),
     ):
         for base, ensembles in wanted.items():

@@ -71,7 +71,6 @@ def run(study_file, only):
         initial=len(chosen) - len(todo),
         unit="cell",
         desc=study.name,
-        disable=None if sys.stderr.isatty() else False,
         mininterval=0.5 if sys.stderr.isatty() else 15,
     ) as bar:
 

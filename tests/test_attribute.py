@@ -139,6 +139,19 @@ def test_the_users_model_is_left_as_it_was(fail):
     assert all(p.grad is None and p.requires_grad for p in model.parameters()) and not x.requires_grad
 
 
+@pytest.mark.parametrize("precision, tf32", [("float32", False), ("bfloat16", True)])
+def test_cudnn_stays_on_and_float32_means_float32(precision, tf32):
+    """Only the switch for TF32 moves during a call, and moves back: cudnn.flags() by itself turns cuDNN off."""
+    seen, cudnn = [], torch.backends.cudnn
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    study = tiny_study().model_copy(update={"attribution_precision": precision})
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    model.register_forward_pre_hook(lambda *_: seen.append((cudnn.enabled, cudnn.allow_tf32)))
+    attribute.explain(study, model, images(torch.float32), torch.zeros(5, dtype=torch.int64), ["grad"], ids=IDS)
+    assert seen == [(True, tf32)]
+    assert before == (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32)
+
+
 def test_random_is_binomial_nested_and_the_same_in_any_batch():
     x = torch.zeros(300, 3, 8, 8)
     ids = torch.arange(300)
@@ -242,7 +255,8 @@ def test_captums_classes_by_name_with_arguments_from_the_study():
     found = explained(model, names, estimator_options=options)
     x, targets = images(), model(images()).argmax(1)
     occlusion = captum.attr.Occlusion(model).attribute(
-        x, target=targets, sliding_window_shapes=(3, 2, 2), strides=(3, 2, 2))
+        x, target=targets, sliding_window_shapes=(3, 2, 2), strides=(3, 2, 2)
+    )
     assert same(found["captum:Occlusion"], occlusion)
     assert same(found["captum:DeepLift"], captum.attr.DeepLift(model).attribute(x, target=targets))
     with pytest.raises(ValueError, match="grad is no estimator of yours"):
