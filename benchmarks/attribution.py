@@ -1,6 +1,6 @@
 """All 18 estimators: ours from shared passes beside Captum's own calls, and beside the floor of bare passes.
 
-python benchmarks/attribution.py [--images 32] [--model resnet-tiny] [--size 32] [--rounds 3] [--device cpu]
+python benchmarks/attribution.py [--images 128] [--model resnet-tiny] [--size 32] [--rounds 3] [--device cpu]
 Same images, model, J = 15 and k = 25, in one process, in turn; the table gives medians over the rounds.
 """
 
@@ -209,6 +209,7 @@ def line(options, counts, target=60_000):
                 train_images=count - 10,
                 test_images=10,
                 device=options.device,
+                attribution_precision=options.precision,
             )
             found = data.load(study)
             model = models.build(options.model, 10, found.shape).eval()
@@ -229,11 +230,12 @@ def line(options, counts, target=60_000):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--model", default="resnet-tiny")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the line")
     parser.add_argument("--line", type=int, nargs="*", default=[100, 200, 400], help="images of the streaming engine")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -245,7 +247,6 @@ def main():
     model = models.build(options.model, 10, shape).to(device, memory_format=torch.channels_last).eval()
     x = torch.randn(options.images, *shape, device=device).contiguous(memory_format=torch.channels_last)
     targets = model(x).argmax(1).detach()
-    batch = rankings.batch_size(device, shape)
     trials = {
         (images, inner): timed(lambda i=images, n=inner: captums(model, x[:16], targets[:16], i, n), device)[0]
         for images in (4, 16)
@@ -253,31 +254,37 @@ def main():
     }
     images, inner = min(trials, key=trials.get)  # Captum at its best batch sizes
     best = max((16, 32, 64, 128, 256), key=lambda b: floor_rate(model, x, targets, b, 0.5))
-    runs, rates = {"ours": [], "captum": []}, []
+    half = study.model_copy(update={"attribution_precision": "bfloat16"})
+    runs, rates = {"ours": [], "ours, bfloat16": [], "captum": []}, []
     for _ in range(options.rounds):
-        runs["ours"].append(timed(lambda: ours(study, model, x, targets, batch), device))
+        runs["ours"].append(timed(lambda: ours(study, model, x, targets, best), device))
+        runs["ours, bfloat16"].append(timed(lambda: ours(half, model, x, targets, best), device))
         rates.append(floor_rate(model, x, targets, best, 1.5))  # in the same minute as what it is compared with
         runs["captum"].append(timed(lambda: captums(model, x, targets, images, inner), device))
-    passes = {"ours": 2 * (1 + J) + K * (1 + J), "captum": 2 * (1 + 3 * J) + K * (1 + 3 * J)}
+    passes = {name: (2 + K) * (1 + (3 * J if name == "captum" else J)) for name in runs}
     seconds = {name: statistics.median(s for s, _ in run) for name, run in runs.items()}
     print(f"{results.hardware()}; {options.model}, {options.size} px, {options.images} images, J {J}, k {K}, all 18")
-    print(f"{'':<10}{'seconds':>9}{'images/s':>10}{'passes/image':>14}{'peak MB':>9}")
+    print(f"{'':<16}{'seconds':>9}{'images/s':>10}{'passes/image':>14}{'peak MB':>9}")
     for name in runs:
         peak = max(m for _, m in runs[name])
-        print(f"{name:<10}{seconds[name]:>9.2f}{options.images / seconds[name]:>10.2f}{passes[name]:>14}{peak:>9.0f}")
+        print(f"{name:<16}{seconds[name]:>9.2f}{options.images / seconds[name]:>10.2f}{passes[name]:>14}{peak:>9.0f}")
     floors = [passes["ours"] * options.images / rate for rate in rates]
     floor = statistics.median(floors)
-    print(f"{'floor':<10}{floor:>9.2f}{options.images / floor:>10.2f}{passes['ours']:>14}   (bare passes)")
+    print(f"{'floor':<16}{floor:>9.2f}{options.images / floor:>10.2f}{passes['ours']:>14}   (bare passes)")
     shares = overlaps(device)
     hours = line(options, options.line) if options.line and options.size == 32 else None
-    ratios = [c[0] / o[0] for o, c in zip(runs["ours"], runs["captum"], strict=True)]
+    ratios = {
+        name: [c[0] / o[0] for o, c in zip(runs[name], runs["captum"], strict=True)]
+        for name in ("ours", "ours, bfloat16")
+    }
     figures = {
         "benchmark": "attribution",
         "device": str(device),
         "model": options.model,
         "size": options.size,
-        "ratio": round(statistics.median(ratios), 2),
-        "ratios": [round(r, 2) for r in ratios],
+        "ratio": round(statistics.median(ratios["ours"]), 2),
+        "ratios": [round(r, 2) for r in ratios["ours"]],
+        "ratio_bfloat16": round(statistics.median(ratios["ours, bfloat16"]), 2),
         **{f"overlap_{precision}": round(float(share.mean()), 4) for precision, share in shares.items()},
         "hours_for_60000": hours and round(hours, 2),
         "over_floor": round(statistics.median(o[0] / f for o, f in zip(runs["ours"], floors, strict=True)), 2),

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from roarlib import draws, params
 from roarlib.models import users_own
 from roarlib.params import InputError, Study
+from roarlib.train import precision_of
 
 
 def grad(model, images, targets):
@@ -177,11 +178,11 @@ def explain(
     for name in names:
         base, ensemble = params.split_name(name)
         wanted.setdefault(base, {})[ensemble] = name
-    scores = {}
+    scores, half = {}, precision_of(study.attribution_precision, images.device) == "bfloat16"
     with (
         _evaluating(model),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=study.attribution_precision != "float32"),
-        torch.autocast(images.device.type, torch.bfloat16, enabled=study.attribution_precision == "bfloat16"),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=half),
+        torch.autocast(images.device.type, torch.bfloat16, enabled=half),
     ):
         for base, ensembles in wanted.items():
             extras = {

@@ -1,9 +1,10 @@
-"""The command `roar`: plan, run, status, collect and report a study given by its YAML file."""
+"""The command `roar`: prepare, plan, run, status, collect and report a study given by its YAML file."""
 
 import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 
 import click
 from tqdm import tqdm
@@ -28,26 +29,62 @@ def cli(debug: bool):
 
 @cli.command()
 @study_file
-@only
-def plan(study_file, only):
-    """List the cells, what is done, and the time left."""
-    from roarlib import preflight
+def prepare(study_file):
+    """Decode, resize and cut the images once into the arrays that all stages read; checks them if they are there."""
+    from roarlib import data, stored
 
     study = _load(study_file)
-    data = preflight.check(study)
+    folder = data.prepared(study)
+    if (folder / "meta.json").is_file():
+        if damaged := stored.damaged(folder):
+            raise InputError(f"{folder}: {' and '.join(damaged)} differ from what was written; delete that folder")
+        click.echo("prepared already, and every byte is as it was written")
+    with _images(study) as progress:
+        data.load(study, progress)
+    click.echo("\n".join(data.notes(study)) + f"\n{folder}")
+
+
+@contextmanager
+def _images(study):
+    """A progress bar of decoded images, as a function (done, total); it shows only if it is called."""
+    with tqdm(unit="image", desc="preparing images", mininterval=0.5 if sys.stderr.isatty() else 15, delay=2) as bar:
+
+        def progress(done: int, total: int):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+@cli.command()
+@study_file
+@only
+def plan(study_file, only):
+    """List the cells, what is done, the disk space needed and the time left. Decodes no photograph."""
+    from roarlib import data, preflight
+
+    study = _load(study_file)
+    counts, shape = data.sizes(study)
+    ready = study.dataset in data.ARRAYS or (data.prepared(study) / "meta.json").is_file()
+    images, ranked = preflight.disk_bytes(study)
+    found = preflight.check(study) if ready else None
     chosen = grid.select(grid.cells(study), only)
-    todo = [cell for cell in chosen if grid.missing(study, cell)]
+    todo = grid.to_do(study, chosen)
     for cell in chosen:
         owed = len(grid.missing(study, cell))
         state = "done" if not owed else f"{len(cell.rows) - owed} of {len(cell.rows)} rows"
         click.echo(f"  {cell.id:<46} {state}")
     click.echo(_counts(study, chosen))
-    workers, threads = grid.machine(study)
-    left = _duration(preflight.seconds_left(study, data, todo)) if todo else "nothing"
     click.echo(
-        f"left: about {left} with {workers} cells at a time of {threads} thread(s) each; rankings still to "
-        f"write: {preflight.disk_bytes(study, data) / 1e6:.0f} MB"
+        f"data: {counts['train']:,} train and {counts['test']:,} test images of {shape}; still to be written: "
+        f"{_size(images)} of images, {_size(ranked)} of rankings"
     )
+    if not ready:
+        click.echo(f"left: known when the images are prepared (`roar prepare {study_file}`)")
+        return
+    workers, threads = grid.machine(study)
+    left = _duration(preflight.seconds_left(study, found, todo)) if todo else "nothing"
+    click.echo(f"left: about {left} with {workers} cells at a time of {threads} thread(s) each")
 
 
 @cli.command()
@@ -60,12 +97,13 @@ def run(study_file, only):
     started = time.perf_counter()
     study = _load(study_file)
     chosen = grid.select(grid.cells(study), only)
-    todo = [cell for cell in chosen if grid.missing(study, cell)]
+    todo = grid.to_do(study, chosen)
     owed = {(f"{c.stage}/{c.name}", row) for c in todo for row in grid.missing(study, c)}
     if not todo:
         click.echo(f"{study.name}: all {len(chosen)} cells are done; `roar report {study_file}` shows them")
         return
-    preflight.check(study)
+    with _images(study) as progress:
+        preflight.check(study, progress)
     with tqdm(
         total=len(chosen),
         initial=len(chosen) - len(todo),
@@ -157,6 +195,10 @@ def _counts(study, cells) -> str:
     rows = [row for c in cells for row in c.rows if row.startswith("retrain")]
     owed = sum(row.startswith("retrain") for c in cells for row in grid.missing(study, c))
     return f"{study.name}: cells done {', '.join(parts)}; retrainings {len(rows) - owed} of {len(rows)}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,14 @@
-"""Data sets as arrays: images uint8 (N, C, H, W), labels int64 (N,), the training set's mean and std per channel."""
+"""Data sets as arrays: images uint8 (N, C, H, W), labels int64 (N,), the training set's mean and std per channel.
+
+Every data set is prepared once (`stored`): photographs are decoded and cut, others copied, into memory-mapped arrays
+under outputs/_prepared/, which all cells of all studies share.
+"""
 
 import difflib
+import hashlib
+import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roarlib import textures
-from roarlib.params import InputError, Study, root
+from roarlib import photos, stored, textures
+from roarlib.params import InputError, Study, outputs, root
 
 SPLITS = ("train", "test")
+VERSION = 1  # of the prepared arrays; raise it when a loader gives other bytes for the same parameters
 
 
 @dataclass(frozen=True)
@@ -52,23 +60,91 @@ class Data:
         return {"train": self.train, "test": self.test}[name]
 
 
-def load(study: Study) -> Data:
-    """The study's data, checked; InputError if it is missing, damaged or inconsistent."""
-    if study.dataset not in DATASETS:
-        near = difflib.get_close_matches(study.dataset, DATASETS, 1)
+def load(study: Study, progress: Callable[[int, int], None] | None = None) -> Data:
+    """The study's data, memory-mapped; prepared first where it is not yet, with `progress`(done, of all images).
+
+    InputError if it is missing, damaged or inconsistent.
+    """
+    folder = prepared(study)
+    if not (folder / "meta.json").is_file():
+        try:
+            _prepare(study, folder, progress)
+        except OSError as error:
+            raise InputError(f"cannot write {error.filename or folder}: {error.strerror}") from None
+    meta = stored.meta(folder)
+    splits = [Split(*stored.read(folder, name)) for name in SPLITS]
+    return Data(*splits, meta["classes"], np.float32(meta["mean"]), np.float32(meta["std"]))
+
+
+def prepared(study: Study) -> Path:
+    """The folder of a study's prepared arrays; studies that ask for the same images share it."""
+    known = study.dataset in DATASETS or study.dataset.startswith("folder:")
+    if not known:
+        near = difflib.get_close_matches(study.dataset, [*DATASETS, "folder:"], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"unknown dataset '{study.dataset}'{hint} Known: {', '.join(DATASETS)}")
-    train, test, classes = DATASETS[study.dataset](study)
+        raise InputError(f"unknown dataset '{study.dataset}'{hint} Known: {', '.join(DATASETS)}, folder:PATH")
+    wanted = [VERSION, study.dataset, study.train_images, study.test_images, study.image_size, study.resize]
+    if study.dataset != "textures":
+        wanted.append(str(data_dir(study).resolve()))
+    word = re.sub("[^a-z0-9]+", "-", study.dataset.lower()).strip("-")[-40:]
+    return outputs() / "_prepared" / f"{word}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
+
+
+def sizes(study: Study) -> tuple[dict[str, int], tuple[int, int, int]]:
+    """({split: number of images}, (C, H, W)) of the study's data, without decoding any photograph."""
+    folder = prepared(study)
+    if (folder / "meta.json").is_file():
+        found = load(study)
+        return {name: len(found.split(name)) for name in SPLITS}, found.shape
+    splits, _, _, size = _sources(study)
+    images = getattr(splits["train"], "images", None)
+    return {name: len(split) for name, split in splits.items()}, (3, size, size) if images is None else images.shape[1:]
+
+
+def _prepare(study: Study, folder: Path, progress) -> None:
+    splits, classes, resize, size = _sources(study)
+    stored.write(folder, splits, classes, resize, size, progress)
+
+
+def _sources(study: Study) -> tuple[dict, list[str], int, int]:
+    """What is to be prepared, checked: splits (in memory, or lists of files), class names, resize and crop in px."""
+    if study.dataset in ARRAYS:
+        if study.image_size or study.resize:
+            raise InputError(f"image_size and resize are for photographs; {study.dataset} has a size of its own")
+        train, test, classes = ARRAYS[study.dataset](study)
+    else:
+        train, test, classes = photos.find(study.dataset, data_dir(study))
     try:
-        train, test = train.first(study.train_images), test.first(study.test_images)
+        splits = {"train": train.first(study.train_images), "test": test.first(study.test_images)}
     except InputError as error:
         raise InputError(f"{study.dataset}: {error}") from None
-    for name, split in (("train", train), ("test", test)):
+    for name, split in splits.items():
         _check(f"{study.dataset} {name}", split, len(classes))
-    if len(np.unique(train.labels)) < len(classes):
-        missing = sorted(set(range(len(classes))) - set(train.labels.tolist()))
+    if len(np.unique(splits["train"].labels)) < len(classes):
+        missing = sorted(set(range(len(classes))) - set(splits["train"].labels.tolist()))
         raise InputError(f"{study.dataset} train: no image of class {classes[missing[0]]}; raise train_images")
-    return Data(train, test, list(classes), *_moments(train.images))
+    size = study.image_size or 224
+    return splits, list(classes), study.resize or round(size * 8 / 7), size
+
+
+def notes(study: Study) -> list[str]:
+    """What a user should know of the prepared data: counts, pictures that were left out, counts unlike the paper's."""
+    folder = prepared(study)
+    meta, lines = stored.meta(folder), []
+    for k, name in enumerate(SPLITS):
+        left_out = meta[name]["unreadable"] + meta[name]["missing"]
+        wanted = photos.COUNTS.get(study.dataset, (0, 0))[k]
+        full = wanted and not (study.train_images, study.test_images)[k]
+        paper = f" (the paper's count: {wanted})" if full and wanted != meta[name]["count"] else ""
+        lines.append(f"{name}: {meta[name]['count']} images{paper}")
+        if meta[name]["missing"]:
+            lines[-1] += f", {len(meta[name]['missing'])} listed but not there"
+        if meta[name]["unreadable"]:
+            lines[-1] += f", {len(meta[name]['unreadable'])} unreadable and left out"
+        lines += [f"  left out: {entry}" for entry in left_out[:10]]
+        if len(left_out) > 10:
+            lines.append(f"  and {len(left_out) - 10} more: {folder / 'meta.json'}")
+    return lines
 
 
 def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
@@ -82,25 +158,18 @@ def data_dir(study: Study) -> Path:
     return Path(study.data_dir or os.environ.get("ROAR_DATA") or root() / "data").expanduser()
 
 
-def _check(name: str, split: Split, classes: int) -> None:
-    if split.images.dtype != np.uint8 or split.images.ndim != 4:
-        raise InputError(f"{name}: images must be uint8 (N, C, H, W), not {split.images.dtype} {split.images.shape}")
-    if len(split.images) != len(split.labels):
-        raise InputError(f"{name}: {len(split.images)} images but {len(split.labels)} labels")
+def _check(name: str, split, classes: int) -> None:
+    if isinstance(split, Split):
+        if split.images.dtype != np.uint8 or split.images.ndim != 4:
+            raise InputError(
+                f"{name}: images must be uint8 (N, C, H, W), not {split.images.dtype} {split.images.shape}"
+            )
+        if len(split.images) != len(split.labels):
+            raise InputError(f"{name}: {len(split.images)} images but {len(split.labels)} labels")
     if not len(split):
         raise InputError(f"{name}: no images")
     if split.labels.min() < 0 or split.labels.max() >= classes:
         raise InputError(f"{name}: labels {split.labels.min()}..{split.labels.max()}, but {classes} classes")
-
-
-def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel in 0..1 units, from a histogram: exact, and one pass over any size."""
-    levels = np.arange(256) / 255
-    counts = np.stack([np.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
-    share = counts / counts.sum(1, keepdims=True)  # (C, 256)
-    mean = share @ levels
-    std = np.sqrt(share @ levels**2 - mean**2)
-    return mean.astype(np.float32), np.maximum(std, 1e-6).astype(np.float32)
 
 
 def _textures(study: Study):
@@ -140,8 +209,9 @@ def _found_or_fetched(cls, folder: Path, train: bool):
 
 
 # name -> function of the study that returns (train Split, test Split, class names)
-DATASETS: dict[str, Callable] = {
+ARRAYS: dict[str, Callable] = {
     "textures": _textures,
     "cifar10": _torchvision("CIFAR10", "cifar-10-batches-py/"),
     "fashion-mnist": _torchvision("FashionMNIST", "FashionMNIST/raw/"),
 }
+DATASETS = [*ARRAYS, *photos.COUNTS]  # and folder:PATH

@@ -59,7 +59,10 @@ def cells(study: Study) -> list[Cell]:
     attribute = [_attribute_cell(study, base, group, groups[group]) for group in order]
     degrade = [_degrade_cell(study, base, cell) for cell in attribute]
     retrain = [cell for seed in study.seeds for cell in _retrain_cells(study, groups, seed)]
-    return [base, *attribute, *degrade, *retrain]
+    if study.rankings == "keep":
+        return [base, *attribute, *degrade, *retrain]
+    by_group = [[a, d, *(c for c in retrain if a.id in c.needs)] for a, d in zip(attribute, degrade, strict=True)]
+    return [base, *(cell for part in by_group for cell in part), *(c for c in retrain if not c.needs)]
 
 
 def _attribute_cell(study, base, group, estimators) -> Cell:
@@ -111,6 +114,32 @@ def missing(study: Study, cell: Cell) -> list[str]:
     return [row for row in cell.rows if not results.has(study, cell.stage, cell.name, row)]
 
 
+def to_do(study: Study, chosen: list[Cell]) -> list[Cell]:
+    """The cells that owe rows, and those whose rankings they need and which were deleted (`rankings: recompute`)."""
+    owing = {cell.id for cell in chosen if missing(study, cell)}
+    needed = {need for cell in chosen if cell.id in owing for need in cell.needs}
+    return [c for c in chosen if c.id in owing or c.id in needed and not all(f.is_file() for f in _rankings(study, c))]
+
+
+def _rankings(study: Study, cell: Cell, splits: tuple[str, ...] = ("train", "test")) -> list[Path]:
+    """The ranking files of an attribution cell; none of any other."""
+    from roarlib import rankings
+
+    if cell.stage != "02-attribute":
+        return []
+    return [rankings.path(study, e, u, s) for e in cell.parameters["estimators"] for u in study.units for s in splits]
+
+
+def drop_used(study: Study) -> None:
+    """Delete the rankings of training images that no cell of the study waits for; analyses keep the test images'."""
+    everything = cells(study)
+    waited = {need for cell in everything if missing(study, cell) for need in cell.needs}
+    for cell in everything:
+        if cell.id not in waited and not missing(study, cell):
+            for file in _rankings(study, cell, ("train",)):
+                file.unlink(missing_ok=True)
+
+
 def select(all_cells: list[Cell], only: str | None) -> list[Cell]:
     """The cells whose id matches the glob `only`, with everything they need."""
     if not only:
@@ -156,7 +185,7 @@ def run(
 
     file = params.save(study)
     lock = _lock(study)
-    todo = [cell for cell in select(cells(study), only) if missing(study, cell)]
+    todo = to_do(study, select(cells(study), only))
     if not todo:
         lock.close()
         return []
@@ -186,6 +215,8 @@ def run(
                 )
             outcomes.append(outcome)
             report(outcome)
+            if study.rankings == "recompute":
+                drop_used(study)
     lock.close()
     return outcomes
 

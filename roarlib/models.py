@@ -93,7 +93,10 @@ class Shortcut(nn.Module):
 
 
 def resnet18(classes: int, channels: int) -> nn.Module:
-    """ResNet-18 with the CIFAR stem (3 x 3, stride 1, no pooling), as the literature trains it on 32 x 32 images."""
+    """ResNet-18 with the CIFAR stem (3 x 3, stride 1, no pooling), as the literature trains it on 32 x 32 images.
+
+    For images of 64 pixels and more `build` takes torchvision's, which has the original stem (7 x 7, stride 2).
+    """
     widths, layers = (64, 64, 128, 256, 512), []
     for stage, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
         layers += [Residual(inputs, outputs, 1 if stage == 0 else 2), Residual(outputs, outputs)]
@@ -110,7 +113,7 @@ def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     Weights come from torch's global generator: seed it before. Raises InputError for an unknown name and for a model
     that does not map a batch to (N, classes).
     """
-    make = constructor(name)
+    make = _torchvision(name) if name == "resnet18" and shape[1] >= 64 else constructor(name)
     try:
         model = make(classes, shape[0]).eval()
         with torch.no_grad():
@@ -135,13 +138,19 @@ def constructor(name: str) -> Callable:
     import torchvision
 
     if name in torchvision.models.list_models(module=torchvision.models):
-        return lambda classes, channels: torchvision.models.get_model(name, weights=None, num_classes=classes)
+        return _torchvision(name)
     near = difflib.get_close_matches(name, [*MODELS, *torchvision.models.list_models()], 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise InputError(
         f"unknown model '{name}'{hint} Known: {', '.join(MODELS)}, any torchvision classifier, or your own"
         " as module:function"
     )
+
+
+def _torchvision(name: str) -> Callable:
+    import torchvision
+
+    return lambda classes, channels: torchvision.models.get_model(name, weights=None, num_classes=classes)
 
 
 def users_own(name: str) -> Callable:

@@ -33,21 +33,26 @@ class Study(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)  # folder under outputs/
     # data
-    dataset: str = "textures"  # a name of roarlib.data.DATASETS
+    dataset: str = "textures"  # a name of roarlib.data.DATASETS, or folder:PATH of photographs
     data_dir: str | None = None  # where data sets lie; None: $ROAR_DATA, else ./data
     train_images: Annotated[StrictInt, Field(ge=0)] = 0  # the first so many; 0: all
     test_images: Annotated[StrictInt, Field(ge=0)] = 0
+    image_size: Annotated[StrictInt, Field(ge=0)] = 0  # px a side of photographs' centre crop; 0: 224
+    resize: Annotated[StrictInt, Field(ge=0)] = 0  # px of their short side before it; 0: 8/7 of image_size
     # model and training recipe, the same for the base model and every retraining
     model: str = "resnet-tiny"  # a name of roarlib.models.MODELS, of torchvision, or module:function
     epochs: Count = 8
     batch_size: Count = 128
+    micro_batch: Annotated[StrictInt, Field(ge=0)] = 0  # images a pass, their gradients summed to a batch; 0: all
     learning_rate: float = Field(0.2, gt=0)  # peak
     momentum: float = Field(0.9, ge=0, lt=1)  # Nesterov
     weight_decay: float = Field(5e-4, ge=0)  # not on batch norms and biases
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     warmup: float = Field(0.2, ge=0, lt=1)  # share of the steps in which the rate rises; then it falls to 0
-    augment: Literal["none", "crop", "crop-flip"] = "crop-flip"  # after removal; crops pad 4 pixels with the fill
+    drop_epochs: list[Count] = []  # not empty: after the warm-up it stays, and falls to a tenth at each of these
+    augment: Literal["none", "crop", "crop-flip", "area-flip"] = "crop-flip"  # after removal; see train.augment
     precision: Literal["float32", "bfloat16", "auto"] = "auto"  # of training; auto: bfloat16 where the device has it
+    flip_average: bool = False  # tests average the logits of an image and its mirror image
     # estimators
     estimators: list[str] = Field(min_length=1)  # names, or `paper`: its 18 and 2 controls
     estimator_options: dict[str, dict] = {}  # base name -> keyword arguments of users' own and Captum's estimators
@@ -56,7 +61,7 @@ class Study(BaseModel):
     noise_level: float = Field(0.15, ge=0)  # sigma as a share of each image's (max - min), normalised space
     ig_steps: Count = 25
     ig_reference: Literal["black", "mean"] = "black"
-    attribution_precision: Literal["float32", "bfloat16"] = "float32"
+    attribution_precision: Literal["float32", "bfloat16", "auto"] = "float32"
     # grid
     modes: list[Literal["remove", "keep"]] = Field(["remove"], min_length=1)
     percents: list[Percent] = Field([10, 30, 50, 70, 90], min_length=1)  # t; 0 (untouched) is always run too
@@ -65,6 +70,14 @@ class Study(BaseModel):
     # machine: free to change between runs of one study
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ..
     workers: Annotated[StrictInt, Field(ge=0)] = 0  # cells at a time; 0: one a core, or one on a GPU
+    memory_gb: float = Field(0, ge=0)  # images and ranking above it stream from the disk; 0: a third of what is free
+    rankings: Literal["keep", "recompute"] = "keep"  # recompute: deleted after use, made again if needed again
+
+    @model_validator(mode="after")
+    def _crop_fits(self):
+        if 0 < self.resize < (self.image_size or 224):
+            raise ValueError(f"resize: {self.resize} is less than image_size, {self.image_size or 224}")
+        return self
 
     @field_validator("estimators")
     @classmethod
@@ -111,12 +124,17 @@ class Study(BaseModel):
     @property
     def folder(self) -> Path:
         """outputs/<name>, or under $ROAR_OUTPUTS."""
-        return Path(os.environ.get("ROAR_OUTPUTS") or root() / "outputs") / self.name
+        return outputs() / self.name
 
 
 # Lists that only select what is run: they may grow or shrink under existing outputs, since a row names its own values.
 SELECTION = ("estimators", "units", "modes", "percents", "seeds")
-MACHINE = ("data_dir", "device", "workers")
+MACHINE = ("data_dir", "device", "workers", "memory_gb", "rankings")
+
+
+def outputs() -> Path:
+    """Where results and prepared data lie: $ROAR_OUTPUTS, or outputs/ in the project."""
+    return Path(os.environ.get("ROAR_OUTPUTS") or root() / "outputs")
 
 
 def root() -> Path:

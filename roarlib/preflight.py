@@ -4,6 +4,7 @@ import copy
 import os
 import shutil
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,20 +13,21 @@ from roarlib import attribute, data, grid, models, params, rankings, results, tr
 from roarlib.params import InputError, Study
 
 
-def check(study: Study) -> data.Data:
+def check(study: Study, progress: Callable[[int, int], None] | None = None) -> data.Data:
     """Load the data, build the model and try every estimator on two images; InputError names what does not fit.
 
-    Finds in seconds what would otherwise fail hours later in some cell. Returns the data.
+    Finds in seconds what would otherwise fail hours later in some cell. Returns the data, which are prepared before
+    (with `progress`, of images) where they are not yet.
     """
     train.device_of(study)
-    found = data.load(study)
+    _check_folder(study)
+    found = data.load(study, progress)
     torch.manual_seed(study.base_seed)
     model = models.build(study.model, len(found.classes), found.shape).to(train.device_of(study))
     out = copy.deepcopy(model).train()(torch.zeros(2, *found.shape, device=train.device_of(study)))
     if not isinstance(out, torch.Tensor):
         raise InputError(f"model {study.model} gives {type(out).__name__} in training; logits alone are needed")
     _try_estimators(study, found, model)
-    _check_folder(study, found)
     return found
 
 
@@ -44,8 +46,8 @@ def _try_estimators(study: Study, found: data.Data, model: torch.nn.Module) -> N
             raise InputError(f"estimator {name} gives NaN or infinite scores; an importance must be a finite number")
 
 
-def _check_folder(study: Study, found: data.Data) -> None:
-    """The outputs folder can be written and holds the rankings still to come."""
+def _check_folder(study: Study) -> None:
+    """The outputs folder can be written and has room for the images and rankings still to come."""
     folder = study.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,21 +56,31 @@ def _check_folder(study: Study, found: data.Data) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write under {folder}: {error.strerror}") from None
-    need, free = disk_bytes(study, found), shutil.disk_usage(folder).free
-    if need > free:
-        raise InputError(f"{folder}: the rankings need {need / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
+    images, ranked = disk_bytes(study)
+    free = shutil.disk_usage(folder).free
+    if images + ranked > free:
+        raise InputError(
+            f"{folder}: prepared images need {images / 1e9:.1f} GB and rankings {ranked / 1e9:.1f} GB, but only "
+            f"{free / 1e9:.1f} GB are free; fewer estimators at a time, unit pixel or rankings: recompute need less"
+        )
 
 
-def disk_bytes(study: Study, found: data.Data) -> int:
-    """Bytes of the rankings not yet on disk: one a unit of every image, estimator and kind of unit."""
-    total = 0
+def disk_bytes(study: Study) -> tuple[int, int]:
+    """Bytes still to be written: of prepared images, and of rankings (one byte a unit, image, estimator and unit).
+
+    With `rankings: recompute` only as many groups as there are workers have theirs at a time: the largest count.
+    """
+    counts, (channels, height, width) = data.sizes(study)
+    area, groups = height * width, {}
     for unit in study.units:
         for name in study.estimators:
-            for split in data.SPLITS:
+            for split, count in counts.items():
                 if not rankings.path(study, name, unit, split).is_file():
-                    images = found.split(split).images
-                    total += images.size // (images.shape[1] if unit == "pixel" else 1)
-    return total
+                    bytes_ = count * area * (1 if unit == "pixel" else channels)
+                    groups[params.group_of(name)] = groups.get(params.group_of(name), 0) + bytes_
+    images = 0 if (data.prepared(study) / "meta.json").is_file() else sum(counts.values()) * channels * area
+    at_once = grid.machine(study)[0] if study.rankings == "recompute" else len(groups)
+    return images, sum(sorted(groups.values())[-at_once:])
 
 
 def seconds_left(study: Study, found: data.Data, todo: list[grid.Cell]) -> float:

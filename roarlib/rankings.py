@@ -13,6 +13,7 @@ from roarlib import attribute
 from roarlib.data import SPLITS, Data, Split, normalise
 from roarlib.params import InputError, Study, group_of, write_atomically
 from roarlib.remove import rank, to_unit
+from roarlib.stored import release
 from roarlib.train import device_of, load_base
 
 
@@ -27,7 +28,7 @@ def load(study: Study, estimator: str, unit: str, split: str) -> np.ndarray:
     file = path(study, estimator, unit, split)
     if not file.is_file():
         raise LookupError(f"no {unit} ranking by {estimator} yet; `roar run params/{study.name}.yaml` makes it")
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+    return np.load(file, mmap_mode="c", allow_pickle=False)
 
 
 def make(
@@ -113,7 +114,8 @@ def explain_stored(
     """Scores (B, C, H, W) by name of the images `index` of a split, with the study's settings: attribute.explain."""
     split = data.split(part_name)
     mean, std = torch.from_numpy(data.mean).to(device), torch.from_numpy(data.std).to(device)
-    images = normalise(torch.from_numpy(np.ascontiguousarray(split.images[index])).to(device), mean, std)
+    images = normalise(torch.from_numpy(np.array(split.images[index])).to(device), mean, std)
+    release(split.images)
     masks = None if split.masks is None else torch.from_numpy(split.masks[index]).to(device)
     reference = (-mean / std)[:, None, None] if study.ig_reference == "black" else torch.zeros(1, device=device)
     return attribute.explain(
@@ -203,6 +205,7 @@ def _new_part(file: Path, shape: tuple[int, ...]) -> np.memmap:
 def _checkpoint(file: Path, parts: dict, done: int, batch: int) -> None:
     for part in parts.values():
         part.flush()
+        release(part)
     names = sorted(Path(part.filename).name.removeprefix(".").removesuffix(".part") for part in parts.values())
     write_atomically(file, json.dumps({"done": done, "batch": batch, "files": names}))
 

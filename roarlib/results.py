@@ -113,7 +113,7 @@ def context(study: Study, data) -> dict:
         "n_classes": len(data.classes),
         "device": str(device),
         "hardware": hardware(device.type),
-        "precision": precision_of(study, device),
+        "precision": precision_of(study.precision, device),
     }
 
 

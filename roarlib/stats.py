@@ -160,3 +160,19 @@ def binomial_error(accuracy, n_test):
     """
     accuracy = np.asarray(accuracy, dtype=float)
     return np.sqrt(accuracy * (1 - accuracy) / n_test)
+
+
+def spearman(one, other) -> dict:
+    """Spearman's rank correlation of paired values (n,): n, rho, low, high (95 percent interval).
+
+    Interval: tanh(artanh(rho) +- 1.96 sqrt((1 + rho^2 / 2) / (n - 3))), NaN where n < 4 or |rho| = 1.
+    Source: scipy.stats.spearmanr; Bonett and Wright, Psychometrika 65 (2000), for the standard error.
+    """
+    one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
+    n = len(one)
+    rho = float(scipy_stats.spearmanr(one, other).statistic) if n > 2 else np.nan
+    if n < 4 or not abs(rho) < 1 - 1e-12:
+        return dict(n=n, rho=rho, low=np.nan, high=np.nan)
+    half = scipy_stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt((1 + rho**2 / 2) / (n - 3))
+    low, high = np.tanh([np.arctanh(rho) - half, np.arctanh(rho) + half])
+    return dict(n=n, rho=rho, low=float(low), high=float(high))

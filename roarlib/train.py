@@ -1,22 +1,28 @@
 """Training and evaluation on degraded images, on the device: gather, normalise, remove, augment, step.
 
-One function trains the base model (nothing removed) and every retraining, so that they differ in the removal alone.
+Images and ranking stay on the device where they fit, else batches stream from their memory-mapped files. One function
+trains the base model (nothing removed) and every retraining, so that they differ in the removal alone.
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from roarlib import models
+from roarlib.augment import augment
 from roarlib.data import SPLITS, Data, Split, normalise
 from roarlib.params import InputError, Study
 from roarlib.remove import removed
+from roarlib.stored import release
 
 
 def device_of(study: Study) -> torch.device:
@@ -32,22 +38,31 @@ def device_of(study: Study) -> torch.device:
     return device
 
 
-def precision_of(study: Study, device: torch.device) -> str:
-    """float32 or bfloat16; `auto` is bfloat16 where the hardware multiplies it natively."""
-    if study.precision != "auto":
-        return study.precision
+def precision_of(choice: str, device: torch.device) -> str:
+    """float32 or bfloat16, of a study's choice; `auto` is bfloat16 where the hardware multiplies it natively."""
+    if choice != "auto":
+        return choice
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     native = torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
     return "bfloat16" if native else "float32"
 
 
+def room(study: Study, device: torch.device) -> int:
+    """Bytes that images and ranking may take on the device: the study's memory_gb, or a third of what is free."""
+    if study.memory_gb:
+        return int(study.memory_gb * 1e9)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return free // 3
+
+
 @dataclass
 class Degraded:
-    """A split on the device with its removal: indexing gives normalised, degraded batches and their labels.
+    """A split with its removal: gives normalised, degraded batches and their labels on the device.
 
     ranking: uint8 (N, C, H, W) or (N, 1, H, W), or None for untouched images. Removed inputs become 0, which after
-    normalisation is the training set's mean of their channel.
+    normalisation is the training set's mean of their channel. room: bytes it may keep on the device, None for any; a
+    larger split streams from its file, the next batches being read while the last is used.
     """
 
     split: Split
@@ -56,49 +71,60 @@ class Degraded:
     ranking: np.ndarray | None = None
     percent: int = 0
     mode: str = "remove"
+    room: int | None = None
 
     def __post_init__(self):
         if self.ranking is not None and len(self.ranking) != len(self.split):
             raise ValueError(f"ranking of {len(self.ranking)} images for a split of {len(self.split)}")
-        self.images = _put(self.split.images, self.device)
-        self.labels = _put(self.split.labels, self.device)
-        self.ranks = None if self.ranking is None else _put(self.ranking, self.device)
         self.mean, self.std = _put(self.data.mean, self.device), _put(self.data.std, self.device)
+        self.labels = _put(self.split.labels, self.device)
+        self.stored = [self.split.images] + ([] if self.ranking is None else [self.ranking])
+        self.resident = self.room is None or sum(array.nbytes for array in self.stored) <= self.room
+        if self.resident:
+            self.stored = [_put(array, self.device) for array in self.stored]
 
     def __len__(self):
         return len(self.split)
 
     def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images float32 (B, C, H, W) and labels int64 (B,) of an index tensor or slice."""
-        images = normalise(self.images[index], self.mean, self.std)
-        if self.ranks is not None:
-            images.masked_fill_(removed(self.ranks[index], self.percent, self.mode), 0)
-        return images, self.labels[index]
+        """Images float32 (B, C, H, W), channels last, and labels int64 (B,) of an index tensor or slice."""
+        return self._degrade(index, self._read(index))
+
+    def batches(self, indices: Iterable[torch.Tensor | slice]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """`batch` of each index in turn; while one is used a thread reads the next two, if they come from disk."""
+        if self.resident:
+            yield from map(self.batch, indices)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            ahead = deque()
+            for index in indices:
+                ahead.append((index, reader.submit(self._read, index)))
+                if len(ahead) > 2:
+                    index, found = ahead.popleft()
+                    yield self._degrade(index, found.result())
+            for index, found in ahead:
+                yield self._degrade(index, found.result())
+
+    def _read(self, index) -> list[torch.Tensor]:
+        """The stored bytes of these images and their ranks: from the device, or from the disk and pinned."""
+        if self.resident:
+            return [array[index if isinstance(index, slice) else index.to(self.device)] for array in self.stored]
+        rows = index if isinstance(index, slice) else index.numpy()
+        found = [torch.from_numpy(np.array(array[rows])) for array in self.stored]
+        release(*self.stored)
+        return [array.pin_memory() for array in found] if self.device.type == "cuda" else found
+
+    def _degrade(self, index, found: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        images, *ranks = (array.to(self.device, non_blocking=True) for array in found)
+        images = normalise(images.contiguous(memory_format=torch.channels_last), self.mean, self.std)
+        for array in ranks:
+            images.masked_fill_(removed(array, self.percent, self.mode), 0)
+        return images, self.labels[index if isinstance(index, slice) else index.to(self.device)]
 
 
 def _put(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    array = array if array.flags.writeable else np.array(array)  # torch warns of read-only maps
+    array = array if array.flags.writeable else np.array(array)  # torch warns of read-only arrays
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-
-def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Random crops of the images padded by 4 zeros (the fill value), and flips: (N, C, H, W) to the same shape.
-
-    kind: `none`, `crop` or `crop-flip`. Drawn on the CPU from `generator`, so that all devices see the same.
-    """
-    if kind == "none":
-        return images
-    (count, _, height, width), pad = images.shape, 4
-    draws = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
-    flip = torch.rand(count, 1, generator=generator) < 0.5
-    rows = draws[0] + torch.arange(height)  # (N, H)
-    columns = draws[1] + torch.arange(width)
-    if kind == "crop-flip":
-        columns = torch.where(flip, columns.flip(1), columns)
-    padded = F.pad(images, (pad,) * 4).permute(0, 2, 3, 1)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    which = torch.arange(count, device=images.device)
-    return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def train(
@@ -114,10 +140,11 @@ def train(
 
     ranking: of the train split, uint8, or None. seed: of the first weights, the order of the images and the
     augmentation, so that estimators trained with one seed are paired. progress: called with each epoch's mean loss.
-    Recipe: SGD with Nesterov momentum, label smoothing, a triangular learning rate per step, no selection of any kind.
+    Recipe: SGD with Nesterov momentum, label smoothing, a learning rate per step that is triangular or falls at
+    drop_epochs, no selection of any kind.
     """
     device = device_of(study)
-    images = Degraded(data.train, data, device, ranking, percent, mode)
+    images = Degraded(data.train, data, device, ranking, percent, mode, room(study, device))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # first weights, and what the model itself draws: dropout, stochastic depth
         model = models.build(study.model, len(data.classes), data.shape)
@@ -130,20 +157,21 @@ def _fit(study: Study, model: nn.Module, images: Degraded, seed: int, progress) 
     generator = torch.Generator().manual_seed(seed)
     batches = max(1, len(images) // study.batch_size)  # the odd rest of an epoch is dropped: the order is new each time
     optimiser, schedule = _optimiser(study, model, batches * study.epochs)
-    half = precision_of(study, device) == "bfloat16"
+    half = precision_of(study.precision, device) == "bfloat16"
     for epoch in range(1, study.epochs + 1):
         total = torch.zeros((), device=device)
-        for index in _order(len(images), batches, study.batch_size, generator):
-            x, y = images.batch(index.to(device))
+        for x, y in images.batches(_order(len(images), batches, study.batch_size, generator)):
             x = augment(x, study.augment, generator).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                logits = model(x)
-            loss = F.cross_entropy(logits.float(), y, label_smoothing=study.label_smoothing)
             optimiser.zero_grad()
-            loss.backward()
+            for part, labels in zip(*(t.split(study.micro_batch or len(y)) for t in (x, y)), strict=True):
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    logits = model(part)
+                loss = F.cross_entropy(logits.float(), labels, label_smoothing=study.label_smoothing)
+                loss = loss * (len(labels) / len(y))
+                loss.backward()
+                total += loss.detach()
             optimiser.step()
             schedule.step()
-            total += loss.detach()
         if not math.isfinite(loss_of_epoch := float(total) / batches):
             raise InputError(f"training of {study.model} diverged in epoch {epoch}: lower learning_rate")
         if progress:
@@ -161,24 +189,27 @@ def _optimiser(study: Study, model: nn.Module, steps: int):
     decayed = [p for p in model.parameters() if p.ndim > 1]  # not batch norms and biases, as the paper
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": study.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.SGD(groups, study.learning_rate, study.momentum, nesterov=study.momentum > 0)
+    optimiser = torch.optim.SGD(groups, study.learning_rate, study.momentum, nesterov=study.momentum > 0, fused=True)
     peak = study.warmup * steps
 
     def rate(step: int) -> float:
-        return (step + 1) / (peak + 1) if step < peak else (steps - step) / max(1.0, steps - peak)
+        if step < peak:
+            return (step + 1) / (peak + 1)
+        if study.drop_epochs:
+            return 0.1 ** sum(step >= epoch * steps // study.epochs for epoch in study.drop_epochs)
+        return (steps - step) / max(1.0, steps - peak)
 
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
 
 
 @torch.no_grad()
-def predict(study: Study, model: nn.Module, images: Degraded, batch: int = 1000) -> np.ndarray:
-    """The class with the largest logit for every image: int64 (N,)."""
-    half = precision_of(study, images.device) == "bfloat16"
-    found = []
-    for start in range(0, len(images), batch):
-        x, _ = images.batch(slice(start, start + batch))
+def predict(study: Study, model: nn.Module, images: Degraded, flip: bool = False) -> np.ndarray:
+    """The class with the largest logit for every image: int64 (N,). flip: add the logits of its mirror image."""
+    half, found = precision_of(study.precision, images.device) == "bfloat16", []
+    batch = max(8, 1_000_000 // (images.data.shape[1] * images.data.shape[2]))
+    for x, _ in images.batches(slice(i, i + batch) for i in range(0, len(images), batch)):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-            found.append(model(x.contiguous(memory_format=torch.channels_last)).argmax(1))
+            found.append((model(x) + model(x.flip(3)) if flip else model(x)).argmax(1))
     return torch.cat(found).cpu().numpy()
 
 
@@ -191,15 +222,18 @@ def evaluate(
     mode: str = "remove",
 ) -> float:
     """Share of the degraded test images that the model classifies correctly, 0 to 1. ranking: of the test split."""
-    images = Degraded(data.test, data, device_of(study), ranking, percent, mode)
-    return float((predict(study, model, images) == data.test.labels).mean())
+    device = device_of(study)
+    images = Degraded(data.test, data, device, ranking, percent, mode, room(study, device))
+    return float((predict(study, model, images, study.flip_average) == data.test.labels).mean())
 
 
 def save_base(study: Study, data: Data, model: nn.Module) -> dict[str, np.ndarray]:
     """Keep the base model (safetensors) and its predictions on both splits; returns split -> int64 (N,)."""
     folder = study.folder / "01-train" / "base"
     folder.mkdir(parents=True, exist_ok=True)
-    found = {name: predict(study, model, Degraded(data.split(name), data, device_of(study))) for name in SPLITS}
+    device = device_of(study)
+    splits = {name: Degraded(data.split(name), data, device, room=room(study, device)) for name in SPLITS}
+    found = {name: predict(study, model, split) for name, split in splits.items()}
     for name, classes in found.items():
         np.save(folder / f"predictions-{name}.npy", classes)
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}

@@ -13,7 +13,7 @@ torch.set_num_threads(1)  # as the grid's workers: the same numbers whatever the
 REAL_CIFAR10 = [Path(os.environ.get("ROAR_DATA", "")), params.root() / "data"]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def outputs(tmp_path, monkeypatch):
     """A private outputs folder, for this process and the kernels it starts."""
     monkeypatch.setenv("ROAR_OUTPUTS", str(tmp_path / "outputs"))

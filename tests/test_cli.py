@@ -88,7 +88,7 @@ def test_a_full_or_read_only_outputs_folder_is_named(study_file, monkeypatch, ca
     monkeypatch.setenv("ROAR_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     status, _, err = roar(monkeypatch, capsys, "run", file)
-    assert status == 2 and "the rankings need" in err and "are free" in err
+    assert status == 2 and "prepared images need" in err and "are free" in err
 
 
 def test_plan_lists_cells_and_estimates_the_time(study_file, monkeypatch, capsys):
@@ -154,10 +154,44 @@ def test_stopping_is_quick_and_the_next_run_goes_on(study_file, tmp_path):
 
 def test_disk_is_counted_in_bytes_of_the_rankings(outputs):
     study = tiny_study(units=["pixel", "value"])
-    assert preflight.disk_bytes(study, preflight.check(study)) == 2 * 150 * (1 + 3) * 1024
+    assert preflight.disk_bytes(study) == (150 * 3 * 1024, 2 * 150 * (1 + 3) * 1024)
 
 
 def test_preflight_accepts_what_is_good(outputs):
     with pytest.raises(InputError):
         preflight.check(tiny_study(model="nothing"))
     assert len(preflight.check(tiny_study()).train) == 100
+
+
+def test_plan_of_photographs_tells_the_space_and_decodes_nothing(tmp_path, outputs, monkeypatch, capsys, study_file):
+    for part in ("train", "val"):
+        for k in range(3):
+            picture = tmp_path / "imagenet" / part / f"n{k}" / "1.jpg"
+            picture.parent.mkdir(parents=True)
+            picture.write_bytes(b"not looked at")
+    file = study_file(dataset="imagenet", data_dir=str(tmp_path), train_images=0, test_images=0, units=["value"])
+    status, out, _ = roar(monkeypatch, capsys, "plan", file)
+    assert status == 0 and "3 train and 3 test images of (3, 224, 224)" in out and "roar prepare" in out
+    assert "1 MB of images, 2 MB of rankings" in out and not (outputs / "_prepared").exists()
+
+
+def test_the_space_of_imagenet_is_known_beforehand(monkeypatch):
+    study = tiny_study(dataset="imagenet", train_images=0, test_images=0, estimators=["grad", "ig"], units=["value"])
+    sizes = {"train": 1_281_167, "test": 50_000}, (3, 224, 224)
+    monkeypatch.setattr(preflight.data, "sizes", lambda study: sizes)
+    images, ranked = preflight.disk_bytes(study)
+    assert images == 1_331_167 * 150_528 and ranked == 2 * images
+    assert preflight.disk_bytes(study.model_copy(update={"units": ["pixel"]})) == (images, 2 * images // 3)
+    assert preflight.disk_bytes(study.model_copy(update={"rankings": "recompute", "workers": 1})) == (images, images)
+
+
+def test_prepare_is_done_once_and_then_checked(tmp_path, outputs, monkeypatch, capsys, study_file):
+    file = study_file()
+    status, out, _ = roar(monkeypatch, capsys, "prepare", file)
+    assert status == 0 and "train: 100 images" in out and "prepared already" not in out
+    status, out, _ = roar(monkeypatch, capsys, "prepare", file)
+    assert status == 0 and "every byte is as it was written" in out
+    images = next(outputs.rglob("train-images.npy"))
+    images.write_bytes(images.read_bytes()[:-1] + b"?")
+    status, _, err = roar(monkeypatch, capsys, "prepare", file)
+    assert status == 2 and "train differ from what was written" in err

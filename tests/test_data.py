@@ -43,7 +43,7 @@ def test_bad_data_is_one_line(changes, says, monkeypatch):
 
 
 def with_splits(monkeypatch, train, test=None):
-    monkeypatch.setitem(data.DATASETS, "textures", lambda study: (train, test or train, ["a", "b"]))
+    monkeypatch.setitem(data.ARRAYS, "textures", lambda study: (train, test or train, ["a", "b"]))
 
 
 def images(count):

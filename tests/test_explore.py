@@ -1,6 +1,7 @@
 """roarlib.explore: every control changes what is drawn, and missing results are a sentence; no browser."""
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -165,7 +166,8 @@ def test_lost_data_are_a_sentence(done, monkeypatch):
     def lost(study):
         raise params.InputError("made-up: missing")
 
-    monkeypatch.setitem(explore.datasets.DATASETS, "textures", lost)
+    monkeypatch.setitem(explore.datasets.ARRAYS, "textures", lost)
+    shutil.rmtree(explore.datasets.prepared(done))
     assert "Made-up: missing" in explore.images(done).message.value
 
 

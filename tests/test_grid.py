@@ -156,3 +156,27 @@ def test_a_failing_notebook_keeps_its_traceback_and_its_finished_rows(outputs):
     before = json.loads(row.read_text())
     row.with_name("retrain_random_pixel_remove_p90_s0.json").unlink()
     assert len(grid.run(study, "04-retrain/random/*")) == 1 and json.loads(row.read_text()) == before
+
+
+def test_used_rankings_go_and_come_again_when_they_are_needed(fake, outputs):
+    from roarlib import rankings
+
+    ran, _ = fake
+    study = tiny_study(rankings="recompute", estimators=["grad", "gb", "random"])
+    cells = grid.cells(study)
+    place = {cell.id: k for k, cell in enumerate(cells)}
+    assert place["04-retrain/grad/s0"] < place["02-attribute/gb"]  # group by group, so that few are there at a time
+    assert sorted(c.id for c in cells) == sorted(c.id for c in grid.cells(tiny_study(estimators=study.estimators)))
+    files = [rankings.path(study, e, "pixel", s) for e in study.estimators for s in ("train", "test")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    grid.run(study, only="04-retrain/grad/*")
+    assert all(file.is_file() for file in files)  # its deletion scores still wait for them
+    grid.run(study)
+    assert [file.is_file() for file in files] == [False, True] * 3  # those of test images stay for the analyses
+    assert grid.to_do(study, grid.cells(study)) == [] and grid.run(study) == []
+    more = study.model_copy(update={"seeds": [0, 1]})
+    todo = {cell.id for cell in grid.to_do(more, grid.cells(more))}
+    assert {"02-attribute/gb", "04-retrain/gb/s1"} <= todo and "03-degrade/gb" not in todo
+    assert "01-train/base" not in todo

@@ -55,3 +55,9 @@ def test_a_users_model_by_name(tmp_path, monkeypatch):
 def test_an_unknown_name_gets_a_hint():
     with pytest.raises(InputError, match="unknown model 'resnet-tyni'; did you mean resnet-tiny?"):
         models.build("resnet-tyni", 10, (3, 32, 32))
+
+
+def test_resnet18_has_the_stem_that_suits_the_images():
+    assert models.build("resnet18", 10, (3, 32, 32))[0].stride == (1, 1)
+    large = models.build("resnet18", 10, (3, 128, 128))
+    assert large.conv1.stride == (2, 2) and large.conv1.kernel_size == (7, 7)

@@ -92,19 +92,6 @@ def test_a_ranking_of_another_split_is_refused():
         train.Degraded(found.train, found, CPU, np.zeros((10, 1, 8, 8), np.uint8), 50)
 
 
-def test_augmentation_shifts_and_flips_whole_images_and_pads_with_the_fill():
-    images = torch.arange(1.0, 2 * 64 + 1).reshape(1, 2, 8, 8).repeat(200, 1, 1, 1)
-    out = train.augment(images, "crop-flip", torch.Generator().manual_seed(0))
-    padded = torch.nn.functional.pad(images[:1], (4, 4, 4, 4))
-    views = [padded[:, :, r : r + 8, c : c + 8] for r in range(9) for c in range(9)]
-    views = torch.cat(views + [v.flip(3) for v in views])
-    found = [int((views == o).all(-1).all(-1).all(-1).nonzero()[0]) for o in out]  # each is one of the 162
-    assert len(set(found)) > 80 and 60 < sum(f >= 81 for f in found) < 140
-    assert train.augment(images, "none", torch.Generator()) is images
-    crops = train.augment(images, "crop", torch.Generator().manual_seed(0))
-    assert all((views[:81] == o).all(-1).all(-1).all(-1).any() for o in crops)
-
-
 def test_evaluation_counts_right_answers_on_degraded_test_images():
     found = random_data()
 
@@ -146,3 +133,76 @@ def test_learning_rate_rises_then_falls_to_nothing():
         schedule.step()
     assert np.argmax(rates) == 20 and rates[20] == 1 and 0 < rates[-1] < 0.02 and 0 < rates[0] < 0.06
     assert [g["weight_decay"] for g in optimiser.param_groups] == [5e-4, 0]
+
+
+def test_learning_rate_drops_to_a_tenth_at_the_given_epochs():
+    study = tiny_study(epochs=10, warmup=0.2, learning_rate=1.0, drop_epochs=[5, 8])
+    optimiser, schedule = train._optimiser(study, torch.nn.Linear(2, 2), 100)
+    rates = []
+    for _ in range(100):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert np.allclose([rates[20], rates[49], rates[50], rates[79], rates[80], rates[99]], [1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert 0 < rates[0] < rates[10] < 1
+
+
+def test_micro_batches_give_the_gradients_of_the_whole(tmp_path, monkeypatch):
+    (tmp_path / "linear.py").write_text(
+        "from torch import nn\n"
+        "def net(classes, channels):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = random_data()
+    models = [
+        train.train(tiny_study(batch_size=10, micro_batch=m, model="linear:net", epochs=3), found, 0) for m in (0, 4)
+    ]
+    assert torch.allclose(models[0][1].weight, models[1][1].weight, atol=1e-6)
+    assert not torch.equal(models[0][1].weight, train.train(tiny_study(model="linear:net"), found, 0)[1].weight)
+
+
+@pytest.mark.parametrize("unit_channels", [1, 3])
+def test_streamed_training_gives_the_very_numbers_of_a_resident_one(outputs, unit_channels):
+    study, rng = tiny_study(batch_size=10, epochs=2, augment="crop-flip"), np.random.default_rng(0)
+    found = data.load(study)
+    outputs.mkdir(exist_ok=True)
+    for name in data.SPLITS:
+        ranks = rng.integers(0, 100, (len(found.split(name)), unit_channels, 32, 32), np.uint8)
+        np.save(outputs / f"{name}.npy", ranks)
+    ranking = {name: np.load(outputs / f"{name}.npy", mmap_mode="c") for name in data.SPLITS}
+    made = []
+    for memory in (1.0, 1e-9):
+        chosen = study.model_copy(update={"memory_gb": memory})
+        model = train.train(chosen, found, 0, ranking["train"], 50)
+        made.append((train.evaluate(chosen, model, found, ranking["test"], 50), *model.state_dict().values()))
+    assert made[0][0] == made[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(made[0][1:], made[1][1:], strict=True))
+    few = train.Degraded(found.train, found, CPU, ranking["train"], 50, room=train.room(chosen, CPU))
+    assert not few.resident and train.Degraded(found.train, found, CPU, ranking["train"], 50, room=10**7).resident
+
+
+def test_streamed_batches_come_in_order_while_the_next_are_read():
+    found = random_data(train=40)
+    indices = list(torch.randperm(40, generator=torch.Generator().manual_seed(0)).split(6))
+    streamed = train.Degraded(found.train, found, CPU, room=0)
+    resident = train.Degraded(found.train, found, CPU)
+    for made, index in zip(streamed.batches(indices), indices, strict=True):
+        wanted = resident.batch(index)
+        assert torch.equal(made[0], wanted[0]) and torch.equal(made[1], wanted[1])
+        assert made[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_flip_averaging_adds_the_mirror_images_logits():
+    found = random_data(train=20, test=30)
+
+    class Left(torch.nn.Module):
+        """Class 1 if the left half is lighter, else class 0: undone by averaging with the mirror image."""
+
+        def forward(self, x):
+            lighter = x[..., :4].mean((1, 2, 3)) - x[..., 4:].mean((1, 2, 3))
+            return torch.stack([torch.full_like(lighter, -1e-4), lighter, *[torch.full_like(lighter, -9)] * 2], 1)
+
+    images = train.Degraded(found.test, found, CPU)
+    plain, both = (train.predict(tiny_study(), Left(), images, flip) for flip in (False, True))
+    assert 5 < plain.sum() < 25 and (both == 1).all()  # the two halves' differences cancel to 0 > -2e-4

@@ -1,0 +1,73 @@
+"""Random crops and flips of degraded images, vectorised on the device; drawn on the CPU, so alike on all devices."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of a random-area crop, as the paper's and torchvision's
+
+
+def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Augmented images, (N, C, H, W) to the same shape. They are degraded already, so that 0 is the fill value.
+
+    kind: `none`; `crop`, shifts by up to 4 pixels with zeros from beyond the edge; `crop-flip`, and mirrored with
+    probability a half; `area-flip`, a crop of 8 to 100 percent of the area, stretched to the image's size (Szegedy et
+    al., CVPR 2015), and mirrored with probability a half.
+    """
+    if kind == "none":
+        return images
+    if kind == "area-flip":
+        return _area_flip(images, generator)
+    (count, _, height, width), pad = images.shape, 4
+    draws = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
+    flip = torch.rand(count, 1, generator=generator) < 0.5
+    rows = draws[0] + torch.arange(height)  # (N, H)
+    columns = draws[1] + torch.arange(width)
+    if kind == "crop-flip":
+        columns = torch.where(flip, columns.flip(1), columns)
+    padded = F.pad(images, (pad,) * 4).permute(0, 2, 3, 1)
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    which = torch.arange(count, device=images.device)
+    return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _area_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    count, _, height, width = images.shape
+    top, left, tall, wide = boxes(count, height, width, generator)
+    flip = torch.rand(count, generator=generator) < 0.5
+    rows = _samples(top, tall, height)  # (N, H), pixels
+    columns = _samples(left, wide, width)
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    grid = torch.stack(
+        [
+            ((2 * columns + 1) / width - 1)[:, None, :].expand(count, height, width),
+            ((2 * rows + 1) / height - 1)[:, :, None].expand(count, height, width),
+        ],
+        dim=-1,
+    )
+    return F.grid_sample(images, grid.to(images.device), align_corners=False, padding_mode="border")
+
+
+def _samples(start: torch.Tensor, length: torch.Tensor, size: int) -> torch.Tensor:
+    """Where `size` equal samples of [start, start + length) lie, (N, size), in pixels; never outside of it."""
+    at = start[:, None] + (torch.arange(size) + 0.5) * (length / size)[:, None] - 0.5
+    return at.maximum(start[:, None]).minimum((start + length - 1)[:, None])
+
+
+def boxes(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Crops (top, left, height, width), each float (N,) of whole pixels: a random share of the area, a random ratio.
+
+    Of up to ten draws the first that fits into the image, else all of it.
+    """
+    share = torch.empty(TRIES, count).uniform_(*AREA, generator=generator) * height * width
+    ratio = torch.empty(TRIES, count).uniform_(*map(math.log, RATIO), generator=generator).exp()  # wide : tall
+    wide, tall = (share * ratio).sqrt().round().clamp(min=1), (share / ratio).sqrt().round().clamp(min=1)
+    fits = (wide <= width) & (tall <= height)
+    first = fits.int().argmax(0)  # the first that fits
+    wide, tall = (t[first, torch.arange(count)] for t in (wide, tall))
+    wide = torch.where(fits.any(0), wide, float(width))
+    tall = torch.where(fits.any(0), tall, float(height))
+    top = (torch.rand(count, generator=generator) * (height - tall + 1)).floor()
+    left = (torch.rand(count, generator=generator) * (width - wide + 1)).floor()
+    return torch.stack([top, left, tall, wide])

@@ -1,0 +1,143 @@
+"""Folders of photographs: which picture belongs to which split and class, and one picture as the model sees it.
+
+Layouts: ImageNet, Food-101, Birdsnap, and any folder with train/ and test/ (or val/) of one folder a class.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.transforms import functional as TF
+
+from roarlib.params import InputError
+
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+COUNTS = {"imagenet": (1_281_167, 50_000), "food101": (75_750, 25_250), "birdsnap": (47_386, 2_443)}  # train, test
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Picture files and their labels, int64 (N,); missing: files that a list names and that are not there."""
+
+    paths: list[Path]
+    labels: np.ndarray
+    missing: list[str] = field(default_factory=list)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def first(self, count: int) -> "Photos":
+        """`count` pictures, as evenly from all classes as can be (files are sorted by class); 0 means all."""
+        if count > len(self):
+            raise InputError(f"{count} images asked for, but the data set has only {len(self)}")
+        if not count:
+            return self
+        turn = np.zeros(len(self), dtype=np.int64)  # the how-manieth picture of its class it is
+        for label in np.unique(self.labels):
+            here = self.labels == label
+            turn[here] = np.arange(here.sum())
+        chosen = np.sort(np.lexsort((self.labels, turn))[:count])
+        return Photos([self.paths[i] for i in chosen], self.labels[chosen], self.missing)
+
+
+def view(path: Path, resize: int, size: int) -> np.ndarray:
+    """One picture as uint8 (3, size, size): turned upright, RGB, short side to `resize`, the centre cut out.
+
+    The paper's test-time view (256, 224). Raises OSError or ValueError for a file that is no whole picture.
+    """
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip
+            image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+        image = TF.center_crop(TF.resize(image.convert("RGB"), resize), size)
+        return np.asarray(image).transpose(2, 0, 1)
+
+
+def find(dataset: str, folder: Path) -> tuple[Photos, Photos, list[str]]:
+    """(train, test, class names) of `imagenet`, `food101`, `birdsnap` or `folder:PATH` under a data folder.
+
+    InputError says what to download and where to put it.
+    """
+    if dataset.startswith("folder:"):
+        return _folder(folder / Path(dataset.removeprefix("folder:")).expanduser(), "pictures")
+    return {"imagenet": _imagenet, "food101": _food101, "birdsnap": _birdsnap}[dataset](folder)
+
+
+def _folder(folder: Path, what: str) -> tuple[Photos, Photos, list[str]]:
+    """train/ and test/ (or val/), each with one folder of pictures a class."""
+    test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
+    if test is None or not (folder / "train").is_dir():
+        raise InputError(f"{folder}: put {what} there as train/<class>/ and test/<class>/ (or val/<class>/)")
+    parts, names = [], []
+    for part in (folder / "train", test):
+        try:
+            classes, number = find_classes(part)
+            found = make_dataset(str(part), number, IMG_EXTENSIONS)
+        except (FileNotFoundError, OSError) as error:
+            raise InputError(f"{part}: {' '.join(str(error).split())[:120]}") from None
+        parts.append(Photos([Path(path) for path, _ in found], np.array([label for _, label in found])))
+        names.append(classes)
+    if names[0] != names[1]:
+        odd = sorted(set(names[0]) ^ set(names[1]))
+        raise InputError(f"{folder}: train and {test.name} differ in classes, {odd[0]} for one")
+    return *parts, names[0]
+
+
+def _imagenet(folder: Path):
+    return _folder(
+        folder / "imagenet",
+        "ILSVRC2012_img_train and ILSVRC2012_img_val (image-net.org; torchvision.datasets.ImageNet unpacks and sorts "
+        "them)",
+    )
+
+
+def _food101(folder: Path):
+    """The released layout with meta/train.json and meta/test.json, or a plain pair of folders."""
+    base = next((p for p in (folder / "food-101", folder / "food101", folder) if (p / "meta").is_dir()), None)
+    if base is None:
+        plain = folder / "food101"
+        if (plain / "train").is_dir():
+            return _folder(plain, "Food-101")
+        raise InputError(f"{folder}: put food-101/ there (food-101.tar.gz from data.vision.ee.ethz.ch/cvl/food-101)")
+    parts = [json.loads((base / "meta" / f"{name}.json").read_text()) for name in ("train", "test")]
+    classes = sorted(parts[0])
+    listed = [[(f"{entry}.jpg", classes.index(c)) for c in classes for entry in sorted(part[c])] for part in parts]
+    return *(_there(base / "images", pairs) for pairs in listed), classes
+
+
+def _birdsnap(folder: Path):
+    """images.txt, species.txt and test_images.txt as released; the pictures under download/images or images."""
+    base = next(
+        (p for p in (folder / "birdsnap", folder / "birdsnap" / "birdsnap") if (p / "images.txt").is_file()), None
+    )
+    if base is None:
+        raise InputError(
+            f"{folder}: put birdsnap/ there with images.txt, species.txt and test_images.txt (birdsnap.tgz of "
+            "thomasberg.org) and the pictures that its get_birdsnap.py downloads, in birdsnap/download/images/"
+        )
+    species, images = _tabbed(base / "species.txt"), _tabbed(base / "images.txt")
+    tests = {row["path"] for row in _tabbed(base / "test_images.txt")}
+    order = {row["id"]: number for number, row in enumerate(species)}
+    classes = [row["common"] for row in species]
+    home = next((base / p for p in ("download/images", "images") if (base / p).is_dir()), base)
+    pairs = sorted(((row["path"], order[row["species_id"]]) for row in images), key=lambda pair: (pair[1], pair[0]))
+    train, test = (_there(home, [p for p in pairs if (p[0] in tests) == wanted]) for wanted in (False, True))
+    return train, test, classes
+
+
+def _tabbed(file: Path) -> list[dict[str, str]]:
+    try:
+        head, *lines = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+    return [dict(zip(head, line, strict=False)) for line in lines]
+
+
+def _there(folder: Path, pairs: list[tuple[str, int]]) -> Photos:
+    """The listed pictures that exist; the others are kept by name."""
+    found = [(folder / name, label) for name, label in pairs if (folder / name).is_file()]
+    missing = [name for name, _ in pairs if not (folder / name).is_file()]
+    return Photos([path for path, _ in found], np.array([label for _, label in found], dtype=np.int64), missing)
