@@ -5,10 +5,10 @@ STUDY ?= params/demo.yaml
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup study test bench lab report lint clean
+.PHONY: help setup study test slurm-test bench lab report lint clean
 
 help: ## List these commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -26,6 +26,10 @@ study: setup ## Run the demo study and its report (or another: STUDY=params/x.ya
 
 test: setup ## Run every test: package, notebooks, smoke study
 	@$(BIN)/python -m pytest
+
+slurm-test: setup ## Run the smoke study on a SLURM of this machine (root; Debian's packages)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm]'
+	@tests/slurm.sh
 
 bench: setup ## Measure speed against plain baselines; prints tables
 	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

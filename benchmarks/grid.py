@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from roarlib import data, grid, params, results
+from roarlib import data, params, results, runner
 from roarlib.params import Study
 
 NAMES = [name for name in params.PAPER if name.startswith("grad")]
@@ -46,7 +46,7 @@ def measured(device: str, **changes) -> dict[str, float]:
         study = Study(**values | changes)
         data.load(study)
         started = time.perf_counter()
-        outcomes = grid.run(study)
+        outcomes = runner.run(study)
         wall = time.perf_counter() - started
         assert not any(o.error for o in outcomes), [o.error for o in outcomes]
         rows = results.rows(study)

@@ -61,6 +61,7 @@ def setting(options):
         learning_rate=0.1,
         augment="crop",
         device=options.device,
+        precision=options.precision,
     )
     found, rankings = data.load(study), {}
     for name in data.SPLITS:
@@ -144,6 +145,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of ours")
     options = parser.parse_args()
     study, found, rankings = setting(options)
     device, cores = train.device_of(study), results.cores()

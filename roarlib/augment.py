@@ -19,17 +19,18 @@ def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torc
         return images
     if kind == "area-flip":
         return _area_flip(images, generator)
-    (count, _, height, width), pad = images.shape, 4
+    (count, channels, height, width), pad = images.shape, 4
     draws = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
     flip = torch.rand(count, 1, generator=generator) < 0.5
-    rows = draws[0] + torch.arange(height)  # (N, H)
-    columns = draws[1] + torch.arange(width)
+    padded = F.pad(images, (pad,) * 4).permute(0, 2, 3, 1).contiguous()  # (N, H + 8, W + 8, C)
+    # A row of a crop is a run of W x C numbers in memory: all runs that start at a pixel, of which N x H are taken.
+    runs = padded.as_strided((padded.numel() // channels - width + 1, width * channels), (channels, 1))
+    rows = torch.arange(count)[:, None] * (height + 2 * pad) + draws[0] + torch.arange(height)  # (N, H)
+    starts = (rows * (width + 2 * pad) + draws[1]).flatten().to(images.device)
+    crops = runs.index_select(0, starts).view(count, height, width, channels)
     if kind == "crop-flip":
-        columns = torch.where(flip, columns.flip(1), columns)
-    padded = F.pad(images, (pad,) * 4).permute(0, 2, 3, 1)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    which = torch.arange(count, device=images.device)
-    return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        crops = torch.where(flip[:, :, None, None].to(images.device), crops.flip(2), crops)
+    return crops.permute(0, 3, 1, 2)
 
 
 def _area_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -5,11 +5,12 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 from tqdm import tqdm
 
-from roarlib import grid, params, results
+from roarlib import grid, params, progress, results, runner
 from roarlib.params import InputError
 
 study_file = click.argument("study_file", metavar="STUDY.yaml")
@@ -39,8 +40,8 @@ def prepare(study_file):
         if damaged := stored.damaged(folder):
             raise InputError(f"{folder}: {' and '.join(damaged)} differ from what was written; delete that folder")
         click.echo("prepared already, and every byte is as it was written")
-    with _images(study) as progress:
-        data.load(study, progress)
+    with _images(study) as told:
+        data.load(study, told)
     click.echo("\n".join(data.notes(study)) + f"\n{folder}")
 
 
@@ -49,11 +50,11 @@ def _images(study):
     """A progress bar of decoded images, as a function (done, total); it shows only if it is called."""
     with tqdm(unit="image", desc="preparing images", mininterval=0.5 if sys.stderr.isatty() else 15, delay=2) as bar:
 
-        def progress(done: int, total: int):
+        def told(done: int, total: int):
             bar.total = total
             bar.update(done - bar.n)
 
-        yield progress
+        yield told
 
 
 @cli.command()
@@ -74,7 +75,7 @@ def plan(study_file, only):
         owed = len(grid.missing(study, cell))
         state = "done" if not owed else f"{len(cell.rows) - owed} of {len(cell.rows)} rows"
         click.echo(f"  {cell.id:<46} {state}")
-    click.echo(_counts(study, chosen))
+    click.echo(progress.counts(study, chosen))
     click.echo(
         f"data: {counts['train']:,} train and {counts['test']:,} test images of {shape}; still to be written: "
         f"{_size(images)} of images, {_size(ranked)} of rankings"
@@ -82,17 +83,29 @@ def plan(study_file, only):
     if not ready:
         click.echo(f"left: known when the images are prepared (`roar prepare {study_file}`)")
         return
-    workers, threads = grid.machine(study)
-    left = _duration(preflight.seconds_left(study, found, todo)) if todo else "nothing"
+    workers, threads = runner.machine(study)
+    left = progress.duration(preflight.seconds_left(study, found, todo)) if todo else "nothing"
     click.echo(f"left: about {left} with {workers} cells at a time of {threads} thread(s) each")
 
 
 @cli.command()
 @study_file
 @only
-def run(study_file, only):
-    """Run every cell that is not done, through papermill; exit status 1 if one failed."""
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Use the Dask scheduler at tcp://host:port instead of this machine."
+)
+@click.option("--slurm", metavar="CLUSTER.yaml", type=Path, help="Start workers as SLURM jobs, as this file says.")
+def run(study_file, only, scheduler, slurm):
+    """Run every cell that is not done, through papermill; exit status 1 if one failed.
+
+    Several runs may work on one study at a time, here or elsewhere: they share its cells.
+    """
     from roarlib import preflight
+
+    if scheduler and slurm:
+        raise InputError("--scheduler and --slurm: one of them")
+    if slurm:
+        runner.slurm_settings(slurm)
 
     started = time.perf_counter()
     study = _load(study_file)
@@ -102,8 +115,8 @@ def run(study_file, only):
     if not todo:
         click.echo(f"{study.name}: all {len(chosen)} cells are done; `roar report {study_file}` shows them")
         return
-    with _images(study) as progress:
-        preflight.check(study, progress)
+    with _images(study) as told:
+        preflight.check(study, told)
     with tqdm(
         total=len(chosen),
         initial=len(chosen) - len(todo),
@@ -111,22 +124,30 @@ def run(study_file, only):
         desc=study.name,
         mininterval=0.5 if sys.stderr.isatty() else 15,
     ) as bar:
+        failed, fresh = [], []
 
-        def report(outcome: grid.Outcome):
+        def report(outcome: runner.Outcome):
             bar.update(not outcome.error)
-            if outcome.notebook and outcome.error:
+            if outcome.error:
+                failed.append(outcome)
+            elif outcome.seconds:
+                fresh.extend(row for row in outcome.cell.rows if row.startswith("retrain"))
+            rate = 60 * len(fresh) / (time.perf_counter() - started)
+            bar.set_postfix_str(f"{rate:.0f} retrainings/min" + (f", {len(failed)} failed" if failed else ""))
+            if outcome.error and not outcome.error.startswith((runner.WAITS, runner.INTERRUPTED)):
                 bar.write(f"FAILED {outcome.cell.id}: {outcome.error} (see {outcome.notebook})", file=sys.stderr)
 
         signal.signal(signal.SIGINT, _stop)
         signal.signal(signal.SIGTERM, _stop)
-        outcomes = grid.run(study, only, report)
+        outcomes = runner.run(study, only, report, scheduler, slurm, lambda line: bar.write(line, file=sys.stderr))
     if len(results.rows(study)):
         results.collect(study)
     _finish(study, outcomes, owed, time.perf_counter() - started)
 
 
 def _stop(number, frame):
-    """Leave at once: threads still wait for their kernels, which die with this process; finished rows are on disk."""
+    """Leave within seconds: kernels here die with this process, those elsewhere are stopped; rows are on disk."""
+    runner.abandon()
     print("\nStopped; finished rows are kept. Run the same command again to go on.", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
@@ -140,16 +161,19 @@ def _load(study_file):
 def _finish(study, outcomes, owed, wall: float):
     """Say what a run did and took, and leave with status 1 if a cell failed (2 if only for bad input)."""
     failed = [o for o in outcomes if o.error]
-    waiting = [o for o in failed if o.notebook is None]
-    workers, _ = grid.machine(study)
+    waiting = [o for o in failed if o.error.startswith(runner.WAITS)]
+    interrupted = [o for o in failed if o.error.startswith(runner.INTERRUPTED)]
+    workers, _ = runner.machine(study)
     rows = results.rows(study)
     overhead = 1 - grid.work_seconds(study, owed) / (wall * min(workers, len(outcomes)))
     click.echo(
-        f"{study.name}: {len(outcomes) - len(failed)} cells in {_duration(wall)}, "
-        f"{len(failed) - len(waiting)} failed; "
+        f"{study.name}: {len(outcomes) - len(failed)} cells in {progress.duration(wall)}, "
+        f"{len(failed) - len(waiting) - len(interrupted)} failed; "
         f"{int((rows.measure == 'retrain').sum())} retrainings in all. Of {workers} workers' time "
         f"{1 - overhead:.0%} went into training, attribution and scoring, {overhead:.0%} into the rest."
     )
+    if interrupted:
+        click.echo(f"{len(interrupted)} cell(s) {interrupted[0].error}", err=True)
     if failed:
         click.echo(
             f"{len(waiting)} more cell(s) wait for them. Mend the cause and run the same command again: what is "
@@ -162,9 +186,9 @@ def _finish(study, outcomes, owed, wall: float):
 @cli.command()
 @study_file
 def status(study_file):
-    """Say how many cells and retrainings are done, from the files alone."""
+    """Say what is done, running, failed and waiting, from the files alone, wherever it runs."""
     study = _load(study_file)
-    click.echo(_counts(study, grid.cells(study)))
+    click.echo(progress.text(study))
 
 
 @cli.command()
@@ -186,25 +210,8 @@ def report(study_file):
     click.echo(report.render(study))
 
 
-def _counts(study, cells) -> str:
-    parts = []
-    for stage in grid.STAGES:
-        here = [c for c in cells if c.stage == stage]
-        done = sum(not grid.missing(study, c) for c in here)
-        parts.append(f"{stage} {done}/{len(here)}")
-    rows = [row for c in cells for row in c.rows if row.startswith("retrain")]
-    owed = sum(row.startswith("retrain") for c in cells for row in grid.missing(study, c))
-    return f"{study.name}: cells done {', '.join(parts)}; retrainings {len(rows) - owed} of {len(rows)}"
-
-
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def main():

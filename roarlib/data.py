@@ -150,7 +150,7 @@ def notes(study: Study) -> list[str]:
 def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """uint8 (N, C, H, W) to float32 with mean 0 and standard deviation 1 per channel over the training set."""
     scale, shift = 1 / (255 * std), -mean / std  # (C,)
-    return images.float().mul_(scale[:, None, None]).add_(shift[:, None, None])
+    return torch.addcmul(shift[:, None, None], images.float(), scale[:, None, None])
 
 
 def data_dir(study: Study) -> Path:

@@ -1,22 +1,19 @@
-"""The grid: a study's cells, what each needs and leaves, and their execution through papermill on a Dask cluster.
+"""The grid: a study's cells, what each needs and leaves, and how far they are. `runner` executes them.
 
 A cell is one execution of a stage notebook. It is done when every row it promises lies in its folder; the files are the
 only truth, so a run can be stopped anywhere and started again.
 """
 
 import fcntl
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import IO
 
-from roarlib import params, results
+from roarlib import results
 from roarlib.params import InputError, Study, group_of
 from roarlib.results import row_name
 
-LONGEST = 86_400  # seconds a cell may take before it counts as hanging
 STAGES = ("01-train", "02-attribute", "03-degrade", "04-retrain")
 
 
@@ -37,16 +34,6 @@ class Cell:
     @property
     def id(self) -> str:
         return f"{self.stage}/{self.name}" + (f"/{self.part}" if self.part != "notebook" else "")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a cell ended: `error` is empty, or one line; `notebook` is the executed copy, None if it was not run."""
-
-    cell: Cell
-    seconds: float
-    error: str = ""
-    notebook: Path | None = None
 
 
 def cells(study: Study) -> list[Cell]:
@@ -118,7 +105,12 @@ def to_do(study: Study, chosen: list[Cell]) -> list[Cell]:
     """The cells that owe rows, and those whose rankings they need and which were deleted (`rankings: recompute`)."""
     owing = {cell.id for cell in chosen if missing(study, cell)}
     needed = {need for cell in chosen if cell.id in owing for need in cell.needs}
-    return [c for c in chosen if c.id in owing or c.id in needed and not all(f.is_file() for f in _rankings(study, c))]
+    return [c for c in chosen if c.id in owing or c.id in needed and not complete(study, c)]
+
+
+def complete(study: Study, cell: Cell) -> bool:
+    """Whether all rows of a cell are there, and all rankings if it makes any."""
+    return not missing(study, cell) and all(file.is_file() for file in _rankings(study, cell))
 
 
 def _rankings(study: Study, cell: Cell, splits: tuple[str, ...] = ("train", "test")) -> list[Path]:
@@ -154,90 +146,28 @@ def select(all_cells: list[Cell], only: str | None) -> list[Cell]:
     return [cell for cell in all_cells if cell.id in wanted]
 
 
-def execute(study_file: Path, cell: Cell, needs: list[Outcome], threads: int) -> Outcome:
-    """Run one cell here, in a fresh kernel. Never raises for what a notebook does: the Outcome says it."""
-    from roarlib import kernel
-
-    failed = next((n for n in needs if n.error), None)
-    if failed:
-        return Outcome(cell, 0.0, f"not run: it needs {failed.cell.id}")
-    study, started = params.load(study_file), time.perf_counter()
-    source = params.root() / "notebooks" / f"{cell.stage}.ipynb"
-    target = results.folder(study, cell.stage, cell.name) / f"{cell.part}.ipynb"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        parameters = {"study_file": str(study_file), **cell.parameters}
-        kernel.execute(source, target, parameters, threads=threads, timeout=LONGEST)
-        owed = missing(study, cell)
-        error = f"ended without {len(owed)} of its rows, {owed[0]} first" if owed else ""
-    except kernel.NotebookFailed as problem:
-        error = problem.cause
-    except OSError as problem:
-        error = f"{type(problem).__name__}: {problem}"
-    return Outcome(cell, time.perf_counter() - started, error, target)
+def claim_file(study: Study, cell: Cell) -> Path:
+    """The file whose lock a process holds while it runs the cell."""
+    return study.folder / ".claims" / f"{cell.id.replace('/', '.')}.lock"
 
 
-def run(
-    study: Study, only: str | None = None, report: Callable[[Outcome], None] = lambda outcome: None
-) -> list[Outcome]:
-    """Run all cells that are not done, several at a time; `report` hears of each as it ends. Returns all outcomes."""
-    from distributed import Client, LocalCluster, as_completed
-
-    file = params.save(study)
-    lock = _lock(study)
-    todo = to_do(study, select(cells(study), only))
-    if not todo:
-        lock.close()
-        return []
-    workers, threads = machine(study)
-    # Threads of this process: each waits for a kernel process of its own, and one server of forked kernels serves all.
-    with (
-        LocalCluster(
-            n_workers=1,
-            threads_per_worker=min(workers, len(todo)),
-            processes=False,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        futures, outcomes = {}, []
-        for place, cell in enumerate(todo):
-            needs = [futures[n] for n in cell.needs if n in futures]
-            futures[cell.id] = client.submit(execute, file, cell, needs, threads, key=cell.id, priority=-place)
-        by_key = {cell.id: cell for cell in todo}
-        for future in as_completed(futures.values()):
-            if future.status == "finished":
-                outcome = future.result()
-            else:
-                outcome = Outcome(
-                    by_key[future.key], 0.0, f"its worker died: {future.exception()}", Path("no notebook")
-                )
-            outcomes.append(outcome)
-            report(outcome)
-            if study.rankings == "recompute":
-                drop_used(study)
-    lock.close()
-    return outcomes
+def error_file(study: Study, cell: Cell) -> Path:
+    """Where the last failure of a cell is told in one line; gone once it succeeds."""
+    return results.folder(study, cell.stage, cell.name) / f"{cell.part}.error"
 
 
-def _lock(study: Study) -> IO:
-    """Hold the study's folder for this process; InputError if another run holds it. Ends with the process."""
-    file = (study.folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"another run works on {study.folder}; wait for it, or stop it first") from None
-    return file
-
-
-def machine(study: Study) -> tuple[int, int]:
-    """(cells at a time, threads a cell): on a CPU a cell a core with one thread each; on a GPU one cell."""
-    from roarlib.train import device_of
-
-    cores = results.cores()
-    workers = study.workers or (cores if device_of(study).type == "cpu" else 1)
-    return workers, max(1, cores // workers)
+def state(study: Study, cell: Cell) -> str:
+    """done, running (its claim is held by some process), failed (the last time it ran) or waiting; from files alone."""
+    if not missing(study, cell):
+        return "done"
+    file = claim_file(study, cell)
+    if file.is_file():
+        with file.open("rb") as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return "running"
+    return "failed" if error_file(study, cell).is_file() else "waiting"
 
 
 def work_seconds(study: Study, owed: set[tuple[str, str]]) -> float:

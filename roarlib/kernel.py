@@ -45,12 +45,12 @@ class NotebookFailed(RuntimeError):
 
 
 def execute(source: Path, target: Path, parameters: dict, *,
-            timeout: float | None = None, threads: int | None = None) -> None:
+            timeout: float | None = None, threads: int | None = None, env: dict | None = None) -> None:
     """Run the notebook `source` with `parameters` in a fresh kernel and leave the executed copy at `target`.
 
-    timeout: seconds for all cells together. threads: CPU threads of torch in the kernel. Several threads may
-    call this at once. Raises ValueError for a parameter that the notebook does not take; NotebookFailed if a
-    cell raises, time is up or the kernel dies, and `target` then holds the notebook as far as it came.
+    timeout: seconds for all cells together. threads: CPU threads of torch in the kernel. env: more environment.
+    Several threads may call this at once. Raises ValueError for a parameter that the notebook does not take;
+    NotebookFailed if a cell raises, time is up or the kernel dies, and `target` then holds the notebook so far.
     """
     source, target = Path(source).resolve(), Path(target).resolve()
     known = papermill.inspect_notebook(source)
@@ -58,7 +58,7 @@ def execute(source: Path, target: Path, parameters: dict, *,
         raise ValueError(f"{source.name} has no parameter {unknown}; it takes {', '.join(known) or 'none'}")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part.ipynb")
-    env = os.environ | {"ROAR_HEADLESS": "1"}  # see roarlib.progress
+    env = os.environ | (env or {}) | {"ROAR_HEADLESS": "1"}  # see roarlib.progress
     if threads:
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(threads)
     try:
@@ -105,9 +105,19 @@ class _Client(PapermillNotebookClient):
         return client
 
 
+LIVE: set = set()  # kernels of this process
+
+
+def stop(run_id: str) -> None:
+    """Kill this process's kernels that run with ROAR_RUN = run_id; their `execute` raises NotebookFailed."""
+    for process in [p for p in LIVE if p.env.get("ROAR_RUN") == run_id]:
+        process.send_signal(signal.SIGKILL)
+
+
 class _ForkManager(AsyncKernelManager):
     async def _async_launch_kernel(self, kernel_cmd, *, env, **_):
         process = self.provisioner.process = _Process(self.connection_file, env)
+        LIVE.add(process)
         self.provisioner.pid = self.provisioner.pgid = process.pid
 
 
@@ -135,6 +145,7 @@ class _Process:
                 os.killpg(self.pid, signal.SIGKILL)  # what the kernel left behind
             os.close(self.pipe)
             os.close(self.status)
+            LIVE.discard(self)
         return self.returncode
 
     wait = poll  # called only after the end

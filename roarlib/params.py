@@ -70,6 +70,7 @@ class Study(BaseModel):
     # machine: free to change between runs of one study
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ..
     workers: Annotated[StrictInt, Field(ge=0)] = 0  # cells at a time; 0: one a core, or one on a GPU
+    cell_hours: float = Field(24, gt=0)  # a cell that takes longer counts as hanging and is stopped
     memory_gb: float = Field(0, ge=0)  # images and ranking above it stream from the disk; 0: a third of what is free
     rankings: Literal["keep", "recompute"] = "keep"  # recompute: deleted after use, made again if needed again
 
@@ -129,7 +130,7 @@ class Study(BaseModel):
 
 # Lists that only select what is run: they may grow or shrink under existing outputs, since a row names its own values.
 SELECTION = ("estimators", "units", "modes", "percents", "seeds")
-MACHINE = ("data_dir", "device", "workers", "memory_gb", "rankings")
+MACHINE = ("data_dir", "device", "workers", "cell_hours", "memory_gb", "rankings")
 
 
 def outputs() -> Path:
@@ -189,7 +190,7 @@ def load(path: str | Path) -> Study:
     try:
         return Study(**values)
     except ValidationError as error:
-        raise InputError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise InputError(f"{path}: " + "; ".join(explain(e) for e in error.errors())) from None
 
 
 def save(study: Study) -> Path:
@@ -240,12 +241,12 @@ def _studies() -> str:
     return ", ".join(sorted(f"params/{p.name}" for p in (root() / "params").glob("*.yaml")))
 
 
-def _explain(error: dict) -> str:
+def explain(error: dict, model: type[BaseModel] = Study) -> str:
     """One pydantic error as a phrase: the key, the value, what is allowed."""
     key = ".".join(str(part) for part in error["loc"]) or "study"
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, Study.model_fields, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(Study.model_fields)}"
+        near = difflib.get_close_matches(key, model.model_fields, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(model.model_fields)}"
         return f"unknown key '{key}'; {hint}"
     if error["type"] == "missing":
         return f"the key '{key}' is missing"

@@ -1,11 +1,19 @@
-"""One progress bar for every place: alive in a notebook or terminal, a line every 30 seconds in a headless run."""
+"""How far things are: one progress bar for every place, and the state of a whole study from its files alone."""
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
+import pandas as pd
 import tqdm
 import tqdm.auto
+
+from roarlib import grid, results
+from roarlib.params import Study
+
+RECENT = 600  # seconds back over which the rate of retrainings is taken
 
 
 def bar(total: int, unit: str, **options) -> tqdm.tqdm:
@@ -21,3 +29,53 @@ def each(items: list, unit: str) -> Iterator:
         for item in items:
             yield item
             shown.update()
+
+
+def table(study: Study) -> pd.DataFrame:
+    """Cells by stage (rows) and state (columns done, running, failed, waiting), from the files alone."""
+    states = [(cell.stage, grid.state(study, cell)) for cell in grid.cells(study)]
+    counts = pd.DataFrame(states, columns=["stage", "state"]).value_counts().unstack(fill_value=0)
+    return counts.reindex(index=list(grid.STAGES), columns=["done", "running", "failed", "waiting"], fill_value=0)
+
+
+def counts(study: Study, cells: list[grid.Cell]) -> str:
+    """One line: cells done by stage, and retrainings."""
+    owed = {cell.id: grid.missing(study, cell) for cell in cells}
+    done, there = Counter(c.stage for c in cells if not owed[c.id]), Counter(c.stage for c in cells)
+    parts = [f"{stage} {done[stage]}/{there[stage]}" for stage in grid.STAGES]
+    rows = sum(row.startswith("retrain") for cell in cells for row in cell.rows)
+    left = sum(row.startswith("retrain") for cell in cells for row in owed[cell.id])
+    return f"{study.name}: cells done {', '.join(parts)}; retrainings {rows - left} of {rows}"
+
+
+def rate(study: Study) -> float:
+    """Retrainings a minute over the last ten minutes, or since the first one if that is later; 0 if there is none."""
+    found = results.rows(study)
+    ages = (datetime.now(UTC) - pd.to_datetime(found[found.measure == "retrain"].finished, utc=True)).dt.total_seconds()
+    ages = ages[ages < RECENT]
+    return 60 * len(ages) / max(ages.max(), 1) if len(ages) > 1 else 0.0
+
+
+def failures(study: Study) -> list[str]:
+    """One line a failed cell: its id, the cause, and where its notebook lies."""
+    lines = []
+    for cell in grid.cells(study):
+        if grid.state(study, cell) == "failed":
+            note = grid.error_file(study, cell)
+            lines.append(f"{cell.id}: {note.read_text().strip()} (see {note.with_suffix('.ipynb')})")
+    return lines
+
+
+def text(study: Study) -> str:
+    """The state of a study for a terminal: table, retrainings, rate and time left, failures."""
+    cells, now = grid.cells(study), rate(study)
+    left = sum(row.startswith("retrain") for cell in cells for row in grid.missing(study, cell))
+    pace = f"{now:.1f} retrainings a minute of late, about {duration(60 * left / now)} left" if now and left else ""
+    return "\n".join(filter(None, [table(study).to_string(), counts(study, cells), pace, *failures(study)]))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say it: 45 s, 12.3 min, 4.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

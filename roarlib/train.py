@@ -81,7 +81,7 @@ class Degraded:
         self.stored = [self.split.images] + ([] if self.ranking is None else [self.ranking])
         self.resident = self.room is None or sum(array.nbytes for array in self.stored) <= self.room
         if self.resident:
-            self.stored = [_put(array, self.device) for array in self.stored]
+            self.stored = [_put(array, self.device).permute(0, 2, 3, 1).contiguous() for array in self.stored]
 
     def __len__(self):
         return len(self.split)
@@ -106,19 +106,21 @@ class Degraded:
                 yield self._degrade(index, found.result())
 
     def _read(self, index) -> list[torch.Tensor]:
-        """The stored bytes of these images and their ranks: from the device, or from the disk and pinned."""
+        """The stored bytes of these images and their ranks, (B, H, W, C): from the device, or from the disk, pinned."""
         if self.resident:
-            return [array[index if isinstance(index, slice) else index.to(self.device)] for array in self.stored]
+            if isinstance(index, slice):
+                return [array[index] for array in self.stored]
+            return [array.index_select(0, index.to(self.device)) for array in self.stored]
         rows = index if isinstance(index, slice) else index.numpy()
-        found = [torch.from_numpy(np.array(array[rows])) for array in self.stored]
+        found = [torch.from_numpy(np.array(array[rows])).permute(0, 2, 3, 1).contiguous() for array in self.stored]
         release(*self.stored)
         return [array.pin_memory() for array in found] if self.device.type == "cuda" else found
 
     def _degrade(self, index, found: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        images, *ranks = (array.to(self.device, non_blocking=True) for array in found)
-        images = normalise(images.contiguous(memory_format=torch.channels_last), self.mean, self.std)
+        images, *ranks = (array.to(self.device, non_blocking=True).permute(0, 3, 1, 2) for array in found)
+        images = normalise(images, self.mean, self.std)  # channels last in memory, as what was read
         for array in ranks:
-            images.masked_fill_(removed(array, self.percent, self.mode), 0)
+            images.mul_(~removed(array, self.percent, self.mode))  # a third of the time of masked_fill_
         return images, self.labels[index if isinstance(index, slice) else index.to(self.device)]
 
 

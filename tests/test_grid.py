@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from conftest import tiny_study
 
-from roarlib import grid, kernel, params, results
+from roarlib import grid, kernel, params, results, runner
 from roarlib.params import InputError
 
 
@@ -79,7 +79,7 @@ def fake(monkeypatch, outputs):
     """Replaces the kernel: a cell leaves its rows at once, or fails if its id is in `fail`."""
     ran, fail = [], {}
 
-    def execute(source, target, parameters, *, threads=None, timeout=None):
+    def execute(source, target, parameters, *, threads=None, timeout=None, env=None):
         study = params.load(parameters["study_file"])
         name = f"{source.stem}/{target.parent.name}"
         ran.append(name)
@@ -97,16 +97,16 @@ def fake(monkeypatch, outputs):
 def test_a_run_does_everything_once_and_a_second_run_nothing(fake):
     ran, _ = fake
     study = tiny_study(seeds=[0, 1])
-    assert not any(o.error for o in grid.run(study))
+    assert not any(o.error for o in runner.run(study))
     assert len(ran) == len(grid.cells(study)) == 1 + 2 + 2 + 6
-    assert grid.run(study) == [] and len(ran) == 11
+    assert runner.run(study) == [] and len(ran) == 11
 
 
 def test_one_bad_cell_does_not_stop_the_others_and_is_run_again(fake):
     ran, fail = fake
     fail["02-attribute/grad"] = "ValueError: boom"
     heard = []
-    outcomes = {o.cell.id: o for o in grid.run(tiny_study(), report=heard.append)}
+    outcomes = {o.cell.id: o for o in runner.run(tiny_study(), report=heard.append)}
     assert outcomes["02-attribute/grad"].error == "ValueError: boom"
     assert str(outcomes["02-attribute/grad"].notebook).endswith("02-attribute/grad/notebook.ipynb")
     assert outcomes["04-retrain/grad/s0"].error == "not run: it needs 02-attribute/grad"
@@ -120,42 +120,34 @@ def test_one_bad_cell_does_not_stop_the_others_and_is_run_again(fake):
     assert len(heard) == len(outcomes)
     fail.clear()
     ran.clear()
-    assert not any(o.error for o in grid.run(tiny_study()))
+    assert not any(o.error for o in runner.run(tiny_study()))
     assert sorted(ran) == ["02-attribute/grad", "03-degrade/grad", "04-retrain/grad"]
-
-
-def test_two_runs_of_one_study_do_not_meet(fake):
-    study = tiny_study()
-    params.save(study)
-    with grid._lock(study), pytest.raises(InputError, match="another run works on"):
-        grid.run(study)
-    assert grid.run(study)
 
 
 def test_a_notebook_that_ends_without_its_rows_has_failed(monkeypatch, outputs):
     monkeypatch.setattr(kernel, "execute", lambda *a, **k: None)
-    outcome = next(o for o in grid.run(tiny_study()) if o.cell.id == "01-train/base")
+    outcome = next(o for o in runner.run(tiny_study()) if o.cell.id == "01-train/base")
     assert outcome.error.startswith("ended without 1 of its rows, base_clean")
 
 
 def test_a_failing_notebook_keeps_its_traceback_and_its_finished_rows(outputs):
     """For real, through papermill: the third retraining fails, two rows stay, the next run does the third alone."""
     study = tiny_study(estimators=["random"], percents=[10, 50, 90])
-    good = [o for o in grid.run(study, "02-attribute/controls") if not o.error]
+    good = [o for o in runner.run(study, "02-attribute/controls") if not o.error]
     assert len(good) == 2
     ranking = next((outputs / "tiny" / "02-attribute" / "controls").glob("*train.npy"))
     whole = ranking.read_bytes()
     ranking.write_bytes(whole[:1000])
-    outcome = next(o for o in grid.run(study, "04-retrain/random/*") if o.error)
+    outcome = next(o for o in runner.run(study, "04-retrain/random/*") if o.error)
     assert outcome.error.startswith("ValueError") and outcome.notebook.is_file()
     cells = nbformat.read(outcome.notebook, 4).cells
     assert any(out.output_type == "error" for c in cells if c.cell_type == "code" for out in c.outputs)
     ranking.write_bytes(whole)
     row = outputs / "tiny" / "04-retrain" / "random" / "rows" / "retrain_random_pixel_remove_p10_s0.json"
-    assert not any(o.error for o in grid.run(study, "04-retrain/random/*"))
+    assert not any(o.error for o in runner.run(study, "04-retrain/random/*"))
     before = json.loads(row.read_text())
     row.with_name("retrain_random_pixel_remove_p90_s0.json").unlink()
-    assert len(grid.run(study, "04-retrain/random/*")) == 1 and json.loads(row.read_text()) == before
+    assert len(runner.run(study, "04-retrain/random/*")) == 1 and json.loads(row.read_text()) == before
 
 
 def test_used_rankings_go_and_come_again_when_they_are_needed(fake, outputs):
@@ -171,11 +163,11 @@ def test_used_rankings_go_and_come_again_when_they_are_needed(fake, outputs):
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
-    grid.run(study, only="04-retrain/grad/*")
+    runner.run(study, only="04-retrain/grad/*")
     assert all(file.is_file() for file in files)  # its deletion scores still wait for them
-    grid.run(study)
+    runner.run(study)
     assert [file.is_file() for file in files] == [False, True] * 3  # those of test images stay for the analyses
-    assert grid.to_do(study, grid.cells(study)) == [] and grid.run(study) == []
+    assert grid.to_do(study, grid.cells(study)) == [] and runner.run(study) == []
     more = study.model_copy(update={"seeds": [0, 1]})
     todo = {cell.id for cell in grid.to_do(more, grid.cells(more))}
     assert {"02-attribute/gb", "04-retrain/gb/s1"} <= todo and "03-degrade/gb" not in todo

@@ -13,7 +13,7 @@ from conftest import tiny_study
 from PIL import Image
 from torchvision import datasets, transforms
 
-from roarlib import data, photos, stored
+from roarlib import data, photos, rankings, stored, train
 from roarlib.params import InputError
 
 CLASSES = ["ant", "bee", "cat"]
@@ -234,3 +234,21 @@ def test_other_studies_share_what_is_prepared(tmp_path):
     data.load(two)
     assert data.prepared(one) == data.prepared(two) and (data.prepared(two) / "meta.json").stat().st_mtime_ns == at
     assert data.prepared(study_of(tmp_path, image_size=12)) != data.prepared(one)
+
+
+def test_resnet50_trains_and_is_explained_at_224_pixels(tmp_path):
+    """The paper's model and view, a few steps of it: the loss falls, and all of GRAD's family ranks every pixel."""
+    folder_of(tmp_path, train=24, test=3)
+    names = ["grad", "grad-sgsq", "gb"]
+    study = study_of(tmp_path, image_size=224, resize=256, model="resnet50", batch_size=12, micro_batch=6, epochs=2,
+                     augment="area-flip", learning_rate=0.05, drop_epochs=[2], estimators=names)  # fmt: skip
+    found, losses = data.load(study), []
+    model = train.train(study, found, 0, progress=losses.append)
+    assert len(losses) == 2 and all(0 < loss < 3 for loss in losses)
+    predictions = {"test": train.predict(study, model, train.Degraded(found.test, found, train.device_of(study)))}
+    scores = rankings.explain_stored(
+        study, found, model, "test", predictions["test"], names, slice(0, 2), train.device_of(study), 4
+    )
+    for name in names:
+        assert scores[name].shape == (2, 3, 224, 224) and scores[name].isfinite().all() and scores[name].std() > 0
+    assert not (scores["gb"] == scores["grad"]).all()

@@ -1,0 +1,76 @@
+"""A widget for JupyterLab that starts a study's run, or watches one that runs elsewhere, from the files alone."""
+
+import html
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from ipywidgets import HTML, Button, HBox, IntProgress, ToggleButton, VBox
+
+from roarlib import grid, params, progress
+
+EVERY = 2.0  # seconds between looks
+
+
+class Run(VBox):
+    """Progress of the study in `file`, by cells and retrainings, with buttons to start a run, stop it and watch.
+
+    The run is a process of its own (`roar run`), which this notebook's kernel ends if it ends itself. Watching also
+    shows runs that were started from a terminal or on a cluster.
+    """
+
+    def __init__(self, file: str | Path):
+        self.file, self.study, self.process = str(file), params.load(file), None
+        self.bar = IntProgress(description="cells", tooltip="Share of the cells that are done")
+        self.shown = HTML()
+        self.begin = Button(description="Start", tooltip="Run what is not done yet, as `roar run` does")
+        self.stop = Button(description="Stop", tooltip="End the run started here; rows are kept", disabled=True)
+        self.watching = ToggleButton(description="Watch", tooltip="Look at the files every two seconds")
+        self.begin.on_click(lambda _: self.start())
+        self.stop.on_click(lambda _: self.interrupt())
+        self.watching.observe(lambda change: change.new and self._watch(), "value")
+        super().__init__([HBox([self.begin, self.stop, self.watching]), self.bar, self.shown])
+        self.look()
+
+    def start(self) -> None:
+        """Begin `roar run` in a process of its own and watch it; nothing if one started here is still running."""
+        if self.process is None or self.process.poll() is not None:
+            command = Path(sys.executable).with_name("roar")
+            self.printed = self.study.folder / "run.log"
+            self.printed.parent.mkdir(parents=True, exist_ok=True)
+            with self.printed.open("w") as log:
+                self.process = subprocess.Popen([command, "run", self.file], stdout=log, stderr=log)
+        self.watching.value = True
+
+    def interrupt(self) -> None:
+        """Stop the run that was started here, as Ctrl-C would."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
+    def look(self) -> bool:
+        """Show the state of the files now; True while the run started here goes on, or any cell runs."""
+        counts = progress.table(self.study)
+        total = counts.sum()
+        self.bar.max, self.bar.value = int(counts.to_numpy().sum()), int(total["done"])
+        now, cells = progress.rate(self.study), grid.cells(self.study)
+        lines = [progress.counts(self.study, cells), f"{now:.1f} retrainings a minute" if now else ""]
+        alive = self.process is not None and self.process.poll() is None
+        if self.process is not None and not alive and self.process.returncode:
+            last = [line for line in self.printed.read_text().splitlines() if line.strip()][-1:]
+            lines += [f"the run ended with status {self.process.returncode}", *last]
+        lines += progress.failures(self.study)
+        self.shown.value = counts.to_html() + "".join(f"<div>{html.escape(line)}</div>" for line in lines if line)
+        self.begin.disabled, self.stop.disabled = alive, not alive
+        return alive or bool(total["running"])
+
+    def _watch(self) -> None:
+        def go():
+            going = True
+            while self.watching.value and going:
+                time.sleep(EVERY)
+                going = self.look()
+            self.watching.value = False
+
+        threading.Thread(target=go, daemon=True).start()

@@ -1,0 +1,65 @@
+import time
+
+import pytest
+import yaml
+from conftest import tiny_study
+from test_grid import finish
+
+from roarlib import grid, progress, watch
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_study().model_dump()))
+    return tmp_path / "tiny.yaml"
+
+
+def settled(view, seconds=120):
+    end = time.monotonic() + seconds
+    while view.watching.value:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_the_state_of_every_cell_is_read_from_the_files(file):
+    study = tiny_study()
+    cells = {cell.id: cell for cell in grid.cells(study)}
+    finish(study, cells["01-train/base"])
+    note = grid.error_file(study, cells["02-attribute/grad"])
+    note.parent.mkdir(parents=True)
+    note.write_text("ValueError: <boom>")
+    with watch_claim(study, cells["02-attribute/controls"]):
+        table = progress.table(study)
+        assert table.loc["02-attribute"].tolist() == [0, 1, 1, 0] and table.loc["01-train"].tolist() == [1, 0, 0, 0]
+        assert "02-attribute/grad: ValueError: <boom> (see " in progress.text(study)
+    assert progress.table(study).loc["02-attribute", "running"] == 0
+    view = watch.Run(file)
+    assert (view.bar.value, view.bar.max) == (1, 8) and "&lt;boom&gt;" in view.shown.value
+    assert all(control.tooltip for control in (view.begin, view.stop, view.watching, view.bar))
+
+
+def watch_claim(study, cell):
+    from roarlib import runner
+
+    return runner.claim(study, cell)
+
+
+def test_a_run_is_started_watched_and_ends(file, monkeypatch):
+    monkeypatch.setattr(watch, "EVERY", 0.3)
+    view = watch.Run(file)
+    view.begin.click()
+    assert view.watching.value
+    settled(view)
+    assert view.process.returncode == 0, view.printed.read_text()
+    assert view.bar.value == view.bar.max == 8 and "retrainings 3 of 3" in view.shown.value
+    assert not view.begin.disabled and view.stop.disabled
+
+
+def test_a_run_can_be_stopped(file, monkeypatch):
+    monkeypatch.setattr(watch, "EVERY", 0.3)
+    view = watch.Run(file)
+    view.begin.click()
+    time.sleep(2)
+    view.interrupt()
+    settled(view)
+    assert view.process.returncode == 143 or "ended with status" in view.shown.value
