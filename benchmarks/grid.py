@@ -1,7 +1,9 @@
-"""A whole grid: where its time goes, and how it grows with images, estimators, percents and seeds.
+"""A whole grid: where its time goes, how it grows with images, estimators, percents and seeds, and what cells cost.
 
-python benchmarks/grid.py [--device cpu]
-Runs small studies on textures as `roar run` does and fits a straight line to the seconds of each kind of growth.
+python benchmarks/grid.py [--device cpu] [--cells 1000]
+Runs small studies on textures as `roar run` does and fits a straight line to the seconds of each kind of growth; then
+cells that do nothing but leave their rows (what scheduling, claims and files take), and the smoke study with one worker
+and with two.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import time
 
 import numpy as np
 
-from roarlib import data, params, results, runner
+from roarlib import data, grid, kernel, params, results, runner
 from roarlib.params import Study
 
 NAMES = [name for name in params.PAPER if name.startswith("grad")]
@@ -56,9 +58,58 @@ def measured(device: str, **changes) -> dict[str, float]:
     return {"wall": wall, **spent, "overhead": cells - sum(spent.values()), "cells": cells, "retrainings": retrainings}
 
 
+def empty(count: int) -> float:
+    """Seconds for so many cells (and a few more) whose notebooks are replaced by writing their rows."""
+    values = dict(
+        name="empty", estimators=["grad", "random"], percents=[50], seeds=list(range(count // 3)), device="cpu"
+    )
+    study, real = Study(**values), kernel.execute
+    by_target = {}
+
+    def execute(source, target, parameters, **more):
+        for row in by_target[target].rows:
+            folder = results.folder(study, source.stem, target.parent.name) / "rows"
+            params.write_atomically(folder / row, "{}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ROAR_OUTPUTS"] = folder
+        for cell in grid.cells(study):
+            by_target[results.folder(study, cell.stage, cell.name) / f"{cell.part}.ipynb"] = cell
+            if cell.stage == "02-attribute":  # its rankings, which others wait for
+                for file in grid.rankings_of(study, cell):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.touch()
+        kernel.execute = execute
+        try:
+            started = time.perf_counter()
+            outcomes = runner.run(study)
+            seconds = time.perf_counter() - started
+        finally:
+            kernel.execute = real
+    assert not any(o.error for o in outcomes), outcomes[0].error
+    return seconds / len(outcomes)
+
+
+def smoke(workers: int) -> float:
+    """Wall seconds of the smoke study with so many workers, one thread each."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ROAR_OUTPUTS"] = folder
+        study = params.load("params/smoke.yaml").model_copy(update={"workers": workers, "device": "cpu"})
+        data.load(study)
+        cores, results.cores = results.cores, lambda: workers  # one thread a cell, however many cells at a time
+        try:
+            started = time.perf_counter()
+            outcomes = runner.run(study)
+        finally:
+            results.cores = cores
+    assert not any(o.error for o in outcomes)
+    return time.perf_counter() - started
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cells", type=int, default=1000)
     options = parser.parse_args()
     measured(options.device)  # the first one imports and warms up
     print(f"{results.hardware(options.device)}; seconds of all cells together, by part")
@@ -83,6 +134,11 @@ def main():
         off = max(abs(start + slope * n - t) / t for n, t in zip(sizes, walls, strict=True))
         print(f"  {start:.2f} s + {slope:.4g} s for each of {key}, off by {off:.0%} at most")
         figures[f"seconds_per_{key}"], figures[f"off_{key}"] = round(slope, 5), round(off, 3)
+    each = empty(options.cells)
+    print(f"{options.cells} empty cells: {1000 * each:.1f} ms each, {1 / each:.0f} a second")
+    one, two = smoke(1), smoke(2)
+    print(f"smoke study: {one:.1f} s with one worker, {two:.1f} s with two; {one / two:.2f} times as fast")
+    figures |= {"ms_per_empty_cell": round(1000 * each, 2), "ratio": round(one / two, 2)}
     print(json.dumps(figures))
 
 

@@ -110,10 +110,10 @@ def to_do(study: Study, chosen: list[Cell]) -> list[Cell]:
 
 def complete(study: Study, cell: Cell) -> bool:
     """Whether all rows of a cell are there, and all rankings if it makes any."""
-    return not missing(study, cell) and all(file.is_file() for file in _rankings(study, cell))
+    return not missing(study, cell) and all(file.is_file() for file in rankings_of(study, cell))
 
 
-def _rankings(study: Study, cell: Cell, splits: tuple[str, ...] = ("train", "test")) -> list[Path]:
+def rankings_of(study: Study, cell: Cell, splits: tuple[str, ...] = ("train", "test")) -> list[Path]:
     """The ranking files of an attribution cell; none of any other."""
     from roarlib import rankings
 
@@ -128,7 +128,7 @@ def drop_used(study: Study) -> None:
     waited = {need for cell in everything if missing(study, cell) for need in cell.needs}
     for cell in everything:
         if cell.id not in waited and not missing(study, cell):
-            for file in _rankings(study, cell, ("train",)):
+            for file in rankings_of(study, cell, ("train",)):
                 file.unlink(missing_ok=True)
 
 

@@ -35,7 +35,9 @@ def table(study: Study) -> pd.DataFrame:
     """Cells by stage (rows) and state (columns done, running, failed, waiting), from the files alone."""
     states = [(cell.stage, grid.state(study, cell)) for cell in grid.cells(study)]
     counts = pd.DataFrame(states, columns=["stage", "state"]).value_counts().unstack(fill_value=0)
-    return counts.reindex(index=list(grid.STAGES), columns=["done", "running", "failed", "waiting"], fill_value=0)
+    return counts.reindex(
+        index=list(grid.STAGES), columns=["done", "running", "failed", "waiting"], fill_value=0
+    ).rename_axis(index=None, columns=None)
 
 
 def counts(study: Study, cells: list[grid.Cell]) -> str:

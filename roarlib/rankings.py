@@ -151,7 +151,7 @@ def image_ids(split: str, index: slice, device: torch.device) -> torch.Tensor:
 def batch_size(device: torch.device, shape: tuple[int, int, int]) -> int:
     """How many inputs a model pass takes: what fits a CPU's caches (64 at 32 x 32), or fills a GPU."""
     area = shape[1] * shape[2]
-    return max(4, 64 * 1024 // area) if device.type == "cpu" else max(64, 4_000_000 // area)
+    return max(8, 64 * 1024 // area) if device.type == "cpu" else max(64, 4_000_000 // area)
 
 
 def _refuse_constant(scores: dict[str, torch.Tensor]) -> None:

@@ -197,7 +197,8 @@ def run(
     if not todo:
         return []
     with _client(study, len(todo), scheduler, slurm) as client:
-        say(f"dashboard: {client.dashboard_link}" if client.dashboard_link else "")
+        if client.dashboard_link:
+            say(f"dashboard: {client.dashboard_link}")
         able = _able(client, study) if scheduler else None
         STOP = functools.partial(client.run, kernel_stop, run_id) if scheduler else STOP
         threads = None if scheduler or slurm else machine(study)[1]

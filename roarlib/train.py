@@ -56,6 +56,14 @@ def room(study: Study, device: torch.device) -> int:
     return free // 3
 
 
+def placed(study: Study, split: Split, ranking: np.ndarray | None = None) -> str:
+    """In words, where the images of a split and their ranking will be during training."""
+    device = device_of(study)
+    size, limit = split.images.nbytes + (0 if ranking is None else ranking.nbytes), room(study, device)
+    where = f"are kept on {device}" if size <= limit else "stream from the disk, read ahead by a thread"
+    return f"images and ranking ({size / 1e9:.2f} GB; room for {limit / 1e9:.2f} GB) {where}"
+
+
 @dataclass
 class Degraded:
     """A split with its removal: gives normalised, degraded batches and their labels on the device.

@@ -206,3 +206,10 @@ def test_flip_averaging_adds_the_mirror_images_logits():
     images = train.Degraded(found.test, found, CPU)
     plain, both = (train.predict(tiny_study(), Left(), images, flip) for flip in (False, True))
     assert 5 < plain.sum() < 25 and (both == 1).all()  # the two halves' differences cancel to 0 > -2e-4
+
+
+def test_where_images_will_be_is_said():
+    found = random_data()
+    assert train.placed(tiny_study(memory_gb=1.0), found.train).endswith("are kept on cpu")
+    words = train.placed(tiny_study(memory_gb=1e-6), found.train, np.zeros((20, 1, 8, 8), np.uint8))
+    assert "stream from the disk" in words and "0.00 GB" in words
