@@ -9,7 +9,7 @@ from nbconvert import HTMLExporter
 from roarlib import kernel, params, plots, results, stats
 from roarlib.params import InputError, Study
 
-ANALYSES = ("10-accuracy-curves", "11-degraded-images", "12-against-the-paper")
+ANALYSES = ("10-accuracy-curves", "11-degraded-images", "12-against-the-paper", "13-better-than-random")
 
 
 def render(study: Study) -> str:

@@ -1,0 +1,107 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from roarlib import params, plots, verdicts
+
+
+def table_of(differences: dict, seeds=5, percents=(30, 70), spread=0.0, mode="remove", rng=None, shared=0.0):
+    """A study in which each estimator differs from Random by so many points, with noise of each training."""
+    rng = rng or np.random.default_rng(0)
+    rows = []
+    common = shared * rng.standard_normal(seeds)  # what equal seeds share
+    for name, points in {"random": 0, **differences}.items():
+        for p in percents:
+            noise = spread * rng.standard_normal(seeds) + common
+            rows += [
+                ("s", "retrain", name, "pixel", mode, p, s, 0.7 - p / 500 + points / 100 + noise[s])
+                for s in range(seeds)
+            ]
+    return pd.DataFrame(rows, columns=["study", "measure", "estimator", "unit", "mode", "percent", "seed", "accuracy"])
+
+
+def test_one_comparison_by_hand():
+    table = table_of({"grad": 0}, seeds=3, percents=(50,))
+    table.loc[table.estimator == "grad", "accuracy"] += [-0.01, -0.02, -0.03]
+    row = verdicts.verdicts(table, "pixel", "remove").iloc[0]
+    assert row["mean"] == pytest.approx(-0.02) and row.n == 3
+    assert row.effect == pytest.approx(-2 * (1 - 3 / 7))  # mean / std = -2; 4 (n - 1) - 1 = 7
+    assert row.p == pytest.approx(2 * scipy_stats.t.sf(0.02 / (0.01 / np.sqrt(3)), 2)) == row.p_holm
+    assert row.verdict == verdicts.NONE  # p = 0.074
+    half = scipy_stats.t.ppf(0.975, 2) * 0.01 / np.sqrt(3)
+    assert (row.low, row.high) == (pytest.approx(-0.02 - half), pytest.approx(-0.02 + half))
+
+
+def test_holm_by_hand():
+    assert verdicts.holm([0.01, 0.04, 0.03, np.nan]) == pytest.approx([0.03, 0.06, 0.06, np.nan], nan_ok=True)
+    assert verdicts.holm([0.6, 0.5]) == pytest.approx([1, 1]) and len(verdicts.holm([])) == 0
+
+
+def test_words_in_both_modes_and_with_one_seed():
+    differences = {"grad-sgsq": -8, "grad": 6, "ig": 0}
+    found = verdicts.verdicts(table_of(differences, spread=0.004), "pixel", "remove").set_index("estimator")
+    assert found.verdict.to_dict() == {"grad-sgsq": "better", "grad": "worse", "ig": "no difference seen"}
+    kept = verdicts.verdicts(table_of(differences, spread=0.004, mode="keep"), "pixel", "keep").set_index("estimator")
+    assert kept.verdict["grad"] == "better" and kept.verdict["grad-sgsq"] == "worse"
+    alone = verdicts.verdicts(table_of(differences, seeds=1), "pixel", "remove")
+    assert set(alone.verdict) == {"too few seeds"} and "too few seeds" in verdicts.in_words(alone, plots.label)
+    said = verdicts.in_words(found.reset_index(), plots.label)
+    assert "better than Random: SG-SQ-GRAD" in said and "worse than Random: GRAD" in said and "5 seed(s)" in said
+
+
+def test_ensembles_are_compared_with_the_base_they_wrap():
+    found = verdicts.verdicts(table_of({"grad": 3, "grad-sg": 8, "ig-sg": 1}, spread=0.003), "pixel", "remove", "base")
+    assert found[["estimator", "reference"]].values.tolist() == [["grad-sg", "grad"]]
+    assert found["mean"].iloc[0] == pytest.approx(0.05, abs=0.01)
+    nothing = verdicts.verdicts(table_of({}), "pixel", "remove")
+    assert nothing.empty and "nothing can be said" in verdicts.in_words(nothing, plots.label)
+
+
+def test_only_seeds_that_are_whole_in_both_count():
+    table = table_of({"grad": -5}, seeds=4, spread=0.01)
+    table = table[~((table.estimator == "grad") & (table.seed == 2) & (table.percent == 70))]
+    assert verdicts.verdicts(table, "pixel", "remove").n.iloc[0] == 3
+
+
+def test_power_equals_a_simulation_and_seeds_follow_from_it():
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(0.02, 0.015, (20_000, 5))
+    seen = (scipy_stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
+    assert verdicts.power(0.02, 0.015, 5) == pytest.approx(seen, abs=0.01)
+    n = verdicts.seeds_needed(0.02, 0.015)
+    assert verdicts.power(0.02, 0.015, n) >= 0.8 > verdicts.power(0.02, 0.015, n - 1)
+    assert verdicts.seeds_needed(0.0001, 1.0) == 200 and verdicts.power(0.02, 0.015, 1) == 0
+
+
+def test_kendalls_w_by_hand():
+    scores = pd.DataFrame([[1, 2, 3], [1, 2, 3], [3, 2, 1]], columns=list("abc"))  # rank sums 5 6 7: S = 2
+    found = verdicts.kendall_w(scores)
+    assert found["w"] == pytest.approx(12 * 2 / (9 * 24)) and (found["m"], found["n"]) == (3, 3)
+    assert verdicts.kendall_w(scores.iloc[:2])["w"] == pytest.approx(1)
+    friedman = scipy_stats.friedmanchisquare(*scores.T.to_numpy())  # the same statistic: chi^2 = m (n - 1) W
+    assert found["p"] == pytest.approx(friedman.pvalue)
+    tied = pd.DataFrame([[1, 1, 3], [1, 2, 3], [2, 2, 1]], columns=list("abc"))
+    assert verdicts.kendall_w(tied)["p"] == pytest.approx(scipy_stats.friedmanchisquare(*tied.T.to_numpy()).pvalue)
+    assert np.isnan(verdicts.kendall_w(scores.iloc[:1])["w"])
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_false_and_missed_findings_are_as_promised(seeds):
+    """Simulated studies of known truth: 12 estimators exactly like Random, and 2 each better by 1, 2 and 5 points."""
+    rng, studies = np.random.default_rng(seeds), 150
+    names = [n for n in plots.in_order(params.PAPER) if n not in ("random", "sobel")]
+    truth = dict(zip(names, [0] * 12 + [-1, -1, -2, -2, -5, -5], strict=True))
+    any_false, seen = 0, {1: 0, 2: 0, 5: 0}
+    for _ in range(studies):
+        made = table_of(truth, seeds, (50,), 0.007, rng=rng, shared=0.01)
+        found = verdicts.verdicts(made, "pixel", "remove").set_index("estimator").verdict
+        any_false += any(found[n] != verdicts.NONE for n in names[:12])
+        for name in names[12:]:
+            seen[-truth[name]] += found[name] == verdicts.BETTER
+    rates = {d: count / (2 * studies) for d, count in seen.items()}
+    print(f"{seeds} seeds: any false finding {any_false / studies:.3f}, seen {rates}")
+    error = np.sqrt(0.05 * 0.95 / studies)  # of the simulation
+    assert any_false / studies <= 0.05 + 2.6 * error
+    strictest = verdicts.power(0.05, 0.007 * np.sqrt(2), seeds, verdicts.LEVEL / len(names))
+    assert rates[5] >= strictest - 0.1 and rates[5] >= rates[2] >= rates[1] - 0.02
