@@ -160,6 +160,9 @@ def _load(study_file):
 
 def _finish(study, outcomes, owed, wall: float):
     """Say what a run did and took, and leave with status 1 if a cell failed (2 if only for bad input)."""
+    if not outcomes:
+        click.echo(f"{study.name}: another run has done the rest")
+        return
     failed = [o for o in outcomes if o.error]
     waiting = [o for o in failed if o.error.startswith(runner.WAITS)]
     interrupted = [o for o in failed if o.error.startswith(runner.INTERRUPTED)]
@@ -221,7 +224,8 @@ def main():
     except (InputError, LookupError, OSError) as error:
         if "--debug" in sys.argv or isinstance(error, (KeyError, IndexError)):
             raise
-        said = f"cannot write {error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        named = isinstance(error, OSError) and error.filename
+        said = f"cannot write {error.filename}: {error.strerror}" if named else error
         click.echo(f"roar: {said}", err=True)
         sys.exit(2)
     except click.ClickException as error:

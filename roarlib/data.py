@@ -70,7 +70,7 @@ def load(study: Study, progress: Callable[[int, int], None] | None = None) -> Da
         try:
             _prepare(study, folder, progress)
         except OSError as error:
-            raise InputError(f"cannot write {error.filename or folder}: {error.strerror}") from None
+            raise InputError(f"cannot read or write {error.filename or folder}: {error.strerror}") from None
     meta = stored.meta(folder)
     splits = [Split(*stored.read(folder, name)) for name in SPLITS]
     return Data(*splits, meta["classes"], np.float32(meta["mean"]), np.float32(meta["std"]))

@@ -113,6 +113,15 @@ def complete(study: Study, cell: Cell) -> bool:
     return not missing(study, cell) and all(file.is_file() for file in rankings_of(study, cell))
 
 
+def due(study: Study, cell: Cell) -> bool:
+    """Whether a cell must be run now: it owes rows, or rankings that a cell which owes rows needs."""
+    if missing(study, cell):
+        return True
+    if complete(study, cell):
+        return False
+    return any(cell.id in other.needs and missing(study, other) for other in cells(study))
+
+
 def rankings_of(study: Study, cell: Cell, splits: tuple[str, ...] = ("train", "test")) -> list[Path]:
     """The ranking files of an attribution cell; none of any other."""
     from roarlib import rankings

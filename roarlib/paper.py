@@ -94,12 +94,15 @@ def of_study(table: pd.DataFrame, unit: str) -> Source | None:
     )
 
 
-def order(source: Source, mode: str = "remove") -> pd.Series:
+def order(source: Source, mode: str = "remove", percents=None) -> pd.Series:
     """How good each estimator is, best first: share of accuracy taken away (remove) or held (keep), mean over t.
 
-    Only estimators with every percent of the table count, so that means are over the same percents.
+    Only estimators with every percent of the table count (or every one of `percents` that it has), so that means are
+    over the same percents.
     """
-    shares = source.share(getattr(source, mode)).dropna().mean(axis=1)
+    table = getattr(source, mode)
+    shares = source.share(table if percents is None else table[table.columns.intersection(percents)])
+    shares = shares.dropna().mean(axis=1)
     return ((1 - shares) if mode == "remove" else shares).sort_values(ascending=False)
 
 

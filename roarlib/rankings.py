@@ -1,7 +1,6 @@
 """Rankings on disk: every image of a split explained, ranked and written to memory-mapped uint8 files, resumable."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from roarlib import attribute
 from roarlib.data import SPLITS, Data, Split, normalise
 from roarlib.params import InputError, Study, group_of, write_atomically
 from roarlib.remove import rank, to_unit
-from roarlib.stored import release
+from roarlib.stored import new_file, release
 from roarlib.train import device_of, load_base
 
 
@@ -187,19 +186,7 @@ def _open_parts(files: dict, split: Split, checkpoint: Path) -> tuple[dict, int,
                 state["batch"],
             )
     checkpoint.unlink(missing_ok=True)  # it speaks of parts that end here
-    return {key: _new_part(_part_of(file), shapes[key]) for key, file in files.items()}, 0, 0
-
-
-def _new_part(file: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A new mapped file with its room on the disk taken: a full disk is an error now, not a dead process later."""
-    part = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
-    if hasattr(os, "posix_fallocate"):
-        with file.open("r+b") as opened:
-            try:
-                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-            except OSError as error:
-                raise InputError(f"cannot write {file}: {error.strerror}") from None
-    return part
+    return {key: new_file(_part_of(file), shapes[key]) for key, file in files.items()}, 0, 0
 
 
 def _checkpoint(file: Path, parts: dict, done: int, batch: int) -> None:

@@ -6,6 +6,7 @@ so that several runs share one study: what another process works on is waited fo
 
 import fcntl
 import functools
+import hashlib
 import os
 import platform
 import queue
@@ -48,7 +49,7 @@ class Slurm(BaseModel):
     jobs: int = Field(ge=1)  # at most so many at a time; fewer when less is left to do
     walltime: str = "04:00:00"
     memory: str = "16GB"
-    cores: int = Field(4, ge=1)  # of one job
+    cores: int = Field(1, ge=1)  # of one job; more only help a GPU's cell: on a CPU take more jobs
     queue: str | None = None
     account: str | None = None
     gpus: int = Field(0, ge=0, le=1)  # of one job, asked for as --gres=gpu:1
@@ -58,25 +59,51 @@ class Slurm(BaseModel):
 
 
 @contextmanager
-def claim(study: Study, cell: Cell) -> Iterator[None]:
-    """Hold the cell's lock. While another process has it, wait outside of the worker's slot, so that others go on.
+def claim(study: Study, cell: Cell) -> Iterator[bool]:
+    """Hold the cell's lock; True if it is held and the cell is still to be run.
+
+    While another process has it, wait outside of the worker's slot, so that others go on.
 
     The lock ends with its process, however that ends. A shared file system must support flock (NFS 4 and Lustre do).
     """
     file = grid.claim_file(study, cell)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        held = _try_lock(opened, fcntl.LOCK_EX)
+        if not held:
             with _outside_slot():
-                while not grid.complete(study, cell):
-                    with suppress(BlockingIOError):
-                        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
+                while not held and grid.due(study, cell):
                     time.sleep(0.5)
-        opened.write(f"{platform.node()} {os.getpid()}\n")
-        yield
+                    held = _try_lock(opened, fcntl.LOCK_EX)
+        yield held and grid.due(study, cell)
+
+
+def _try_lock(file, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _present(study: Study) -> Iterator[tuple[Path, Callable[[], bool]]]:
+    """Be known as a run of the study: (a file with this run's own parameters, a function: is no other run there?).
+
+    study.yaml beside it speaks of the latest run; cells must not change under a run whose lists are others.
+    """
+    text = yaml.safe_dump(study.model_dump(), sort_keys=False)
+    own = study.folder / ".runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
+    params.write_atomically(own, text)
+    with own.with_name("lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+        def alone() -> bool:
+            only = _try_lock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_SH)  # a failed upgrade has lost it
+            return only
+
+        yield own.resolve(), alone
 
 
 @contextmanager
@@ -112,21 +139,16 @@ def execute(
     try:
         study = params.load(study_file)
         target = results.folder(study, cell.stage, cell.name) / f"{cell.part}.ipynb"
-        with claim(study, cell), _gpu() as env:
+        with claim(study, cell) as wanted:
             target.with_suffix(".part.ipynb").unlink(missing_ok=True)  # of one that was killed
-            if grid.complete(study, cell):  # by another run
+            if not wanted:  # another run has done it
                 return Outcome(cell, 0.0)
             parameters = {"study_file": str(study_file), **cell.parameters}
             source = params.root() / "notebooks" / f"{cell.stage}.ipynb"
             threads = threads or machine(study)[1]
-            kernel.execute(
-                source,
-                target,
-                parameters,
-                threads=threads,
-                timeout=3600 * study.cell_hours,
-                env=env | {"ROAR_RUN": run_id},
-            )
+            with _gpu() as env:
+                env |= {"ROAR_RUN": run_id}
+                kernel.execute(source, target, parameters, threads=threads, timeout=3600 * study.cell_hours, env=env)
             owed = grid.missing(study, cell)
             error = f"ended without {len(owed)} of its rows, {owed[0]} first" if owed else ""
             note = grid.error_file(study, cell)
@@ -192,11 +214,12 @@ def run(
     from distributed import as_completed
 
     global STOP
-    file, run_id = params.save(study), f"{platform.node()}-{os.getpid()}-{time.time_ns()}"
+    run_id = f"{platform.node()}-{os.getpid()}-{time.time_ns()}"
+    params.save(study)
     todo = grid.to_do(study, grid.select(grid.cells(study), only))
     if not todo:
         return []
-    with _client(study, len(todo), scheduler, slurm) as client:
+    with _present(study) as (file, alone), _client(study, len(todo), scheduler, slurm) as client:
         if client.dashboard_link:
             say(f"dashboard: {client.dashboard_link}")
         able = _able(client, study) if scheduler else None
@@ -214,7 +237,7 @@ def run(
             outcome = _outcome(future, by_key[names[future.key]])
             outcomes.append(outcome)
             report(outcome)
-            if study.rankings == "recompute":
+            if study.rankings == "recompute" and alone():  # another run may need what this one does not
                 grid.drop_used(study)
     return outcomes
 
@@ -305,7 +328,7 @@ def _slurm_cluster(wanted: Slurm):
     return SLURMCluster(
         queue=wanted.queue,
         account=wanted.account,
-        cores=1,  # cells at a time; the kernel takes the job's cores
+        cores=1,  # cells at a time; the job's other cores serve a GPU's cell, one on a CPU has a single thread
         processes=1,
         job_cpu=wanted.cores,
         memory=wanted.memory,
@@ -319,32 +342,49 @@ def _slurm_cluster(wanted: Slurm):
 
 
 def here() -> dict[str, str]:
-    """The versions that the numbers of a cell depend on, on this machine."""
-    return {"python": platform.python_version()} | {name: version(name) for name in VERSIONS}
+    """The versions that the numbers of a cell depend on, on this machine, and what precision `auto` is."""
+    import torch
+
+    from roarlib.train import precision_of
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = {"python": platform.python_version()} | {name: version(name) for name in VERSIONS}
+    return found | {"auto precision": precision_of("auto", device)}
 
 
 def writable(folder: str) -> bool:
-    """Whether this process can write into a study's folder and finds the study there."""
+    """Whether this process can write into a study's folder, finds the study there and keeps its outputs there."""
     probe = Path(folder) / f".probe-{platform.node()}-{os.getpid()}"
     try:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError:
         return False
-    return (Path(folder) / "study.yaml").is_file()
+    return (Path(folder) / "study.yaml").is_file() and params.outputs().resolve() == Path(folder).parent
 
 
-def _able(client, study: Study) -> list[str]:
-    """Addresses of the scheduler's workers that see the outputs; InputError for none, or other versions there."""
+def _able(client, study: Study) -> list[str] | None:
+    """Addresses of the scheduler's workers that see the outputs, None for all; InputError for none, or other versions.
+
+    Only where some do not see them are cells bound to addresses, which a restarted worker loses.
+    """
     with suppress(TimeoutError):
         client.wait_for_workers(1, timeout=30)
     folder = str(study.folder.resolve())
-    able = [address for address, good in client.run(writable, folder).items() if good]
+    try:
+        sees = client.run(writable, folder)
+        able = [address for address, good in sees.items() if good]
+        there = client.run(here, workers=able) if able else {}
+    except (ImportError, OSError) as error:
+        raise InputError(f"a worker cannot run this project: {type(error).__name__}: {error}") from None
     if not able:
-        raise InputError(f"no worker of {client.scheduler.address} can write under {folder}")
-    own = here()
-    for address, theirs in client.run(here, workers=able).items():
-        unlike = [f"{name} {own[name]} here, {theirs[name]} there" for name in own if own[name] != theirs[name]]
+        raise InputError(
+            f"no worker of {client.scheduler.address} can write under {folder} with ROAR_OUTPUTS={Path(folder).parent}"
+        )
+    own, first = here(), next(iter(there.values()))
+    for address, theirs in there.items():
+        wanted = own | {"auto precision": first.get("auto precision")}  # the client itself computes nothing
+        unlike = [f"{k} {wanted[k]} here, {theirs.get(k)} there" for k in wanted if wanted[k] != theirs.get(k)]
         if unlike:
             raise InputError(f"worker {address} has other versions: {'; '.join(unlike)}")
-    return able
+    return able if len(able) < len(sees) else None

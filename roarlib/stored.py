@@ -5,8 +5,10 @@ known, and meta.json, written last, so that its presence means done. Interrupted
 """
 
 import fcntl
+import hashlib
 import json
 import mmap
+import os
 import time
 import zlib
 from collections.abc import Callable
@@ -51,11 +53,13 @@ def _write_split(folder, name, split, resize, size, tell) -> dict:
     decoded = isinstance(split, photos.Photos)
     shape = (3, size, size) if decoded else split.images.shape[1:]
     file, notes = folder / f"{name}-images.npy", folder / f"{name}.progress.json"
-    state = {"seen": 0, "kept": 0, "crc32": 0, "bad": {}, "levels": [[0] * 256 for _ in range(shape[0])]}
-    fresh = not (notes.is_file() and file.is_file())
-    if not fresh:
-        state = json.loads(notes.read_text())
-    array = np.lib.format.open_memmap(file, "w+" if fresh else "r+", np.uint8, (len(split), *shape) if fresh else None)
+    state = {"of": _what(split, shape, resize), "seen": 0, "kept": 0, "crc32": 0, "bad": {}}
+    state["levels"] = [[0] * 256 for _ in range(shape[0])]
+    earlier = json.loads(notes.read_text()) if notes.is_file() and file.is_file() else {}
+    if earlier.get("of") == state["of"]:
+        state, array = earlier, np.lib.format.open_memmap(file, "r+")
+    else:  # nothing there, or the pictures are others by now
+        array = new_file(file, (len(split), *shape))
     levels, saved = np.array(state["levels"]), time.monotonic()
     with ThreadPoolExecutor(results.cores()) as pool:  # decoding leaves Python's lock alone
         for start in range(state["seen"], len(split), CHUNK):
@@ -78,10 +82,12 @@ def _write_split(folder, name, split, resize, size, tell) -> dict:
                 tell(part.stop)
     bad = state["bad"]
     if len(bad) > BROKEN * len(split):
+        notes.unlink()  # mended pictures are to be looked at again
         raise InputError(
             f"{name}: {len(bad)} of {len(split)} pictures cannot be read, {next(iter(bad.values()))} for one"
         )
     kept = [i for i in range(len(split)) if str(i) not in bad]
+    assert len(kept) == state["kept"], (name, len(kept), state["kept"])
     np.save(folder / f"{name}-labels.npy", split.labels[kept])
     if not decoded and split.masks is not None:
         np.save(folder / f"{name}-masks.npy", split.masks)
@@ -95,6 +101,26 @@ def _write_split(folder, name, split, resize, size, tell) -> dict:
     }
 
 
+def _what(split, shape: tuple[int, ...], resize: int) -> str:
+    """A digest of what is written, so that work is only ever gone on with for the same pictures in the same order."""
+    digest = hashlib.sha256(json.dumps([len(split), list(shape), resize]).encode() + split.labels.tobytes())
+    for path in getattr(split, "paths", ()):
+        digest.update(f"{path} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def new_file(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new mapped uint8 file, its room on the disk taken: a full disk is an error now, not a dead process later."""
+    array = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as opened:
+            try:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+            except OSError as error:
+                raise InputError(f"cannot write {file}: {error.strerror}") from None
+    return array
+
+
 def _decode(pool, split, part, resize, size, bad) -> np.ndarray:
     """The readable pictures of a part of a split, uint8 (n, 3, size, size); `bad` takes the others by number."""
 
@@ -102,6 +128,8 @@ def _decode(pool, split, part, resize, size, bad) -> np.ndarray:
         try:
             return photos.view(split.paths[number], resize, size)
         except Exception as error:  # decoders raise all sorts
+            if getattr(error, "errno", None):  # not the picture's fault: the disk's, or too many open files
+                raise
             return f"{split.paths[number]} ({' '.join(str(error).split())[:60]})"
 
     found = list(pool.map(look, range(part.start, part.stop)))

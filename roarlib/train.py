@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from roarlib import models
+from roarlib import models, results
 from roarlib.augment import augment
 from roarlib.data import SPLITS, Data, Split, normalise
 from roarlib.params import InputError, Study
@@ -49,11 +50,26 @@ def precision_of(choice: str, device: torch.device) -> str:
 
 
 def room(study: Study, device: torch.device) -> int:
-    """Bytes that images and ranking may take on the device: the study's memory_gb, or a third of what is free."""
+    """Bytes that images and ranking may take on the device: the study's memory_gb, or a cell's part of what is free.
+
+    A third of what is free, shared by the cells that run at a time; of a GPU, by those that its `workers` put on it.
+    """
     if study.memory_gb:
         return int(study.memory_gb * 1e9)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return free // 3
+    if device.type == "cuda":
+        sharing = -(-(study.workers or 1) // max(1, torch.cuda.device_count()))
+        return torch.cuda.mem_get_info(device)[0] // (3 * sharing)
+    return min([psutil.virtual_memory().available, *_allowed()]) // (3 * (study.workers or results.cores()))
+
+
+def _allowed() -> list[int]:
+    """Bytes that a control group, a batch system's job for example, leaves this process; empty without a limit."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return []
+    return [max(0, int(limit) - int(used))] if limit.isdigit() else []
 
 
 def placed(study: Study, split: Split, ranking: np.ndarray | None = None) -> str:

@@ -40,6 +40,8 @@ def verdicts(table: pd.DataFrame, unit: str, mode: str, reference: str = "random
 
 def by_seed(rows: pd.DataFrame, estimator: str, reference: str) -> np.ndarray:
     """Accuracy of an estimator minus the reference's, mean over percents, for each seed complete in both: (seeds,)."""
+    if "precision" in rows:  # a seed run in float32 and in bfloat16 is no pair
+        rows = rows.assign(seed=rows.seed.astype(str) + rows.precision.fillna("").astype(str))
     own, other = (stats.by_seed(rows[rows.estimator == name]) for name in (estimator, reference))
     percents = own.columns.intersection(other.columns)
     return (own[percents] - other[percents]).dropna().mean(axis=1).to_numpy() if len(percents) else np.empty(0)
@@ -53,13 +55,13 @@ def _tested(differences: np.ndarray) -> dict:
 
 
 def hedges_g(differences) -> float:
-    """Mean of paired differences in units of their standard deviation, corrected for small n; NaN where undefined.
+    """Mean of paired differences in units of their standard deviation, corrected for small n; NaN below 3 seeds.
 
     g = (mean / std) (1 - 3 / (4 (n - 1) - 1)). Source: Hedges, Journal of Educational Statistics 6 (1981).
     """
     differences = np.asarray(differences, dtype=float)
     n = len(differences)
-    if n < 2 or differences.std(ddof=1) < 1e-12:
+    if n < 3 or differences.std(ddof=1) < 1e-12:
         return np.nan
     return float(differences.mean() / differences.std(ddof=1) * (1 - 3 / (4 * (n - 1) - 1)))
 
@@ -83,8 +85,8 @@ def power(difference: float, std: float, n: int, level: float = LEVEL) -> float:
     1 - F(t) + F(-t) of the noncentral t distribution with n - 1 degrees and noncentrality sqrt(n) difference / std.
     Source: scipy.stats.nct; Cohen, Statistical Power Analysis (1988).
     """
-    if n < 2:
-        return 0.0
+    if n < 2 or not np.isfinite(std):
+        return 0.0 if n < 2 else np.nan
     edge, shift = scipy_stats.t.ppf(1 - level / 2, n - 1), np.sqrt(n) * abs(difference) / std
     tails = scipy_stats.nct.sf(edge, n - 1, shift), scipy_stats.nct.cdf(-edge, n - 1, shift)
     return float(np.nan_to_num(tails[0], nan=1.0) + np.nan_to_num(tails[1]))  # SciPy gives NaN far out
@@ -128,7 +130,8 @@ def agreement(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
     """Whether the order of estimators is the same for every seed, and at every percent: what, m, n, w, p."""
     rows = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
     rows = rows[rows.estimator != "clean"]
-    out = []
+    whole = rows.pivot_table(index=["seed", "percent"], columns="estimator", values="accuracy").dropna(axis=1)
+    rows, out = rows[rows.estimator.isin(whole.columns)], []  # means only over the same seeds and percents
     for what in ("seed", "percent"):
         scores = rows.pivot_table(index=what, columns="estimator", values="accuracy")
         out.append({"over": f"{what}s", **kendall_w(scores)})

@@ -94,3 +94,8 @@ def test_spearman_equals_scipy_and_its_interval_the_formula():
     assert np.arctanh(found["high"]) - np.arctanh(found["rho"]) == pytest.approx(half, abs=1e-5)
     assert np.isnan(stats.spearman([1, 2], [2, 1])["rho"]) and stats.spearman(one, one)["rho"] == pytest.approx(1)
     assert np.isnan(stats.spearman(one, one)["low"])
+
+
+def test_orders_can_be_taken_over_shared_percents():
+    whole, part = (paper.order(paper.published("birdsnap"), percents=p) for p in (None, [90]))
+    assert part["random"] == pytest.approx(1 - (0.3812 - 0.002) / (0.6665 - 0.002)) != whole["random"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_study
 
-from roarlib import data, models, rankings, train
+from roarlib import data, models, rankings, stored, train
 from roarlib.params import InputError
 
 
@@ -161,7 +161,7 @@ def test_a_full_disk_is_an_error_before_anything_is_written(outputs, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(rankings.os, "posix_fallocate", full)
+    monkeypatch.setattr(stored.os, "posix_fallocate", full)
     with pytest.raises(InputError, match="cannot write .*No space left on device"):
         rankings.make(study, found, model, predictions, ["grad"])
 

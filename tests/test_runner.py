@@ -10,7 +10,7 @@ import yaml
 from conftest import tiny_study
 from test_grid import finish
 
-from roarlib import grid, kernel, params, runner
+from roarlib import grid, kernel, params, runner, train
 from roarlib.params import InputError
 
 
@@ -108,3 +108,35 @@ def test_no_name_leaves_the_outputs_folder(name):
 def test_no_estimator_is_a_path(name):
     with pytest.raises(ValueError):
         tiny_study(estimators=[name])
+
+
+def test_a_cell_is_due_while_it_owes_rows_or_rankings_that_others_need(outputs):
+    study = tiny_study(rankings="recompute", estimators=["grad"])
+    cells = {cell.id: cell for cell in grid.cells(study)}
+    attribute = cells["02-attribute/grad"]
+    assert grid.due(study, attribute)
+    finish(study, attribute)
+    assert grid.due(study, attribute)  # its rankings are gone, and retrainings wait for them
+    finish(study, cells["03-degrade/grad"])
+    finish(study, cells["04-retrain/grad/s0"])
+    assert not grid.due(study, attribute)  # used and deleted: not made again for nobody
+
+
+def test_a_run_keeps_its_own_lists_and_knows_of_others(outputs):
+    one, two = tiny_study(units=["pixel", "value"]), tiny_study(units=["pixel"])
+    with runner._present(one) as (file, alone):
+        assert alone()
+        with runner._present(two) as (other, _):
+            assert not alone()
+            assert params.load(file).units == ["pixel", "value"] and params.load(other).units == ["pixel"]
+        assert alone()
+
+
+def test_room_is_shared_by_the_cells_at_a_time(monkeypatch):
+    cpu = torch.device("cpu")
+    free = lambda: type("Memory", (), {"available": 12 * 10**9})  # noqa: E731
+    monkeypatch.setattr(train.psutil, "virtual_memory", free)
+    monkeypatch.setattr(train, "_allowed", lambda: [])
+    assert train.room(tiny_study(workers=2), cpu) == 2 * 10**9 and train.room(tiny_study(memory_gb=7), cpu) == 7 * 10**9
+    monkeypatch.setattr(train, "_allowed", lambda: [3 * 10**9])  # a job's limit
+    assert train.room(tiny_study(workers=1), cpu) == 10**9

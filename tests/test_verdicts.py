@@ -105,3 +105,13 @@ def test_false_and_missed_findings_are_as_promised(seeds):
     assert any_false / studies <= 0.05 + 2.6 * error
     strictest = verdicts.power(0.05, 0.007 * np.sqrt(2), seeds, verdicts.LEVEL / len(names))
     assert rates[5] >= strictest - 0.1 and rates[5] >= rates[2] >= rates[1] - 0.02
+
+
+def test_seeds_of_unlike_precision_are_no_pairs():
+    table = table_of({"grad": -5}, seeds=4, spread=0.01).assign(precision="float32")
+    table.loc[(table.estimator == "grad") & (table.seed == 1), "precision"] = "bfloat16"
+    assert verdicts.verdicts(table, "pixel", "remove").n.iloc[0] == 3
+
+
+def test_undefined_spread_has_no_power_and_two_seeds_no_effect_size():
+    assert np.isnan(verdicts.power(0.02, np.nan, 5)) and np.isnan(verdicts.hedges_g([0.1, 0.2]))
