@@ -205,7 +205,7 @@ def scatter(ax, x: pd.Series, y: pd.Series) -> None:
         look = plots.style(name)
         ax.plot(100 * x[name], 100 * y[name], look["marker"] or "*", color=look["color"], markersize=5)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.margins(0.12)
+    ax.margins(0.2, 0.12)
     ax.figure.canvas.draw()  # fixes the layout, which the places of the names depend on
     taken = [ax.transData.transform((100 * x[n], 100 * y[n])) + np.array([[-4, -4], [4, 4]]) for n in names]
     for name in names:
