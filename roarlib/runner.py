@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -220,8 +221,8 @@ def run(
     if not todo:
         return []
     with _present(study) as (file, alone), _client(study, len(todo), scheduler, slurm) as client:
-        if client.dashboard_link:
-            say(f"dashboard: {client.dashboard_link}")
+        if scheduler is None and client.dashboard_link:  # it listens on loopback, whatever the link's host says
+            say(f"dashboard: http://127.0.0.1:{urlsplit(client.dashboard_link).port}/status")
         able = _able(client, study) if scheduler else None
         STOP = functools.partial(client.run, kernel_stop, run_id) if scheduler else STOP
         threads = None if scheduler or slurm else machine(study)[1]
@@ -300,6 +301,7 @@ def _client(study: Study, count: int, scheduler: str | None, slurm: Path | None)
                 threads_per_worker=min(workers, count),
                 processes=False,
                 dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",  # else its page is open to the network
                 silence_logs=50,
             ) as cluster,
             Client(cluster) as client,
@@ -336,6 +338,7 @@ def _slurm_cluster(wanted: Slurm):
         job_extra_directives=directives,
         job_script_prologue=[f"export ROAR_OUTPUTS={params.outputs().resolve()}", *wanted.prologue],
         log_directory=str(params.outputs() / "_slurm"),
+        worker_extra_args=["--dashboard-address", "127.0.0.1:0"],
         nanny=False,  # SLURM sees to lost workers; kernels are no children of a daemon then
         scheduler_options={"dashboard_address": "127.0.0.1:0", **({"host": wanted.host} if wanted.host else {})},
     )

@@ -4,6 +4,7 @@ import threading
 import time
 from contextlib import suppress
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -140,3 +141,10 @@ def test_room_is_shared_by_the_cells_at_a_time(monkeypatch):
     assert train.room(tiny_study(workers=2), cpu) == 2 * 10**9 and train.room(tiny_study(memory_gb=7), cpu) == 7 * 10**9
     monkeypatch.setattr(train, "_allowed", lambda: [3 * 10**9])  # a job's limit
     assert train.room(tiny_study(workers=1), cpu) == 10**9
+
+
+def test_a_local_run_listens_on_loopback_alone(outputs):
+    before = {c.laddr for c in psutil.Process().net_connections() if c.status == "LISTEN"}
+    with runner._client(tiny_study(), 2, None, None):
+        found = {c.laddr for c in psutil.Process().net_connections() if c.status == "LISTEN"} - before
+    assert found and all(address.ip == "127.0.0.1" for address in found)
