@@ -275,6 +275,8 @@ def _client(study: Study, count: int, scheduler: str | None, slurm: Path | None)
     global GPUS, STOP
     from distributed import Client, LocalCluster
 
+    from roarlib import leave
+
     if scheduler:
         try:
             client = Client(scheduler, timeout="20s")
@@ -287,6 +289,7 @@ def _client(study: Study, count: int, scheduler: str | None, slurm: Path | None)
     elif slurm:
         wanted = slurm_settings(slurm)
         with _slurm_cluster(wanted) as cluster, Client(cluster) as client:
+            client.register_plugin(leave.Leave())
             STOP = functools.partial(cluster.close, timeout=4)
             cluster.adapt(minimum_jobs=1, maximum_jobs=min(wanted.jobs, count))
             yield client
