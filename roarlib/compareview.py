@@ -71,7 +71,8 @@ class Compare(Chooser):
         t, percent = np.arange(1, 101), self.percent.value
         for (name, (color, dashes, width)), share in zip(LINES.items(), (here, mean, t / 100), strict=True):
             name = f"mean of {self.sampled} images" if name == "mean" else name
-            ax.plot(t, 100 * share, color=color, linestyle=dashes, linewidth=width, label=name)
+            ax.plot(t, 100 * share, color=color, linestyle=dashes, linewidth=width, label=name,
+                    zorder=3 if name == "unrelated" else 2)
         ax.axvline(percent, color=plots.FAINT, linewidth=1, zorder=0)
         ax.set(xlim=(0, 100), ylim=(0, 103), xticks=range(0, 101, 20), yticks=range(0, 101, 25),
                xlabel="t: percent of inputs removed", ylabel="overlap (%)")

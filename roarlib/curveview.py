@@ -4,14 +4,14 @@ import html
 
 import matplotlib as mpl
 import pandas as pd
-from ipywidgets import Checkbox
+from ipywidgets import Checkbox, Layout
 from matplotlib.figure import Figure
 
 from roarlib import params, plots
-from roarlib.views import FAMILIES, OWN, View, base_of, choice, drawing, many, named, new_ids, run
+from roarlib.views import FAMILIES, OWN, WIDTH, View, base_of, choice, drawing, many, named, new_ids, run
 
-PANEL, LEFT, RIGHT, BOTTOM, TOP = (3.2, 3.0), 0.55, 0.05, 0.45, 0.4  # inches: axes, and what is around them
-POINTER = 8  # points: how wide a line is to the pointer
+PANEL = {1: (4.6, 3.4), 2: (3.2, 3.4)}  # inches: width and height of axes, where there are so many
+LEFT, RIGHT, BOTTOM, TOP = 0.55, 0.05, 0.45, 0.4  # inches around them
 
 
 class Curves(View):
@@ -31,7 +31,7 @@ class Curves(View):
         self.measure = choice("models", [], "retrained on degraded images (ROAR) or not, or both")
         self.estimator = choice("highlight", [], "keep this one's colour and turn the others grey")
         tip = "95 percent t interval over seeds, as a band"
-        self.interval = Checkbox(True, description="interval", indent=False, tooltip=tip)
+        self.interval = Checkbox(True, description="interval", tooltip=tip, layout=Layout(width=WIDTH))
         self.bases = many("bases", [], [], "families to show, beside the controls; several with Ctrl or Shift")
         self.ensembles = many("ensembles", [], [], "what is done with a base; several with Ctrl or Shift")
         self.fill()
@@ -49,7 +49,7 @@ class Curves(View):
             self.unit: named(plots.UNITS, found["unit"]),
             self.mode: named(plots.MODES, found["mode"]),
             self.measure: [*named(plots.MEASURES, found["measure"]), ("both", "both")],
-            self.estimator: [("all in colour", None), *((plots.label(n), n) for n in names)],
+            self.estimator: [("all in colour", ""), *((plots.label(n), n) for n in names)],
             self.bases: named(titles, map(base_of, own)),
             self.ensembles: named(FAMILIES, (params.split_name(n)[1] for n in own)),
         }
@@ -65,7 +65,18 @@ class Curves(View):
                 control.value = before
             elif there:
                 control.value = there[0]
+        self.settle(found)
         self.busy = False
+
+    def settle(self, found: pd.DataFrame) -> None:
+        """Go to results that are there, retrained ones if any, where the choice has none."""
+        controls = {"measure": self.measure, "unit": self.unit, "mode": self.mode}
+        measures = list(plots.MEASURES) if self.measure.value == "both" else [self.measure.value]
+        fits = found["measure"].isin(measures) & (found["unit"] == self.unit.value) & (found["mode"] == self.mode.value)
+        if len(found) and found.loc[fits, "measure"].nunique() < len(measures):
+            first = found.sort_values("measure", key=lambda m: m != "retrain", kind="stable").iloc[0]
+            for name, control in controls.items():
+                control.value = first[name]
 
     @mpl.rc_context(plots.LOOK)
     def draw(self) -> Figure:
@@ -74,15 +85,16 @@ class Curves(View):
             raise LookupError(f"there are no results of {name} yet: {run(name)}")
         measures = ("deletion", "retrain") if self.measure.value == "both" else (self.measure.value,)
         wanted = [self.wanted(measure) for measure in measures]
-        letters = max((len(plots.label(n)) for names in wanted for n in names or []), default=0)
-        room = 0.08 * PANEL[0] + 0.68 * letters * plots.TEXT / 72  # inches for the names at the lines' ends
-        size = (LEFT + len(measures) * (PANEL[0] + room) + RIGHT, BOTTOM + PANEL[1] + TOP)
+        letters = max((len(plots.label(n)) for names in (*wanted, [highlight]) for n in names or [] if n), default=0)
+        wide, high = PANEL[len(measures)]
+        room = 0.08 * wide + 0.68 * letters * plots.TEXT / 72  # inches for the names at the lines' ends
+        size = (LEFT + len(measures) * (wide + room) + RIGHT, BOTTOM + high + TOP)
         figure = Figure(size, layout="none")  # margins by hand: half the time of a layout engine
         axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
         figure.subplots_adjust(LEFT / size[0], BOTTOM / size[1], 1 - (room + RIGHT) / size[0], 1 - TOP / size[1],
-                               wspace=room / PANEL[0])
+                               wspace=room / wide)
         for ax, measure, names in zip(axes, measures, wanted, strict=True):
-            plots.curves(self.tables[name], ax, names, highlight and [highlight], measure, self.unit.value,
+            plots.curves(self.tables[name], ax, names, [highlight] if highlight else None, measure, self.unit.value,
                          self.mode.value, self.interval.value, named=False)
         for ax in axes:
             plots.name_lines(ax)
@@ -103,8 +115,9 @@ class Curves(View):
         return base_of(name) in self.bases.value and params.split_name(name)[1] in self.ensembles.value
 
     def caption(self) -> str:
-        chosen = (dict((v, k) for k, v in c.options)[c.value] for c in (self.measure, self.unit, self.mode))
-        text = f"{self.study.value}: models {{}}, top {{}} {{}}".format(*chosen)
+        titles = plots.MEASURES | {"both": "retrained and not"}
+        text = (f"{self.study.value}: models {titles[self.measure.value]}, top {plots.UNITS[self.unit.value]} "
+                f"{plots.MODES[self.mode.value]}")
         return html.escape(text + (f", {plots.label(self.estimator.value)} in colour" if self.estimator.value else ""))
 
     def alt(self) -> str:
@@ -124,18 +137,17 @@ def results(table: pd.DataFrame) -> pd.DataFrame:
 def mark(axes) -> list[list[str]]:
     """Give lines and their names the gids that `views.drawing` wants; returns its titles: panel -> line -> text.
 
-    A line has the same number in every panel. An unseen wide line goes under each: a thin one is hard to point at.
+    A line has the same number in every panel.
     """
     labels = list(dict.fromkeys(line.get_label().removeprefix("_") for ax in axes for line in ax.lines))
     titles = [["" for _ in labels] for _ in axes]
     for panel, ax in enumerate(axes):
-        for line in list(ax.lines):
+        for line in ax.lines:
             name = line.get_label().removeprefix("_")
             k = labels.index(name)
             points = (f"t = {t:g}: {accuracy:.1f}%" for t, accuracy in line.get_xydata())
             titles[panel][k] = "\n".join([f"{name}, {ax.get_title(loc='left').split(',')[0]}", *points])
             line.set_gid(f"line:{panel}:{k}")
-            ax.plot(*line.get_data(), gid=f"near:{panel}:{k}", linewidth=POINTER, alpha=0, zorder=1.9)
         for text in ax.texts:
             text.set_gid(f"line:{panel}:{labels.index(text.get_text())}")
     return titles

@@ -8,14 +8,15 @@ from contextlib import contextmanager
 import matplotlib as mpl
 import numpy as np
 import torch
-from ipywidgets import Button, IntSlider
+from ipywidgets import Button, IntSlider, Layout
 from matplotlib.figure import Figure
 
 from roarlib import attribute, params, plots, rankings
 from roarlib import data as datasets
-from roarlib.views import FAMILIES, View, choice, heat, many, named, sheet
+from roarlib.views import FAMILIES, WIDTH, View, choice, heat, many, named, sheet
 
 FIRST = ("grad", "grad-sgsq", "random")  # shown at first, where they are there
+ALL = "all"  # not None, which a Dropdown shows as nothing chosen
 SMALL = 64 * 64  # pixels
 
 
@@ -30,9 +31,10 @@ class Chooser(View):
         self.split = choice("split", sorted(splits), "which images: of the test or the training set")
         self.unit = choice("unit", named(plots.UNITS, units), "what is ranked and removed")
         last = len(data.split(self.split.value)) - 1
-        self.index = IntSlider(0, 0, last, description="image", tooltip="which of the images, from 0")
+        self.index = IntSlider(0, 0, last, description="image", tooltip="which of the images, from 0",
+                               layout=Layout(width=WIDTH))
         tip = "share of inputs that is removed"
-        self.percent = IntSlider(30, 0, 100, description="percent t", tooltip=tip)
+        self.percent = IntSlider(30, 0, 100, description="percent t", tooltip=tip, layout=Layout(width=WIDTH))
         self.split.observe(self.select, "value")  # before View's observers, which draw the new selection
 
     def select(self, _change=None) -> None:
@@ -94,8 +96,8 @@ class Images(Chooser):
         estimators, units, splits = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
         super().__init__(data, predictions, splits, units)
         names = plots.in_order(estimators)
-        classes = [("all", None), *((c, i) for i, c in enumerate(data.classes))]
-        filters = [("all", None), ("correct", True), ("wrong", False)]
+        classes = [("all", ALL), *((c, i) for i, c in enumerate(data.classes))]
+        filters = [("all", ALL), ("correct", True), ("wrong", False)]
         self.class_name = choice("class", classes, "only images of this true class")
         self.prediction = choice("prediction", filters, "only images the base model gets right, or wrong")
         self.prediction.disabled = not predictions
@@ -107,16 +109,16 @@ class Images(Chooser):
             control.observe(self.select, "value")
         self.surprise.on_click(self.jump)
         self.select()
-        View.__init__(self, [self.split, self.unit, self.class_name, self.prediction, self.index, self.surprise,
-                             self.percent, self.estimators])
+        View.__init__(self, [self.split, self.unit, self.class_name, self.prediction, self.index, self.percent,
+                             self.surprise, self.estimators])
 
     def select(self, _change=None) -> None:
         """Find the images that pass the filters and set the image slider to them."""
         labels = self.data.split(self.split.value).labels
         keep = np.ones(len(labels), dtype=bool)
-        if self.class_name.value is not None:
+        if self.class_name.value != ALL:
             keep &= labels == self.class_name.value
-        if self.prediction.value is not None and self.split.value in self.predictions:
+        if self.prediction.value != ALL and self.split.value in self.predictions:
             keep &= (self.predictions[self.split.value] == labels) == self.prediction.value
         self.selected = np.flatnonzero(keep)
         self.limit(len(self.selected))

@@ -20,9 +20,11 @@ from matplotlib.figure import Figure
 from roarlib import params, plots
 
 DPI = 110
+WIDTH = "270px"  # of a control
 OWN = "own"  # stands for the bases of users' own estimators
 FAMILIES = {"": "plain", "squared": "squared", "sg": "SG", "sg-squared": "SG squared", "sgsq": "SG-SQ", "var": "VAR"}
 TILE, GAP, TITLE = 160, 6, 20  # dots: about a side of an image, between two, above the first row
+POINTER = 8  # points: how wide a line is to the pointer
 FITS = "max-width: 100%; height: auto; background: white"  # white paper in JupyterLab's dark theme too
 
 
@@ -94,10 +96,10 @@ def new_ids() -> str:
 
 
 def drawing(figure: Figure, alt: str, ids: str, titles: list[list[str]]) -> str:
-    """A figure as inline SVG in which hovering a line or its name thickens the line and tells its numbers.
+    """A figure as inline SVG in which pointing at a line or its name thickens the line and tells its numbers.
 
-    ids: `new_ids` of the view. titles: panel -> line -> tooltip. The parts of line k in panel p carry the gid
-    'line:p:k', or 'near:p:k' if they only widen what the pointer can hit. Lines k of all panels light up together.
+    ids: `new_ids` of the view. titles: panel -> line -> tooltip. Line k of panel p and its name carry the gid
+    'line:p:k'; lines k of all panels light up together.
     """
     file = StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -105,21 +107,33 @@ def drawing(figure: Figure, alt: str, ids: str, titles: list[list[str]]) -> str:
         FigureCanvasSVG(figure).print_svg(file, metadata=nothing)
     body = file.getvalue()[file.getvalue().index("<svg") :]
     body = re.sub("<style.*?</style>", "", body, flags=re.S)  # matplotlib's rule would be for the whole page
-
-    def part(found) -> str:
-        kind, panel, line = found[1], int(found[2]), int(found[3])
-        return f'<g class="e{line} {kind}"><title>{html.escape(titles[panel][line])}</title>'
-
-    body = re.sub(r'<g id="(line|near):(\d+):(\d+)">', part, body)
+    body = pointable(body, titles)
     body = re.sub(r'( id="|href="#|url\(#)', rf"\1{ids}-", body)
+    lines = range(max(map(len, titles)))
+    style = f"#{ids} * {{stroke-linejoin: round; pointer-events: none}} #{ids} .line * {{pointer-events: auto}}"
+    style += "".join(f"#{ids}:has(.e{k}:hover) .e{k}>path:not(.near) {{stroke-width: 3px !important}}"
+                     f"#{ids}:has(.e{k}:hover) .e{k} text {{font-weight: bold}}" for k in lines)
     wide = round(figure.get_figwidth() * DPI)
     head = f'<svg id="{ids}" role="img" aria-label="{html.escape(alt)}" style="width: {wide}px; {FITS}" '
-    lines = range(max(map(len, titles)))
-    style = f"#{ids} * {{stroke-linejoin: round}}" + "".join(
-        f"#{ids}:has(.e{k}:hover) .e{k}.line>path {{stroke-width: 3px !important}}"
-        f"#{ids}:has(.e{k}:hover) .e{k} text {{font-weight: bold}}" for k in lines)
-    body = re.sub(r'<svg .*?(viewBox="[^"]*")[^>]*>', rf"\1><style>{style}</style>", body, count=1, flags=re.S)
-    return head + body
+    return head + re.sub(r'<svg .*?(viewBox="[^"]*")[^>]*>', rf"\1><style>{style}</style>", body, count=1, flags=re.S)
+
+
+def pointable(body: str, titles: list[list[str]]) -> str:
+    """SVG code with classes and tooltips in place of the gids 'line:p:k', and an unseen wide path under each line.
+
+    Under all lines of a panel, so that a thin line wins over the wide rims of others.
+    """
+    def group(panel, line):
+        return f'<g class="e{line} line"><title>{html.escape(titles[int(panel)][int(line)])}</title>'
+
+    under = {}
+    for found in re.finditer(r'<g id="line:(\d+):(\d+)">\s*<path (d="[^"]*" clip-path="[^"]*")', body):
+        panel, line, path = found.groups()
+        unseen = f"fill: none; stroke: #fff; stroke-opacity: 0; stroke-width: {POINTER}px"
+        under[panel] = f'{under.get(panel, "")}{group(panel, line)}<path class="near" {path} style="{unseen}"/></g>'
+    for panel, paths in under.items():
+        body = re.sub(rf'(?=<g id="line:{panel}:)', paths.replace("\\", r"\\"), body, count=1)
+    return re.sub(r'<g id="line:(\d+):(\d+)">', lambda found: group(*found.groups()), body)
 
 
 def sheet(rows: dict[str, list[np.ndarray]], columns: list[str], below: float = 0.0) -> Figure:
@@ -173,10 +187,10 @@ def named(titles: dict, values) -> list[tuple[str, str]]:
 def choice(description: str, options, tooltip: str, value=None) -> Dropdown:
     """A labelled choice of one, the first unless value says which; options: values or (title, value)."""
     more = {} if value is None else {"value": value}
-    return Dropdown(options=options, description=description, tooltip=tooltip, layout=Layout(width="270px"), **more)
+    return Dropdown(options=options, description=description, tooltip=tooltip, layout=Layout(width=WIDTH), **more)
 
 
 def many(description: str, options, value, tooltip: str) -> SelectMultiple:
     """A labelled choice of several; options: values or (title, value)."""
     return SelectMultiple(options=options, value=value, description=description, tooltip=tooltip,
-                          rows=min(len(options), 6) or 1, layout=Layout(width="270px"))
+                          rows=min(len(options), 6) or 1, layout=Layout(width=WIDTH))

@@ -181,11 +181,13 @@ def test_curves_in_jupyterlab(notebook):
     view = view_of(page, "explore.curves(study)")
     svg = view.cell.locator("figure svg")
     assert svg.get_attribute("role") == "img" and "VAR-IG, retrained, t = 0: " in svg.get_attribute("aria-label")
+    chosen = [box.evaluate("box => box.selectedOptions[0]?.text") for box in view.cell.locator("select").all()]
+    assert chosen[:4] == ["single values", "removed", "retrained", "all in colour"]  # none is blank
     shoot(view.cell, "curves")
     after(page, view, lambda: view.cell.get_by_label("highlight").select_option("VAR-IG"), "curves, dropdown")
     assert "VAR-IG in colour" in view.caption()
     after(page, view, lambda: view.cell.get_by_label("models").select_option("both"), "curves, both panels")
-    assert "models both" in view.caption()
+    assert "models retrained and not" in view.caption()
     label = svg.locator("text", has_text="VAR-IG").first
     lines = svg.locator("g.line", has_text="VAR-IG, ").locator("> path")
     widths = [line.evaluate("line => getComputedStyle(line).strokeWidth") for line in lines.all()]
@@ -201,6 +203,8 @@ def test_curves_in_jupyterlab(notebook):
 def test_images_in_jupyterlab(notebook):
     page = notebook("11-degraded-images.ipynb")
     view = view_of(page, "explore.images(study)")
+    chosen = [box.evaluate("box => box.selectedOptions[0]?.text") for box in view.cell.locator("select").all()]
+    assert chosen[:4] == ["test", "single values", "all", "all"]
     shoot(view.cell, "images")
     after(page, view, lambda: view.cell.get_by_label("prediction").select_option("wrong"), "images, dropdown")
     assert "(wrong)" in view.caption() and view.cell.locator("figure img").evaluate("img => img.naturalWidth") > 300

@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from ipywidgets import HTML, Button, Output
+from ipywidgets import HTML, Button, Dropdown, Output
 from PIL import Image
 from test_stats import simulated
 
@@ -80,6 +80,7 @@ def tried(study, function=None, **keywords):
 def test_controls_are_explained_and_nothing_can_hang(make, trained):
     view = make(trained)
     assert all(control.description and control.tooltip for control in controls(view))
+    assert all(control.value is not None for control in controls(view) if isinstance(control, Dropdown))  # None: blank
     assert not any(isinstance(widget, Output) for widget in inside(view))
     assert view.message.layout.display == "none" and view.figure is not None
     assert plots.plt.get_fignums() == []  # nothing is left in pyplot to be shown a second time
@@ -145,12 +146,20 @@ def test_several_studies_share_a_view(done):
     view.draw = lambda original=view.draw: drawn.append(1) or original()
     view.study.value = "other"
     assert names(view) == {"GB", "IG", "Random"} and len(drawn) == 1  # GB is new, so it is not left out
-    assert (view.mode.value, view.unit.value, view.estimator.value) == ("keep", "pixel", None)
+    assert (view.mode.value, view.unit.value, view.estimator.value) == ("keep", "pixel", "")
     assert "other: models not retrained" not in view.picture.value and "other: models" in view.picture.value
     view.study.value = "empty"
     assert "<code>roar run params/empty.yaml</code>" in view.message.value
     view.study.value = "made-up"
     assert names(view) == {"GRAD", "SG-SQ-GRAD", "VAR-IG", "Random"}
+
+
+def test_curves_begin_with_results_that_are_there(done):
+    table = simulated(ESTIMATORS)
+    table = table[(table.measure != "retrain") | (table.unit != "value") & (table["mode"] != "remove")]
+    view = Curves({"made-up": table})
+    assert view.figure is not None
+    assert (view.measure.value, view.unit.value, view.mode.value) == ("retrain", "pixel", "keep")
 
 
 def parts(view):
