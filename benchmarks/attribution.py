@@ -165,7 +165,7 @@ def overlaps(device, count=64, percents=(10, 30, 50, 70, 90)):
     )
     found = data.load(study)
     model = train.train(study, found, 0)
-    x, _ = train.Degraded(found.test, found, device).batch(slice(0, count))
+    x, _ = train.Degraded("test", found, device).batch(slice(0, count))
     targets, ids = model(x).argmax(1).detach(), torch.arange(count, device=device)
 
     def removed_sets(precision, model, x):

@@ -9,6 +9,7 @@ SG squared, SG-SQ, VAR) come from one sweep over the noisy inputs: they share ev
 import copy
 import functools
 import inspect
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
+from torchvision.transforms.functional import gaussian_blur
 
 from roarlib import draws, params
 from roarlib.models import users_own
@@ -128,6 +130,39 @@ BASES: dict[str, Callable] = {
 }
 
 
+def blurred(scores: torch.Tensor) -> torch.Tensor:
+    """Each channel's map smoothed by a Gaussian with a standard deviation of a sixteenth of the image's longer side."""
+    sigma = max(scores.shape[-2:]) / 16
+    reach = min(math.ceil(3 * sigma), min(scores.shape[-2:]) - 1)  # reflection needs less than the side
+    return gaussian_blur(scores, 2 * reach + 1, sigma)
+
+
+def max_filtered(scores: torch.Tensor) -> torch.Tensor:
+    """Each channel's map under a maximum filter that reaches a sixteenth of the longer side in every direction."""
+    reach = max(1, round(max(scores.shape[-2:]) / 16))
+    return F.max_pool2d(scores, 2 * reach + 1, stride=1, padding=reach)
+
+
+# what a name's last part does to any estimator's scores before they are ranked. Smoothing adds no information, so a
+# gain from it shows a weakness of ROAR (Song et al., "On Pitfalls of RemOve-And-Retrain", 2023); abs and reversed show
+# what the sign of scores is worth. The variant `recursive` needs more than scores: see the module of that name.
+VARIANTS: dict[str, Callable] = {
+    "blur": blurred,
+    "max": max_filtered,
+    "abs": torch.abs,
+    "reversed": torch.neg,
+}
+
+
+def varied(name: str, scores: torch.Tensor) -> torch.Tensor:
+    """Scores (N, C, H, W) as the variant in an estimator's name has them; a ranking's (uint8) as float, negated."""
+    variant = params.variant_of(name)
+    if variant not in VARIANTS:
+        return scores
+    with torch.autocast(scores.device.type, enabled=False):
+        return VARIANTS[variant](-scores.float() if scores.dtype == torch.uint8 else scores)
+
+
 def register(name: str, function: Callable) -> None:
     """Make a function an estimator of this process under a plain name, with its noise ensembles (`name-sgsq` ..).
 
@@ -174,10 +209,10 @@ def explain(
     during the call and left as it was.
     """
     ids = torch.arange(len(images), device=images.device) if ids is None else ids
-    wanted: dict[str, dict[str, str]] = {}
+    wanted: dict[str, dict[str, str]] = {}  # base -> name -> ensemble
     for name in names:
         base, ensemble = params.split_name(name)
-        wanted.setdefault(base, {})[ensemble] = name
+        wanted.setdefault(base, {})[name] = ensemble
     scores, half = {}, precision_of(study.attribution_precision, images.device) == "bfloat16"
     with (
         _evaluating(model),
@@ -193,8 +228,8 @@ def explain(
                 "batch": batch,
             }
             function = _with_extras(base, base_function(base, study.estimator_options.get(base)), extras)
-            made = sweep(function, model, images, targets, ids, set(ensembles), study, batch)
-            scores |= {ensembles[e]: made[e] for e in ensembles}
+            made = sweep(function, model, images, targets, ids, set(ensembles.values()), study, batch)
+            scores |= {name: varied(name, made[ensemble]) for name, ensemble in ensembles.items()}
     return scores
 
 

@@ -13,6 +13,8 @@ BASES = ("grad", "gb", "ig")
 ENSEMBLES = ("squared", "sg", "sg-squared", "sgsq", "var")
 CONTROLS = ("random", "sobel")
 KNOWN_ANSWER = ("oracle", "anti-oracle")  # on data that carries the mask of its informative pixels
+VARIANTS = ("blur", "max", "abs", "reversed", "recursive")  # of any estimator: attribute.VARIANTS, and recursive
+MODES = ("remove", "keep", "remove-imputed", "keep-imputed", "mask")  # what a model gets to see: see `remove`
 PAPER = tuple(f"{b}-{e}" if e else b for b in BASES for e in ("", *ENSEMBLES)) + CONTROLS
 
 REGISTERED: set[str] = set()  # by attribute.register, in this process
@@ -54,7 +56,7 @@ class Study(BaseModel):
     precision: Literal["float32", "bfloat16", "auto"] = "auto"  # of training; auto: bfloat16 where the device has it
     flip_average: bool = False  # tests average the logits of an image and its mirror image
     # estimators
-    estimators: list[str] = Field(min_length=1)  # names, or `paper`: its 18 and 2 controls
+    estimators: list[str] = Field(min_length=1)  # names; `paper`: its 18 and 2 controls; `*-blur`: see expand
     estimator_options: dict[str, dict] = {}  # base name -> keyword arguments of users' own and Captum's estimators
     units: list[Literal["value", "pixel"]] = Field(["pixel"], min_length=1)  # what is ranked and removed
     noise_samples: Count = 15  # J of the SmoothGrad family
@@ -62,8 +64,12 @@ class Study(BaseModel):
     ig_steps: Count = 25
     ig_reference: Literal["black", "mean"] = "black"
     attribution_precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [10, 30, 50, 70]  # percents after which the
+    # `-recursive` variants explain a retrained model anew
     # grid
-    modes: list[Literal["remove", "keep"]] = Field(["remove"], min_length=1)
+    modes: list[Literal[MODES]] = Field(["remove"], min_length=1)  # retrained; scored without it, too, but for mask
+    scored_modes: list[Literal[MODES[:-1]]] = []  # more modes, only scored without retraining
+    imputation_noise: float = Field(0.01, ge=0)  # standard deviation added to imputed inputs, in 0..1 units
     percents: list[Percent] = Field([10, 30, 50, 70, 90], min_length=1)  # t; 0 (untouched) is always run too
     seeds: list[Seed] = Field([0, 1, 2, 3, 4], min_length=1)  # one retraining each, the same for all estimators
     base_seed: Seed = 0  # of the base model, the noise, the ties and Random
@@ -83,10 +89,7 @@ class Study(BaseModel):
     @field_validator("estimators")
     @classmethod
     def _expand(cls, names):
-        names = [n for name in names for n in (PAPER if name == "paper" else (name,))]
-        for name in names:
-            split_name(name)
-        return list(dict.fromkeys(names))
+        return expand(names)
 
     @model_validator(mode="after")
     def _options_have_takers(self):
@@ -96,11 +99,18 @@ class Study(BaseModel):
                 raise ValueError(f"estimator_options: {name} is no estimator of yours or Captum's in this study")
         return self
 
-    @field_validator("units", "modes", "percents", "seeds")
+    @field_validator("units", "modes", "scored_modes", "percents", "seeds")
     @classmethod
     def _no_repeats(cls, values):
         if len(set(values)) < len(values):
             raise ValueError(f"has an entry twice: {values}")
+        return values
+
+    @field_validator("recursive_steps")
+    @classmethod
+    def _rising(cls, values):
+        if values != sorted(set(values)):
+            raise ValueError(f"must rise: {values}")
         return values
 
     @field_validator("percents")
@@ -117,8 +127,8 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _known_answer_needs_masks(self):
-        named = [n for n in self.estimators if n in KNOWN_ANSWER]
-        if named and self.dataset != "textures":
+        named = [n for n in self.estimators if split_name(n)[0] in KNOWN_ANSWER]
+        if named and self.dataset.partition("-")[0] != "textures":
             raise ValueError(f"estimators: {named[0]} needs the true informative pixels, which only textures has")
         return self
 
@@ -129,7 +139,7 @@ class Study(BaseModel):
 
 
 # Lists that only select what is run: they may grow or shrink under existing outputs, since a row names its own values.
-SELECTION = ("estimators", "units", "modes", "percents", "seeds")
+SELECTION = ("estimators", "units", "modes", "scored_modes", "percents", "seeds")
 MACHINE = ("data_dir", "device", "workers", "cell_hours", "memory_gb", "rankings")
 
 
@@ -143,32 +153,68 @@ def root() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
+def expand(names: list[str]) -> list[str]:
+    """Estimators as a study lists them, in full and once each: `paper`, and `*-blur` for a variant of all before it.
+
+    Variants are not taken of variants, and only the smoothing ones of Random. ValueError for a name that is none.
+    """
+    found = []
+    for name in names:
+        if name == "paper":
+            found += PAPER
+        elif name.startswith("*-") and name[2:] in VARIANTS:
+            smooth = name[2:] in ("blur", "max")
+            found += [n + name[1:] for n in found if not variant_of(n) and (smooth or n != "random")]
+        else:
+            split_name(name)
+            found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def variant_of(name: str) -> str:
+    """'grad-sgsq-blur' -> 'blur'; empty for an estimator that is no variant of another."""
+    return next((v for v in VARIANTS if name.endswith(f"-{v}")), "")
+
+
+def parent_of(name: str) -> str:
+    """What an estimator is made from: 'grad-sg-blur' -> 'grad-sg' -> 'grad' -> ''."""
+    if variant := variant_of(name):
+        return name.removesuffix(f"-{variant}")
+    base, ensemble = split_name(name)
+    return base if ensemble else ""
+
+
 def split_name(name: str) -> tuple[str, str]:
-    """An estimator's name as (base, ensemble): 'ig-sg-squared' -> ('ig', 'sg-squared'), 'grad' -> ('grad', '').
+    """An estimator's name as (base, ensemble): 'ig-sg-squared' -> ('ig', 'sg-squared'), 'grad-blur' -> ('grad', '').
 
     Raises ValueError for a name that is no estimator.
     """
-    if name in CONTROLS + KNOWN_ANSWER:
-        return name, ""
-    for ensemble in sorted(ENSEMBLES, key=len, reverse=True):
-        if name.endswith(f"-{ensemble}"):
-            base = name.removesuffix(f"-{ensemble}")
-            break
-    else:
-        base, ensemble = name, ""
+    variant = variant_of(name)
+    base = name.removesuffix(f"-{variant}")
+    if base in CONTROLS + KNOWN_ANSWER:
+        if base == "random" and variant in ("abs", "reversed", "recursive"):
+            raise ValueError(f"estimator '{name}' is Random again; only its blur and max variants are something else")
+        return base, ""
+    ensemble = next((e for e in sorted(ENSEMBLES, key=len, reverse=True) if base.endswith(f"-{e}")), "")
+    base = base.removesuffix(f"-{ensemble}")
     if base not in BASES and base not in REGISTERED and not USERS_OWN.fullmatch(base):
         near = difflib.get_close_matches(name, PAPER + KNOWN_ANSWER, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(
             f"unknown estimator '{name}'{hint} Known: {', '.join(PAPER + KNOWN_ANSWER)}, paper (its 20)"
-            " or your own as module:function"
+            f" or your own as module:function; each also with -{', -'.join(VARIANTS)}"
         )
     return base, ensemble
 
 
 def group_of(name: str) -> str:
-    """Which estimators are computed together, as a file-name-safe word: a base's six, or all controls."""
+    """Which estimators are computed together, as a file-name-safe word: a base's family, or all controls.
+
+    A recursive one is alone: it trains models of its own.
+    """
     base, _ = split_name(name)
+    if variant_of(name) == "recursive":
+        return name.replace(":", ".")
     return "controls" if base in CONTROLS + KNOWN_ANSWER else base.replace(":", ".")
 
 

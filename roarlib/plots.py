@@ -40,11 +40,20 @@ CONTROLS = {  # label, colour, marker, dashes
 }  # fmt: skip
 MEASURES = {"retrain": "retrained", "deletion": "not retrained"}
 UNITS = {"value": "single values", "pixel": "whole pixels"}
-MODES = {"remove": "removed", "keep": "kept"}
+MODES = {
+    "remove": "removed", "keep": "kept", "remove-imputed": "removed and imputed",
+    "keep-imputed": "kept, the rest imputed", "mask": "removed, their mask alone",
+}  # fmt: skip
+VARIANTS = {  # label, dashes
+    "blur": ("{} blurred", (0, (1, 1))), "max": ("{} max-filtered", (0, (1, 2))), "abs": ("|{}|", (0, (3, 1, 1, 1))),
+    "reversed": ("{} reversed", (0, (2, 2))), "recursive": ("{} recursive", (0, (7, 2))),
+}  # fmt: skip
 
 
 def label(name: str) -> str:
     """The name as readers know it: 'ig-sg-squared' -> '(SG-IG)²'; users' own estimators keep their name."""
+    if variant := params.variant_of(name):
+        return VARIANTS[variant][0].format(label(params.parent_of(name)))
     if name in CONTROLS:
         return CONTROLS[name][0]
     base, ensemble = params.split_name(name)
@@ -53,6 +62,8 @@ def label(name: str) -> str:
 
 def style(name: str) -> dict:
     """Line keywords of an estimator: color, linestyle, marker, linewidth, markersize."""
+    if variant := params.variant_of(name):
+        return style(params.parent_of(name)) | dict(linestyle=VARIANTS[variant][1], linewidth=1.1)
     if name in CONTROLS:
         _, color, marker, dashes = CONTROLS[name]
     else:
@@ -64,10 +75,12 @@ def style(name: str) -> dict:
 
 
 def in_order(names) -> list[str]:
-    """Estimators in the paper's order, base by base, then users' own by name, then the controls."""
+    """Estimators in the paper's order, base by base, then users' own by name, then controls; variants after each."""
     known = [n for n in params.PAPER if n not in CONTROLS]
-    own = sorted(set(names) - {*known, *CONTROLS})
-    return [n for n in (*known, *own, *CONTROLS) if n in set(names)]
+    plain = {params.parent_of(n) if params.variant_of(n) else n for n in names}
+    own = sorted(plain - {*known, *CONTROLS})
+    parts = ("", *(f"-{v}" for v in VARIANTS))
+    return [n + part for n in (*known, *own, *CONTROLS) for part in parts if n + part in set(names)]
 
 
 def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.4, 3.0), **keywords):
@@ -144,9 +157,9 @@ def curves(table, ax, estimators=None, highlight=None, measure="retrain", unit="
 
 
 def by_base(table, unit="value", mode="remove", measure="retrain", interval=True, chance=None):
-    """A figure like the paper's Figure 4: a panel a base, users' own in a last one, controls in each."""
+    """A figure like the paper's Figure 4: a panel a base, users' own in a last one, controls in each; no variants."""
     found = points(table, measure, unit, mode)
-    names = chosen(found)
+    names = [n for n in chosen(found) if not params.variant_of(n)]
     controls, panels = [n for n in names if n in CONTROLS], {}
     for name in names[: len(names) - len(controls)]:
         base, _ = params.split_name(name)
@@ -192,7 +205,7 @@ def about(found: pd.DataFrame, measure: str, unit: str, interval: bool = True, o
 def frame(ax, found: pd.DataFrame, mode: str, chance: float | None = None) -> None:
     """Axes of curves: from the untouched end rightwards, so that images get emptier in both modes."""
     percents = sorted(found["percent"].unique())
-    ends = (0, max(percents)) if mode == "remove" else (100, min(percents))
+    ends = (100, min(percents)) if remove.keeps(mode) else (0, max(percents))
     pad = 0.03 * (ends[1] - ends[0])
     ticks = percents if np.diff(percents).min(initial=100) >= 8 else range(0, 101, 20)  # closer would touch
     ax.set(xlim=(ends[0] - pad, ends[1] + pad), xticks=ticks, xlabel=f"t: percent of inputs {MODES[mode]}")

@@ -104,12 +104,15 @@ def _cost(study: Study, found: data.Data, cell: grid.Cell, measure: str, step: f
     """Seconds of one row, from the seconds of a training step and of one image's gradient pass."""
     images = len(found.train) + len(found.test)
     inference = one_pass / 3 * len(found.test)
+    training = study.epochs * max(1, len(found.train) // study.batch_size) * step
     if measure == "ranking":
         base, _ = params.split_name(cell.parameters["estimators"][0])
         inputs = 0 if cell.name == "controls" else (study.ig_steps if base == "ig" else 1) * (1 + study.noise_samples)
-        return images * (inputs * one_pass / len(cell.rows) + 1e-4)  # the sweep is shared; ranking takes its own
-    steps = study.epochs * max(1, len(found.train) // study.batch_size)
-    return inference if measure == "deletion" else steps * step + inference
+        sweep = images * (inputs * one_pass / len(cell.rows) + 1e-4)  # it is shared; ranking takes its own
+        if params.variant_of(cell.parameters["estimators"][0]) == "recursive":  # explained, trained, explained again ..
+            return sweep + len(study.recursive_steps) * (sweep + training)
+        return sweep
+    return inference if measure == "deletion" else training + inference
 
 
 def _trial(study: Study, found: data.Data, threads: int) -> tuple[float, float]:

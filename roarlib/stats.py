@@ -9,6 +9,8 @@ import pandas as pd
 from scipy import integrate
 from scipy import stats as scipy_stats
 
+from roarlib import remove
+
 CURVE = ["measure", "estimator", "unit", "mode"]  # the columns that name one curve
 SPREAD = ["n", "mean", "std", "low", "high"]
 LEVEL = 0.95  # of every interval
@@ -62,7 +64,8 @@ def with_clean(table: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
     """The curves of a table, each with its untouched end: rows of retrain and deletion, in curve order.
 
     Retrained curves get the shared `clean` rows (one a seed), deletion curves the `base` row, at percent 0
-    in mode remove and at 100 in mode keep: nothing is removed there. mode: only curves of this mode.
+    in the modes that remove and at 100 in those that keep: nothing is removed there. A mask alone has no such end.
+    mode: only curves of this mode.
     The clean and base rows themselves are left out; a curve whose clean rows are missing stays without.
     """
     one_study(table)
@@ -74,8 +77,8 @@ def with_clean(table: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
         return curves.copy()
     clean = table[shared].assign(measure=table.loc[shared, "measure"].replace("base", "deletion"))
     clean = clean.drop(columns=["estimator", "unit", "mode", "percent"])
-    ends = curves[CURVE].drop_duplicates().merge(clean, on="measure")
-    ends["percent"] = np.where(ends["mode"] == "keep", 100, 0)
+    ends = curves.loc[curves["mode"] != "mask", CURVE].drop_duplicates().merge(clean, on="measure")
+    ends["percent"] = np.where(ends["mode"].map(remove.keeps).astype(bool), 100, 0)
     both = pd.concat([ends[table.columns], curves]) if len(ends) else curves
     both = both.drop_duplicates([*CURVE, "percent", "seed"], keep="last")  # a curve's own row wins
     return both.astype({"percent": int}).sort_values([*CURVE, "percent", "seed"], ignore_index=True)
@@ -91,7 +94,7 @@ def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain")
 
     For each seed, with A(t) the estimator's and R(t) Random's accuracy and trapezoids over t,
 
-        area = integral (R - A) dt / integral (R - I) dt,    I(t) = chance (remove) or clean accuracy (keep)
+        area = integral (R - A) dt / integral (R - I) dt,    I(t) = chance (remove..) or clean accuracy (keep..)
 
     1: the ideal at once (accuracy at chance, or, in mode keep, never below clean); 0: like Random;
     negative: worse than Random. The curves share their clean end, so 1 is approached and not reached in
@@ -115,16 +118,17 @@ def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain")
 def seed_areas(own: pd.DataFrame, random: pd.DataFrame, mode: str, chance: float) -> np.ndarray:
     """Normalised area of each seed complete in both grids (see `area_to_random`, `by_seed`) -> (seeds,)."""
     percents = own.columns.intersection(random.columns).sort_values()
-    clean = 100 if mode == "keep" else 0
+    kept = remove.keeps(mode)
+    clean = 100 if kept else 0
     if clean not in percents or len(percents) < 2:
         return np.empty(0)
     own, random = own[percents].dropna(), random[percents].dropna()
     seeds = own.index.intersection(random.index)
     own, random = own.loc[seeds], random.loc[seeds]
-    ideal = random[[clean]].to_numpy() if mode == "keep" else chance  # (seeds, 1) or a number
+    ideal = random[[clean]].to_numpy() if kept else chance  # (seeds, 1) or a number
     gained = integrate.trapezoid((random - own).to_numpy(), percents, axis=1)
     possible = integrate.trapezoid((random - ideal).to_numpy(), percents, axis=1)
-    room = possible < 0 if mode == "keep" else possible > 0
+    room = possible < 0 if kept else possible > 0
     return gained[room] / possible[room]
 
 

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from roarlib import models, results
+from roarlib import impute, models, results
 from roarlib.augment import augment
-from roarlib.data import SPLITS, Data, Split, normalise
+from roarlib.data import SPLITS, Data, Split, image_ids, normalise
 from roarlib.params import InputError, Study
-from roarlib.remove import removed
+from roarlib.remove import imputes, removed
 from roarlib.stored import release
 
 
@@ -82,22 +82,27 @@ def placed(study: Study, split: Split, ranking: np.ndarray | None = None) -> str
 
 @dataclass
 class Degraded:
-    """A split with its removal: gives normalised, degraded batches and their labels on the device.
+    """A split of the data (`train` or `test`) with its removal: gives normalised, degraded batches and their labels.
 
     ranking: uint8 (N, C, H, W) or (N, 1, H, W), or None for untouched images. Removed inputs become 0, which after
-    normalisation is the training set's mean of their channel. room: bytes it may keep on the device, None for any; a
-    larger split streams from its file, the next batches being read while the last is used.
+    normalisation is the training set's mean of their channel; in the modes that impute, 8-bit values from their
+    neighbours with noise (standard deviation, 0..1) of a seed; in mode `mask` the mask is all there is. room: bytes it
+    may keep on the device, None for any; a larger split streams from its file, the next batches being read while the
+    last is used.
     """
 
-    split: Split
+    part: str
     data: Data
     device: torch.device
     ranking: np.ndarray | None = None
     percent: int = 0
     mode: str = "remove"
     room: int | None = None
+    noise: float = 0.01
+    seed: int = 0
 
     def __post_init__(self):
+        self.split = self.data.split(self.part)
         if self.ranking is not None and len(self.ranking) != len(self.split):
             raise ValueError(f"ranking of {len(self.ranking)} images for a split of {len(self.split)}")
         self.mean, self.std = _put(self.data.mean, self.device), _put(self.data.std, self.device)
@@ -106,6 +111,8 @@ class Degraded:
         self.resident = self.room is None or sum(array.nbytes for array in self.stored) <= self.room
         if self.resident:
             self.stored = [_put(array, self.device).permute(0, 2, 3, 1).contiguous() for array in self.stored]
+            if self.ranking is not None and imputes(self.mode):  # once, not once an epoch
+                self.stored = [self._all_imputed()]
 
     def __len__(self):
         return len(self.split)
@@ -142,10 +149,43 @@ class Degraded:
 
     def _degrade(self, index, found: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         images, *ranks = (array.to(self.device, non_blocking=True).permute(0, 3, 1, 2) for array in found)
-        images = normalise(images, self.mean, self.std)  # channels last in memory, as what was read
-        for array in ranks:
-            images.mul_(~removed(array, self.percent, self.mode))  # a third of the time of masked_fill_
+        gone = removed(ranks[0], self.percent, self.mode) if ranks else None
+        if ranks and self.mode == "mask":
+            images = (2.0 * gone - 1).expand(images.shape)
+        elif ranks and imputes(self.mode):
+            images = normalise(self._imputed(images, gone, index), self.mean, self.std)
+        else:
+            images = normalise(images, self.mean, self.std)  # channels last in memory, as what was read
+            if ranks:
+                images.mul_(~gone)  # a third of the time of masked_fill_
         return images, self.labels[index if isinstance(index, slice) else index.to(self.device)]
+
+    def _imputed(self, images: torch.Tensor, gone: torch.Tensor, index) -> torch.Tensor:
+        """Images (B, C, H, W) with what is gone imputed, uint8 again as stored images are."""
+        ids = image_ids(self.part, index, self.device)
+        scaled = normalise(images, self.mean, self.std).contiguous()
+        filled = impute.noisy_linear(scaled, gone, ids, self.seed, self.noise / self.std)
+        values = (filled * self.std[:, None, None] + self.mean[:, None, None]) * 255
+        return values.round_().clamp_(0, 255).to(torch.uint8)
+
+    def _all_imputed(self) -> torch.Tensor:
+        """Every image of the split imputed: uint8 (N, H, W, C)."""
+        images, ranks = (array.permute(0, 3, 1, 2) for array in self.stored)
+        out = torch.empty_like(self.stored[0])
+        for first in range(0, len(images), 256):
+            index = slice(first, min(first + 256, len(images)))
+            gone = removed(ranks[index], self.percent, self.mode)
+            out[index] = self._imputed(images[index], gone, index).permute(0, 2, 3, 1)
+        return out
+
+
+def degraded(
+    study: Study, data: Data, part: str, ranking: np.ndarray | None = None, percent: int = 0, mode: str = "remove"
+) -> Degraded:
+    """A split as the study degrades it, on the study's device, in memory if there is room."""
+    device = device_of(study)
+    where = room(study, device)
+    return Degraded(part, data, device, ranking, percent, mode, where, study.imputation_noise, study.base_seed)
 
 
 def _put(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -170,7 +210,7 @@ def train(
     drop_epochs, no selection of any kind.
     """
     device = device_of(study)
-    images = Degraded(data.train, data, device, ranking, percent, mode, room(study, device))
+    images = degraded(study, data, "train", ranking, percent, mode)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # first weights, and what the model itself draws: dropout, stochastic depth
         model = models.build(study.model, len(data.classes), data.shape)
@@ -248,8 +288,7 @@ def evaluate(
     mode: str = "remove",
 ) -> float:
     """Share of the degraded test images that the model classifies correctly, 0 to 1. ranking: of the test split."""
-    device = device_of(study)
-    images = Degraded(data.test, data, device, ranking, percent, mode, room(study, device))
+    images = degraded(study, data, "test", ranking, percent, mode)
     return float((predict(study, model, images, study.flip_average) == data.test.labels).mean())
 
 
@@ -257,9 +296,7 @@ def save_base(study: Study, data: Data, model: nn.Module) -> dict[str, np.ndarra
     """Keep the base model (safetensors) and its predictions on both splits; returns split -> int64 (N,)."""
     folder = study.folder / "01-train" / "base"
     folder.mkdir(parents=True, exist_ok=True)
-    device = device_of(study)
-    splits = {name: Degraded(data.split(name), data, device, room=room(study, device)) for name in SPLITS}
-    found = {name: predict(study, model, split) for name, split in splits.items()}
+    found = {name: predict(study, model, degraded(study, data, name)) for name in SPLITS}
     for name, classes in found.items():
         np.save(folder / f"predictions-{name}.npy", classes)
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}

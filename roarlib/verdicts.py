@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from roarlib import params, plots, stats
+from roarlib import params, plots, remove, stats
 
 LEVEL = 0.05  # chance of any false finding among all estimators of one comparison
 BETTER, WORSE, NONE, FEW = "better", "worse", "no difference seen", "too few seeds"
@@ -17,25 +17,27 @@ BETTER, WORSE, NONE, FEW = "better", "worse", "no difference seen", "too few see
 def verdicts(table: pd.DataFrame, unit: str, mode: str, reference: str = "random") -> pd.DataFrame:
     """One row an estimator: its difference to the reference, tested, and one word.
 
-    table: one study's tidy table. reference: an estimator, or `base` for the one that each ensemble wraps. Columns:
+    table: one study's tidy table. reference: an estimator, or `base` for what each is made from (the base an ensemble
+    wraps, the estimator that a variant varies). Columns:
     estimator, reference, n (seeds), mean, low, high (difference of accuracy, -1..1, mean over percents, with its 95
     percent t interval), effect (Hedges' g of the paired differences), p (two-sided paired t test), p_holm (corrected
-    for all rows), verdict. Lower accuracy is better in mode remove, higher in mode keep. Sorted, best first.
+    for all rows), verdict. Lower accuracy is better in the modes that remove, higher in those that keep. Sorted, best
+    first.
     """
     stats.one_study(table)
     rows = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
     found = []
     for estimator in rows.estimator.unique():
-        against = params.split_name(estimator)[0] if reference == "base" else reference
-        if against != estimator and (differences := by_seed(rows, estimator, against)).size:
+        against = params.parent_of(estimator) if reference == "base" else reference
+        if against not in ("", estimator) and (differences := by_seed(rows, estimator, against)).size:
             found.append({"estimator": estimator, "reference": against, **_tested(differences)})
     columns = ["estimator", "reference", "n", "mean", "low", "high", "effect", "p", "p_holm", "verdict"]
     out = pd.DataFrame(found, columns=columns)
     out["p_holm"] = holm(out["p"].to_numpy(dtype=float))
-    good = out["mean"] < 0 if mode == "remove" else out["mean"] > 0
+    good = out["mean"] > 0 if remove.keeps(mode) else out["mean"] < 0
     word = np.where(out["p_holm"] < LEVEL, np.where(good, BETTER, WORSE), NONE)
     out["verdict"] = np.where(out["n"] < 2, FEW, word)
-    return out.sort_values("mean", ascending=mode == "remove", ignore_index=True)
+    return out.sort_values("mean", ascending=not remove.keeps(mode), ignore_index=True)
 
 
 def by_seed(rows: pd.DataFrame, estimator: str, reference: str) -> np.ndarray:

@@ -245,7 +245,7 @@ def test_resnet50_trains_and_is_explained_at_224_pixels(tmp_path):
     found, losses = data.load(study), []
     model = train.train(study, found, 0, progress=losses.append)
     assert len(losses) == 2 and all(0 < loss < 2 for loss in losses)
-    predictions = {"test": train.predict(study, model, train.Degraded(found.test, found, train.device_of(study)))}
+    predictions = {"test": train.predict(study, model, train.Degraded("test", found, train.device_of(study)))}
     scores = rankings.explain_stored(
         study, found, model, "test", predictions["test"], names, slice(0, 2), train.device_of(study), 4
     )
