@@ -4,6 +4,8 @@ Every comparison is paired by seed (same first weights, same order of images), t
 of accuracy, mean over the percents that both have), and is corrected for the number of estimators compared.
 """
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
@@ -23,7 +25,7 @@ def verdicts(table: pd.DataFrame, unit: str, mode: str, reference: str = "random
     for all rows), verdict. Lower accuracy is better in mode remove, higher in mode keep. Sorted, best first.
     """
     stats.one_study(table)
-    rows = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
+    rows = _retrained(table, unit, mode)
     found = []
     for estimator in rows.estimator.unique():
         against = params.split_name(estimator)[0] if reference == "base" else reference
@@ -36,6 +38,10 @@ def verdicts(table: pd.DataFrame, unit: str, mode: str, reference: str = "random
     word = np.where(out["p_holm"] < LEVEL, np.where(good, BETTER, WORSE), NONE)
     out["verdict"] = np.where(out["n"] < 2, FEW, word)
     return out.sort_values("mean", ascending=mode == "remove", ignore_index=True)
+
+
+def _retrained(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
+    return table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
 
 
 def by_seed(rows: pd.DataFrame, estimator: str, reference: str) -> np.ndarray:
@@ -102,7 +108,7 @@ def seeds_needed(difference: float, std: float, level: float = LEVEL, wanted: fl
 
 def spread_of_differences(table: pd.DataFrame, unit: str, mode: str) -> float:
     """Typical standard deviation over seeds of the differences to Random: root mean square over estimators."""
-    rows = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
+    rows = _retrained(table, unit, mode)
     names = set(rows.estimator) - {"random", "clean"}
     variances = [d.var(ddof=1) for name in names if len(d := by_seed(rows, name, "random")) > 1]
     return float(np.sqrt(np.mean(variances))) if variances else np.nan
@@ -126,16 +132,74 @@ def kendall_w(scores: pd.DataFrame) -> dict:
     return dict(m=m, n=n, w=w, p=float(scipy_stats.chi2.sf(m * (n - 1) * w, n - 1)))
 
 
+def goodness(table: pd.DataFrame, unit: str, mode: str, percents=None) -> pd.Series:
+    """How good each estimator is, larger is better: accuracy kept (mode keep) or minus the accuracy left (remove).
+
+    Mean over seeds and percents (of `percents`, if given); only estimators with every seed and percent count, so that
+    means are over the same points. Indexed by estimator; empty where nothing was retrained.
+    """
+    stats.one_study(table)
+    rows = _retrained(table, unit, mode)
+    rows = rows if percents is None else rows[rows.percent.isin(percents)]
+    whole = rows.pivot_table(index=["seed", "percent"], columns="estimator", values="accuracy").dropna(axis=1)
+    return whole.mean() if mode == "keep" else -whole.mean()
+
+
 def agreement(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
-    """Whether the order of estimators is the same for every seed, and at every percent: what, m, n, w, p."""
-    rows = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
-    rows = rows[rows.estimator != "clean"]
+    """Whether the order of estimators is the same for every seed, percent, unit and mode: over, m, n, w, p.
+
+    Seeds and percents within this unit and mode; units within this mode; modes within this unit, where W means that
+    the same estimators are good in both (see `goodness`). m: judges, n: estimators. W is NaN with one judge.
+    """
+    rows = _retrained(table, unit, mode)
     whole = rows.pivot_table(index=["seed", "percent"], columns="estimator", values="accuracy").dropna(axis=1)
     rows, out = rows[rows.estimator.isin(whole.columns)], []  # means only over the same seeds and percents
     for what in ("seed", "percent"):
         scores = rows.pivot_table(index=what, columns="estimator", values="accuracy")
         out.append({"over": f"{what}s", **kendall_w(scores)})
+    sides = _sides(table)
+    for what, judges in (("units", [s for s in sides if s[1] == mode]), ("modes", [s for s in sides if s[0] == unit])):
+        out.append({"over": what, **kendall_w(_orders({side: (table, *side) for side in judges}))})
     return pd.DataFrame(out)
+
+
+def agreement_within(table: pd.DataFrame) -> pd.DataFrame:
+    """Kendall's tau between the orders of estimators of every two units and modes of a study: see `agreement_of`."""
+    return _pairs({f"{plots.UNITS[u]} {plots.MODES[m]}": (table, u, m) for u, m in _sides(table)})
+
+
+def agreement_of(tables: dict[str, pd.DataFrame], unit: str, mode: str) -> pd.DataFrame:
+    """Kendall's tau between the orders of estimators of every two studies: one, other, n, tau, low, high, p.
+
+    tables: name -> a study's tidy table. n: estimators that both have, each by its mean over the percents that both
+    have (see `goodness`); interval of `stats.kendall`; tau is NaN where fewer than two estimators are shared.
+    """
+    return _pairs({name: (table, unit, mode) for name, table in tables.items()})
+
+
+def _sides(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Every unit and mode of which something was retrained."""
+    there = set(table[table.measure == "retrain"][["unit", "mode"]].itertuples(index=False, name=None))
+    return [(unit, mode) for unit in plots.UNITS for mode in plots.MODES if (unit, mode) in there]
+
+
+def _orders(sides: dict) -> pd.DataFrame:
+    """`goodness` of estimators (columns) on each side (rows), {name: (table, unit, mode)}; NaN: not measured.
+
+    Sides of one mode are taken over the percents that all of them have; a percent kept is none removed.
+    """
+    percents = None
+    if len({mode for _, _, mode in sides.values()}) == 1:
+        percents = set.intersection(*(set(_retrained(*side).percent) for side in sides.values()))
+    return pd.DataFrame({name: goodness(*side, percents) for name, side in sides.items()}).T
+
+
+def _pairs(sides: dict) -> pd.DataFrame:
+    rows = []
+    for one, other in combinations(sides, 2):
+        both = _orders({name: sides[name] for name in (one, other)}).dropna(axis=1)
+        rows.append({"one": one, "other": other, **stats.kendall(*both.to_numpy(dtype=float))})
+    return pd.DataFrame(rows, columns=["one", "other", "n", "tau", "low", "high", "p"])
 
 
 def in_words(found: pd.DataFrame, label) -> str:
