@@ -234,3 +234,17 @@ def draw(ax, found: pd.DataFrame, scale: float = 100) -> None:
     ax.set_yticks([-k for k in range(len(found))], [plots.label(name) for name in found.estimator])
     ax.set_ylim(-len(found) + 0.4, 0.6)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def draw_errors(ax, found: pd.DataFrame) -> None:
+    """Spread over seeds as dots and binomial error as short lines, in points, one line an estimator, the first on top.
+
+    found: indexed by estimator, columns std and binomial (`stats.seeds_and_test_set`); NaN is left out.
+    """
+    for place, (name, row) in enumerate(found.iterrows()):
+        color = plots.style(name)["color"]
+        ax.plot([100 * row["binomial"]] * 2, [-place - 0.35, 0.35 - place], color=plots.INK, linewidth=1)
+        ax.plot(100 * row["std"], -place, "o", color=color, markersize=3.5)
+    ax.set_yticks([-k for k in range(len(found))], [plots.label(name) for name in found.index])
+    ax.set_ylim(-len(found) + 0.4, 0.6)
+    ax.spines[["top", "right"]].set_visible(False)
