@@ -160,10 +160,25 @@ def paired(table: pd.DataFrame, estimator: str, reference: str = "random",
 def binomial_error(accuracy, n_test):
     """Standard error of an accuracy (0..1) measured on n_test images: sqrt(a (1 - a) / n_test).
 
-    It is the part of the spread that the finite test set explains. Numbers or arrays.
+    It says how one model's accuracy would vary over other test sets of that size. All seeds are scored on the same
+    images, so their spread does not contain it and may be smaller. Numbers or arrays.
     """
     accuracy = np.asarray(accuracy, dtype=float)
     return np.sqrt(accuracy * (1 - accuracy) / n_test)
+
+
+def seeds_and_test_set(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
+    """Two errors of each retrained accuracy side by side, one row per estimator and percent.
+
+    Columns: estimator, percent, n (seeds), mean (accuracy 0..1), std (over seeds, ddof 1; NaN for one seed),
+    binomial (`binomial_error` of the mean on the test set's images).
+    """
+    one_study(table)
+    rows = table[(table["measure"] == "retrain") & (table["unit"] == unit) & (table["mode"] == mode)]
+    groups = rows.groupby(["estimator", "percent"])
+    out = groups["accuracy"].agg(n="count", mean="mean", std="std")
+    out["binomial"] = binomial_error(out["mean"], groups["n_test"].max())
+    return out.reset_index()
 
 
 def spearman(one, other) -> dict:
@@ -180,3 +195,21 @@ def spearman(one, other) -> dict:
     half = scipy_stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt((1 + rho**2 / 2) / (n - 3))
     low, high = np.tanh([np.arctanh(rho) - half, np.arctanh(rho) + half])
     return dict(n=n, rho=rho, low=float(low), high=float(high))
+
+
+def kendall(one, other) -> dict:
+    """Kendall's rank correlation of paired values (n,): n, tau (tau-b), low, high (95 percent interval), p (two-sided).
+
+    Interval: tanh(artanh(tau) +- 1.96 sqrt(0.437 / (n - 4))), NaN where n < 5 or |tau| = 1; tau and p are NaN where
+    n < 2 or all values of one side are equal.
+    Source: scipy.stats.kendalltau; Fieller, Hartley and Pearson, Biometrika 44 (1957), for the standard error.
+    """
+    one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
+    n = len(one)
+    found = scipy_stats.kendalltau(one, other) if n > 1 else None
+    tau, p = (float(found.statistic), float(found.pvalue)) if found else (np.nan, np.nan)
+    if n < 5 or not abs(tau) < 1 - 1e-12:
+        return dict(n=n, tau=tau, low=np.nan, high=np.nan, p=p)
+    half = scipy_stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(0.437 / (n - 4))
+    low, high = np.tanh([np.arctanh(tau) - half, np.arctanh(tau) + half])
+    return dict(n=n, tau=tau, low=float(low), high=float(high), p=p)
