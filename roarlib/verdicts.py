@@ -135,7 +135,7 @@ def kendall_w(scores: pd.DataFrame) -> dict:
 
 
 def goodness(table: pd.DataFrame, unit: str, mode: str, percents=None) -> pd.Series:
-    """How good each estimator is, larger is better: accuracy kept (mode keep) or minus the accuracy left (remove).
+    """How good each estimator is, larger is better: accuracy where inputs are kept, minus it where they are removed.
 
     Mean over seeds and percents (of `percents`, if given); only estimators with every seed and percent count, so that
     means are over the same points. Indexed by estimator; empty where nothing was retrained.
@@ -144,7 +144,7 @@ def goodness(table: pd.DataFrame, unit: str, mode: str, percents=None) -> pd.Ser
     rows = _retrained(table, unit, mode)
     rows = rows if percents is None else rows[rows.percent.isin(percents)]
     whole = rows.pivot_table(index=["seed", "percent"], columns="estimator", values="accuracy").dropna(axis=1)
-    return whole.mean() if mode == "keep" else -whole.mean()
+    return whole.mean() if remove.keeps(mode) else -whole.mean()
 
 
 def agreement(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
