@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from roarlib import attribute, data, grid, models, params, rankings, results, runner, train
+from roarlib import attribute, cluster, data, grid, models, params, rankings, results, train
 from roarlib.params import InputError, Study
 
 
@@ -79,13 +79,13 @@ def disk_bytes(study: Study) -> tuple[int, int]:
                     bytes_ = count * area * (1 if unit == "pixel" else channels)
                     groups[params.group_of(name)] = groups.get(params.group_of(name), 0) + bytes_
     images = 0 if (data.prepared(study) / "meta.json").is_file() else sum(counts.values()) * channels * area
-    at_once = runner.machine(study)[0] if study.rankings == "recompute" else len(groups)
+    at_once = cluster.machine(study)[0] if study.rankings == "recompute" else len(groups)
     return images, sum(sorted(groups.values())[-at_once:])
 
 
 def seconds_left(study: Study, found: data.Data, todo: list[grid.Cell]) -> float:
     """Estimated seconds until the cells `todo` are done: from measured rows where there are any, else a short trial."""
-    workers, threads = runner.machine(study)
+    workers, threads = cluster.machine(study)
     done, trial = results.rows(study), None
     spent = []
     for cell in todo:

@@ -44,7 +44,8 @@ def draw(axes, table: pd.DataFrame) -> None:
         means = part.groupby(["ranking", "removed"]).accuracy.mean().mul(100)
         for ranking in RANKINGS:
             ax.plot(means[ranking], color=colors[ranking], label=ranking, marker="o", markersize=2.5, linewidth=1.2)
-        ax.set(xlabel="inputs removed", title="retrained" if retrained else "not retrained", ylim=(45, 102))
+        ax.set(xlabel="inputs removed", ylim=(45, 102))
+        ax.set_title("retrained" if retrained else "not retrained", loc="left", fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("test accuracy (%)")
 
