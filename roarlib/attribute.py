@@ -307,6 +307,8 @@ def _with_extras(name: str, function: Callable, extras: dict) -> Callable:
         if "masks" in chosen:
             more["masks"] = chosen["masks"].repeat(len(images) // len(chosen["masks"]), 1, 1, 1)
         scores = function(model, images, targets, **chosen | more)
+        if not isinstance(scores, torch.Tensor):
+            raise InputError(f"{name} gives a {type(scores).__name__}, not a tensor of scores")
         if scores.shape != images.shape:
             raise InputError(
                 f"{name} gives scores of shape {tuple(scores.shape)} for images of shape "

@@ -150,7 +150,7 @@ def curves(table, ax, estimators=None, highlight=None, measure="retrain", unit="
     chosen(found, highlight)  # raises if not there
     loud = set(names) if highlight is None else {*highlight, *CONTROLS}
     for name in dict.fromkeys([*names, *(highlight or [])]):
-        look = {} if name in loud else dict(color=FAINT, linewidth=0.8, marker="", zorder=0.5, label="_quiet")
+        look = {} if name in loud else dict(color=FAINT, linewidth=0.8, marker="", zorder=0.5, label=f"_{label(name)}")
         line(found, name, ax, interval and name in loud, **look)
     frame(ax, found, mode, chance)
     if named:

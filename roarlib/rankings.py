@@ -135,16 +135,31 @@ def explain_stored(
     )
 
 
-def of_images(study: Study, data: Data, estimators: list[str], split: str, index: slice, unit: str) -> dict:
+def of_images(
+    study: Study, data: Data, estimators: list[str], split: str, index: slice, unit: str, base: tuple | None = None
+) -> dict[str, np.ndarray]:
     """Rankings of a few images, computed now with the base model and kept nowhere: name -> uint8 (B, C or 1, H, W).
 
-    For trying an estimator before any retraining. LookupError if the base model is not trained yet.
+    For trying an estimator before any retraining. base: what `load_base` gave, where it is at hand. LookupError if the
+    base model is not trained yet; InputError if an estimator gives what cannot be ranked.
     """
     device = device_of(study)
-    model, predictions = load_base(study, data)
+    model, predictions = base or load_base(study, data)
     found = explain_stored(study, data, model, split, predictions[split], estimators, index, device, 256)
+    _refuse_constant(found)
     ids = image_ids(split, index, device)
     return {name: ranked(found[name], unit, ids, study, name).cpu().numpy() for name in estimators}
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Share of removed units that two rankings of one image have in common, at t = 1 .. 100: float (100,).
+
+    2 |A and B| / (|A| + |B|) (Dice, Ecology 26, 1945), so that Random, which removes t percent only on average, counts
+    as the others do. Where both remove equally many it is the share of either's units that the other removes too, and
+    t / 100 is its mean for unrelated rankings. NaN where nothing is removed.
+    """
+    one, other, both = (np.bincount(x.reshape(-1), minlength=100).cumsum() for x in (a, b, np.maximum(a, b)))
+    return np.divide(2 * both, one + other, out=np.full(100, np.nan), where=one + other > 0)
 
 
 def batch_size(device: torch.device, shape: tuple[int, int, int]) -> int:

@@ -45,7 +45,7 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
     """
     flat = scores.detach().reshape(len(scores), -1).float()
     if not torch.isfinite(flat).all():
-        bad = int(ids[~torch.isfinite(flat).all(1)][0])
+        bad = int(ids[~torch.isfinite(flat).all(1)][0]) % (1 << 40)  # above are the split's bits: data.image_ids
         raise ValueError(f"scores of image {bad} are NaN or infinite; an importance must be a finite number")
     units = flat.shape[1]
     order = (-flat + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0: they tie

@@ -1,15 +1,22 @@
 """roarlib.explore: every control changes what is drawn, and missing results are a sentence; no browser."""
 
+import base64
 import json
+import re
 import shutil
 import time
+import xml.etree.ElementTree as ET
+from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from ipywidgets import HTML, Button, Output
+from PIL import Image
 from test_stats import simulated
 
-from roarlib import explore, params, plots, rankings, remove
+from roarlib import attribute, compareview, data, explore, models, params, plots, rankings, remove, train, views
+from roarlib.curveview import Curves
 
 ESTIMATORS = ["grad", "grad-sgsq", "ig-var", "random"]
 IMAGES = 40
@@ -34,11 +41,23 @@ def done(study):
             file = rankings.path(study, name, unit, "test")
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, rng.integers(0, 100, (IMAGES, channels, 32, 32), np.uint8))
-    labels = explore.datasets.load(study).test.labels
+    labels = data.load(study).test.labels
     base = study.folder / "01-train" / "base"
     base.mkdir(parents=True)
     np.save(base / "predictions-test.npy", np.where(np.arange(IMAGES) % 4, labels, (labels + 1) % 10))
     return study
+
+
+@pytest.fixture
+def trained(done, monkeypatch):
+    """The same study with a base model, which knows nothing. Estimators registered are forgotten afterwards."""
+    monkeypatch.setattr(params, "REGISTERED", set())
+    monkeypatch.setattr(attribute, "BASES", dict(attribute.BASES))
+    prepared = data.load(done)
+    torch.manual_seed(0)
+    model = models.build(done.model, len(prepared.classes), prepared.shape)
+    train.save_base(done, prepared, model)
+    return done
 
 
 def names(view, panel=0):
@@ -53,16 +72,29 @@ def inside(widget):
     return [widget, *(found for child in getattr(widget, "children", ()) for found in inside(child))]
 
 
-@pytest.mark.parametrize("make", [explore.curves, explore.images])
-def test_controls_are_explained_and_nothing_can_hang(make, done):
-    view = make(done)
+def tried(study, function=None, **keywords):
+    return explore.try_estimator(study, function or (lambda model, images, targets: -images), **keywords)
+
+
+@pytest.mark.parametrize("make", [explore.curves, explore.images, explore.compare, tried])
+def test_controls_are_explained_and_nothing_can_hang(make, trained):
+    view = make(trained)
     assert all(control.description and control.tooltip for control in controls(view))
     assert not any(isinstance(widget, Output) for widget in inside(view))
-    assert bytes(view.picture.value[:4]) == b"\x89PNG" and view.message.layout.display == "none"
+    assert view.message.layout.display == "none" and view.figure is not None
     assert plots.plt.get_fignums() == []  # nothing is left in pyplot to be shown a second time
 
 
-@pytest.mark.parametrize("make", [explore.curves, explore.images])
+@pytest.mark.parametrize("make", [explore.images, explore.compare, tried])
+def test_images_have_words_and_their_size(make, trained):
+    view = make(trained)
+    wide, high, code = re.search('width="(.+?)" height="(.+?)" .*base64,(.+?)">', view.picture.value).groups()
+    assert Image.open(BytesIO(base64.b64decode(code))).size == (int(wide), int(high))
+    alt = re.search('<img alt="(.+?)"', view.picture.value)[1]
+    assert "importance" in alt and "GRAD" in alt and "test image 0" in view.picture.value
+
+
+@pytest.mark.parametrize("make", [explore.curves, explore.images, explore.compare, tried])
 def test_missing_results_are_a_sentence(make, study):
     view = make(study)
     (message,) = view.children
@@ -89,6 +121,82 @@ def test_curves_follow_every_control(done):
     assert len(view.figure.axes[1].collections) < bands
 
 
+def test_curves_follow_the_ensembles(done):
+    view = explore.curves(done)
+    assert view.ensembles.options == (("plain", ""), ("SG-SQ", "sgsq"), ("VAR", "var"))
+    view.ensembles.value = ("sgsq",)
+    assert names(view) == {"SG-SQ-GRAD", "Random"}
+    view.bases.value = ("ig",)
+    assert names(view) == {"Random"}
+    view.ensembles.value = ("var",)
+    assert names(view) == {"VAR-IG", "Random"}
+
+
+def test_several_studies_share_a_view(done):
+    other = done.model_copy(update={"name": "other", "units": ["pixel"]})
+    other.folder.mkdir()
+    table = simulated(["gb", "ig", "random"], units=["pixel"]).assign(study="other")
+    table.to_csv(other.folder / "results.csv", index=False)
+    empty = done.model_copy(update={"name": "empty"})
+    assert "study" not in [c.description for c in controls(explore.curves(done))]
+    view = explore.curves(done, other, empty)
+    view.mode.value, view.unit.value, view.bases.value, view.estimator.value = "keep", "value", ("ig",), "grad-sgsq"
+    drawn = []
+    view.draw = lambda original=view.draw: drawn.append(1) or original()
+    view.study.value = "other"
+    assert names(view) == {"GB", "IG", "Random"} and len(drawn) == 1  # GB is new, so it is not left out
+    assert (view.mode.value, view.unit.value, view.estimator.value) == ("keep", "pixel", None)
+    assert "other: models not retrained" not in view.picture.value and "other: models" in view.picture.value
+    view.study.value = "empty"
+    assert "<code>roar run params/empty.yaml</code>" in view.message.value
+    view.study.value = "made-up"
+    assert names(view) == {"GRAD", "SG-SQ-GRAD", "VAR-IG", "Random"}
+
+
+def parts(view):
+    """The SVG of a view of curves as an element tree."""
+    code = re.search("<svg.*</svg>", view.picture.value, re.S)[0]
+    return ET.fromstring(code.replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1))
+
+
+def test_lines_tell_their_numbers_when_pointed_at(done):
+    view = explore.curves(done)
+    view.measure.value, view.estimator.value = "both", "ig-var"
+    groups = [g for g in parts(view).iter("g") if "line" in g.get("class", "").split()]
+    of_grad = [g for g in groups if g.find("title").text.startswith("GRAD, ")]
+    assert len({g.get("class") for g in of_grad}) == 1 and len(of_grad) == 2  # a grey line in each panel, no label
+    titles = [g.find("title").text for g in groups if g.find("title").text.startswith("VAR-IG, ")]
+    assert len(titles) == 4  # a line and its label in each panel
+    found = plots.points(view.tables["made-up"], "retrain", "value", "remove").query("estimator == 'ig-var'")
+    expected = [f"t = {t}: {100 * accuracy:.1f}%" for t, accuracy in zip(found.percent, found["mean"], strict=True)]
+    assert "\n".join(["VAR-IG, retrained", *expected]) in titles
+    assert f"VAR-IG, retrained, {', '.join(expected)}." in parts(view).get("aria-label")
+
+
+def test_pictures_of_one_page_do_not_clash(done):
+    first, second = explore.curves(done), explore.curves(done)
+    ids = [[e.get("id") for e in parts(view).iter() if e.get("id")] for view in (first, second)]
+    assert len(set(ids[0])) == len(ids[0]) > 10 and not set(ids[0]) & set(ids[1])
+    for view, own in ((first, ids[0]), (second, ids[1])):
+        code = view.picture.value
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', code)) <= set(own)
+        style = parts(view).find("style").text
+        assert all(rule.startswith(f"#{own[0]}") for rule in style.split("}")[:-1])
+        assert "<script" not in code and "onmouse" not in code
+
+
+def test_curves_name_the_choice(done):
+    view = explore.curves(done)
+    view.estimator.value = "ig-var"
+    assert "made-up: models retrained, top single values removed, VAR-IG in colour" in view.picture.value
+
+
+def test_names_are_text_not_code(done):
+    table = simulated(ESTIMATORS)
+    view = Curves({"a<b": table})
+    assert "a&lt;b" in view.picture.value and "a<b" not in view.picture.value
+
+
 def test_each_change_gives_a_new_picture(done):
     view = explore.curves(done)
     before = view.picture.value
@@ -98,7 +206,7 @@ def test_each_change_gives_a_new_picture(done):
 
 def test_a_choice_without_results_is_a_sentence_and_can_be_undone(done):
     table = simulated(ESTIMATORS)
-    view = explore.Curves(table[(table.measure != "deletion") | (table.unit == "value")], "made-up")
+    view = Curves({"made-up": table[(table.measure != "deletion") | (table.unit == "value")]})
     view.measure.value, view.unit.value = "deletion", "pixel"
     assert view.figure is None and "roar run" in view.message.value and view.picture.layout.display == "none"
     view.unit.value = "value"
@@ -108,50 +216,79 @@ def test_a_choice_without_results_is_a_sentence_and_can_be_undone(done):
 
 def test_no_base_chosen(done):
     table = simulated(["grad", "ig"])
-    view = explore.Curves(table, "made-up")
+    view = Curves({"made-up": table})
     view.bases.value = ()
     assert "Choose at least one base" in view.message.value
+
+
+def tiles(view, columns=4, side=32):
+    """The images of a sheet as rows of (32, 32, 3), taken out of the figure."""
+    images = [np.asarray(image.get_array())[2::5, 2::5] for image in view.figure.images]
+    assert {image.shape for image in images} == {(side, side, 3)}
+    return [images[k : k + columns] for k in range(0, len(images), columns)]
+
+
+def words(view):
+    return [text.get_text() for text in view.figure.texts]
 
 
 def test_images_show_what_the_percent_removes_and_keeps(done):
     view = explore.images(done)
     view.unit.value, view.estimators.value, view.percent.value, view.index.value = "pixel", ("grad",), 20, 3
-    row = view.figure.axes
-    assert [ax.get_title() for ax in row] == ["image", "importance", "top 20% removed", "top 20% kept"]
-    assert row[0].get_ylabel() == "GRAD"
-    data = explore.datasets.load(done)
+    assert words(view) == ["GRAD", "image", "importance", "top 20% removed", "top 20% kept"]
+    prepared = data.load(done)
     ranking = rankings.load(done, "grad", "pixel", "test")[3]
-    fill = np.rint(255 * data.mean).astype(np.uint8)[:, None, None]
-    for ax, mode in ((row[2], "remove"), (row[3], "keep")):
-        expected = np.where(remove.removed(ranking, 20, mode), fill, data.test.images[3])
-        assert (np.asarray(ax.images[0].get_array()) == np.moveaxis(expected, 0, -1)).all()
+    fill = np.rint(255 * prepared.mean).astype(np.uint8)[:, None, None]
+    (row,) = tiles(view)
+    for tile, mode in ((row[2], "remove"), (row[3], "keep")):
+        expected = np.where(remove.removed(ranking, 20, mode), fill, prepared.test.images[3])
+        assert (tile == np.moveaxis(expected, 0, -1)).all()
     view.percent.value = 0
-    assert (np.asarray(view.figure.axes[2].images[0].get_array())
-            == np.moveaxis(data.test.images[3], 0, -1)).all()
+    assert (tiles(view)[0][2] == np.moveaxis(prepared.test.images[3], 0, -1)).all()
+
+
+def test_a_sheet_is_drawn_dot_for_dot():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 24), np.uint8)
+    grey = pixels[:1]
+    figure = views.sheet({"a": [pixels, grey], "b": [grey, pixels]}, ["one", "two"])
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    drawn = np.asarray(Image.open(file))
+    for shown in figure.images:
+        part = np.asarray(shown.get_array())
+        top = len(drawn) - shown.oy - len(part)
+        assert (drawn[top : top + len(part), shown.ox : shown.ox + part.shape[1], :3] == part).all()
+    assert [tuple(image.get_array()[0, 0]) for image in figure.images] == [
+        tuple(pixels[:, 0, 0]), (grey[0, 0, 0],) * 3, (grey[0, 0, 0],) * 3, tuple(pixels[:, 0, 0])]
+
+
+def test_heat_is_bright_where_removal_begins():
+    ranking = np.array([[[0, 50], [99, 20]]], np.uint8)
+    light = views.heat(ranking).sum(0)
+    assert (light.reshape(-1).argsort()[::-1] == [0, 3, 1, 2]).all()
 
 
 def test_images_have_a_row_an_estimator(done):
     view = explore.images(done)
-    assert len(view.figure.axes) == 3 * 4  # grad, grad-sgsq and random at first
+    assert len(tiles(view)) == 3  # grad, grad-sgsq and random at first
     view.estimators.value = tuple(ESTIMATORS)
-    assert [ax.get_ylabel() for ax in view.figure.axes[::4]] == ["GRAD", "SG-SQ-GRAD", "VAR-IG", "Random"]
+    assert len(tiles(view)) == 4 and words(view)[:4] == ["GRAD", "SG-SQ-GRAD", "VAR-IG", "Random"]
     view.estimators.value = ()
     assert "Choose at least one estimator" in view.message.value
 
 
 def test_filters_select_images(done):
     view = explore.images(done)
-    labels = explore.datasets.load(done).test.labels
+    labels = data.load(done).test.labels
     assert view.index.max == IMAGES - 1
     view.index.value = IMAGES - 1
     view.prediction.value = False
     assert view.index.max == IMAGES // 4 - 1 and view.index.value == 0
-    caption = view.figure.get_suptitle()
-    assert "test image 0 (1 of 10 selected)" in caption and "(wrong)" in caption
+    assert "test image 0 (1 of 10 selected)" in view.caption() and "(wrong)" in view.caption()
     view.class_name.value = int(labels[4])
     assert view.selected.tolist() == [i for i in range(0, IMAGES, 4) if labels[i] == labels[4]]
     view.prediction.value = True
-    assert "(correct)" in view.figure.get_suptitle()
+    assert "(correct)" in view.picture.value
 
 
 def test_an_empty_selection_is_a_sentence(done):
@@ -166,8 +303,8 @@ def test_lost_data_are_a_sentence(done, monkeypatch):
     def lost(study):
         raise params.InputError("made-up: missing")
 
-    monkeypatch.setitem(explore.datasets.ARRAYS, "textures", lost)
-    shutil.rmtree(explore.datasets.prepared(done))
+    monkeypatch.setitem(data.ARRAYS, "textures", lost)
+    shutil.rmtree(data.prepared(done))
     assert "Made-up: missing" in explore.images(done).message.value
 
 
@@ -184,7 +321,7 @@ def test_images_without_predictions(done):
     for file in (done.folder / "01-train" / "base").iterdir():
         file.unlink()
     view = explore.images(done)
-    assert "predicted" not in view.figure.get_suptitle()
+    assert "predicted" not in view.picture.value
     assert view.prediction.disabled
 
 
@@ -203,13 +340,158 @@ def test_views_are_shown_as_the_last_expression_of_a_cell(done):
     assert json.dumps(bundle["application/vnd.jupyter.widget-view+json"])
 
 
-def test_redraws_are_quick(done):
-    """The aim is 0.2 s of processor time; the bound is loose, since machines differ."""
-    for view, control, values in ((explore.curves(done), "unit", ["pixel", "value"] * 4),
-                                  (explore.images(done), "percent", range(40, 48))):
+def test_two_estimators_are_compared(done):
+    view = explore.compare(done, "ig-var", "random")
+    view.unit.value, view.percent.value, view.index.value = "pixel", 40, 7
+    a, b = (rankings.load(done, name, "pixel", "test")[7, 0] < 40 for name in ("ig-var", "random"))
+    ((image, _, _, colours),) = tiles(view)
+    assert (image == np.moveaxis(data.load(done).test.images[7], 0, -1)).all()
+    for region, colour in ((a & ~b, (230, 159, 0)), (b & ~a, (0, 114, 178)), (a & b, (0, 0, 0))):
+        assert region.any() and (colours[region] == colour).all()
+    assert (colours[~(a | b)] >= 225).all()
+    legend = f"only VAR-IG {100 * (a & ~b).mean():.1f}%", f"both {100 * (a & b).mean():.1f}%"
+    assert all(text in view.picture.value for text in legend)
+    view.b.value = "ig-var"
+    assert "only VAR-IG 0.0%" in view.picture.value and view.overlaps == [100, 100]
+
+
+def test_single_values_mix_the_colours_of_their_channels():
+    pixels, a, b = np.full((3, 1, 2), 250, np.uint8), np.zeros((3, 1, 2), bool), np.zeros((3, 1, 2), bool)
+    a[:, 0, 0] = True
+    b[0, 0, 0] = True
+    mixed = compareview.difference(pixels, a, b)
+    assert (mixed[:, 0, 0] == np.rint(2 / 3 * np.array([230, 159, 0]))).all() and (mixed[:, 0, 1] == 255).all()
+
+
+def test_the_overlap_over_t_is_drawn_beside_that_of_unrelated_rankings(done):
+    view = explore.compare(done)
+    assert (view.a.value, view.b.value, view.unit.value) == ("grad", "grad-sgsq", "value")
+    here, mean, unrelated = (line.get_xydata() for line in view.figure.axes[0].lines[:3])
+    assert unrelated[:, 1] == pytest.approx(np.arange(1, 101))
+    a, b = (rankings.load(done, name, "value", "test") for name in ("grad", "grad-sgsq"))
+    for t in (1, 30, 100):
+        one = [200 * ((x < t) & (y < t)).sum() / ((x < t).sum() + (y < t).sum()) for x, y in zip(a, b, strict=True)]
+        assert here[t - 1] == pytest.approx((t, one[0])) and mean[t - 1] == pytest.approx((t, np.mean(one)))
+    assert names(view) == {"this image", f"mean of {IMAGES} images", "unrelated"}
+    view.percent.value = 0
+    assert "nan" not in view.picture.value.split("base64")[0] and view.figure is not None
+
+
+def test_compare_says_what_is_not_ranked(done):
+    view = explore.compare(done, "grad", "gb")
+    said = view.message.value
+    assert "no ranking by gb yet" in said and "<code>roar run params/made-up.yaml</code>" in said
+    rankings.path(done, "random", "pixel", "test").unlink()
+    view = explore.compare(done, b="random")
+    assert (view.a.value, view.b.value) == ("grad", "random")
+    view.unit.value = "pixel"
+    assert "Random is not ranked for this split and unit" in view.message.value
+
+
+def test_one_ranked_estimator_is_compared_with_itself(done):
+    for name in ESTIMATORS[1:]:
+        for unit in ("value", "pixel"):
+            rankings.path(done, name, unit, "test").unlink()
+    view = explore.compare(done)
+    assert (view.a.value, view.b.value) == ("grad", "grad")
+
+
+def test_a_function_is_tried_beside_known_estimators(trained):
+    view = tried(trained, lambda model, images, targets: -images)
+    view.index.value, view.unit.value = 5, "value"
+    assert words(view)[:4] == ["mine", "GRAD", "SG-SQ-GRAD", "Random"]
+    pixels = data.load(trained).test.images[5]
+    darkest = np.argsort((pixels / 255 - data.load(trained).mean[:, None, None]).reshape(-1), kind="stable")
+    ranking = view.ranking("mine", ["mine"])
+    assert ranking.shape == (3, 32, 32) and ranking.reshape(-1)[darkest[:30]].max() <= 3
+    stored = rankings.load(trained, "grad", "value", "test")[5]
+    assert (tiles(view)[1][1] == np.moveaxis(views.heat(stored), 0, -1)).all()  # rankings that are there are used
+    view.split.value = "train"  # none there: computed
+    live = rankings.of_images(trained, data.load(trained), ["grad"], "train", slice(0, 1), "value")["grad"][0]
+    assert (tiles(view)[1][1] == np.moveaxis(views.heat(live), 0, -1)).all()
+
+
+def test_its_noise_ensembles_are_tried(trained):
+    view = tried(trained, attribute.grad, name="again", known=())
+    view.ensembles.value = ("", "sgsq", "var")
+    assert words(view)[:3] == ["again", "SG-SQ-again", "VAR-again"]
+    live = rankings.of_images(trained, data.load(trained), ["grad-sgsq"], "test", slice(0, 1), "value")["grad-sgsq"][0]
+    assert (tiles(view)[1][1] == np.moveaxis(views.heat(live), 0, -1)).all()
+    view.ensembles.value = ()
+    assert "Choose at least one of the ensembles" in view.message.value
+
+
+def test_percent_needs_no_new_passes_and_another_image_does(trained):
+    calls = []
+    view = tried(trained, lambda model, images, targets: calls.append(1) or images, known=())
+    view.percent.value = 70
+    assert len(calls) == 1
+    view.index.value = 3
+    view.percent.value = 10
+    assert len(calls) == 2
+
+
+def broken(model, images, targets):
+    raise KeyError("no such layer")
+
+
+@pytest.mark.parametrize("function, says", [
+    (broken, "Mine raised KeyError: &#x27;no such layer&#x27;"),
+    (lambda model, images, targets: images[:, :1], "gives scores of shape (1, 1, 32, 32)"),
+    (lambda model, images, targets: images * float("nan"), "Mine: scores of image 0 are NaN or infinite"),
+    (lambda model, images, targets: None, "Mine gives a NoneType, not a tensor"),
+    (lambda model, images, targets: torch.zeros_like(images), "the same score"),
+    (lambda model: model, "Mine raised TypeError"),
+    ("grad", "Mine must be a function"),
+])
+def test_what_is_wrong_with_a_function_is_one_sentence(trained, function, says):
+    view = explore.try_estimator(trained, function)
+    assert says in view.message.value and view.figure is None
+    assert "Traceback" not in view.message.value and view.message.value.count("<p>") == 1
+
+
+def test_after_a_failure_other_images_are_shown_again(trained):
+    seen = []
+    view = tried(trained, lambda model, images, targets: seen.append(1) or images[: len(seen) != 2], known=())
+    view.index.value = 1  # the second call gives no scores
+    assert view.figure is None and "shape" in view.message.value
+    view.index.value = 2
+    assert view.figure is not None and view.message.layout.display == "none"
+
+
+def test_names_that_are_taken_or_unknown_are_sentences(trained):
+    assert "&#x27;grad&#x27; cannot name an estimator" in tried(trained, name="grad").message.value
+    assert "unknown estimator" in tried(trained, known=("gard",)).message.value.lower()
+
+
+def test_two_functions_of_one_name_do_not_mix(trained):
+    first = tried(trained, lambda model, images, targets: images, known=())
+    tried(trained, lambda model, images, targets: -images, known=())
+    before = first.ranking("mine", ["mine"])
+    first.index.value, first.index.value = 1, 0
+    assert (first.ranking("mine", ["mine"]) == before).all()
+
+
+def test_threads_are_as_before(trained):
+    torch.set_num_threads(2)
+    try:
+        seen = []
+        tried(trained, lambda model, images, targets: seen.append(torch.get_num_threads()) or images, known=())
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_redraws_are_quick(trained):
+    """The aim is 0.2 s; the bound is loose, since machines differ."""
+    turns = [(explore.curves(trained), "unit", ["pixel", "value"] * 4),
+             (explore.images(trained), "percent", range(40, 48)),
+             (explore.compare(trained), "percent", range(40, 48)), (tried(trained), "index", range(1, 9))]
+    for view, control, values in turns:
         seconds = []
         for value in values:
             started = time.process_time()
             getattr(view, control).value = value
             seconds.append(time.process_time() - started)
+        print(f"{type(view).__name__}, {control}: {1000 * np.median(seconds):.0f} ms")
         assert np.median(seconds) < 1.0

@@ -202,3 +202,27 @@ def test_unusable_attributions_are_named(outputs, tmp_path, monkeypatch, body, s
 def test_a_missing_ranking_says_what_to_run(outputs):
     with pytest.raises(LookupError, match="roar run params/tiny.yaml"):
         rankings.load(tiny_study(), "grad", "pixel", "test")
+
+
+def test_overlap_is_the_share_of_removed_units_in_common():
+    a = np.arange(100, dtype=np.uint8).reshape(1, 10, 10)
+    assert rankings.overlap(a, a) == pytest.approx(np.ones(100))
+    opposite = rankings.overlap(a, 99 - a)
+    assert (opposite[:50] == 0).all() and opposite[74] == pytest.approx(50 / 75) and opposite[99] == 1
+    b = np.where(a < 10, 0, 99).astype(np.uint8)  # removes 10 units at any t below 100
+    assert rankings.overlap(a, b)[[4, 9, 29]] == pytest.approx([10 / 15, 1, 20 / 40])
+    few = rankings.overlap(*np.full((2, 1, 2, 2), 24, np.uint8))
+    assert np.isnan(few[:24]).all() and (few[24:] == 1).all()
+
+
+def test_the_overlap_of_unrelated_rankings_is_t_on_average():
+    rng = np.random.default_rng(0)
+    shuffled = [rng.permuted(np.repeat(np.arange(100, dtype=np.uint8), 10)).reshape(1, 20, 50) for _ in range(200)]
+    found = np.mean([rankings.overlap(a, b) for a, b in zip(shuffled[::2], shuffled[1::2], strict=True)], axis=0)
+    assert found == pytest.approx(np.arange(1, 101) / 100, abs=0.02)
+
+
+def test_a_test_images_number_is_told_without_its_splits_bits(outputs, tmp_path, monkeypatch):
+    study, found, model, predictions, names = users_estimator(tmp_path, monkeypatch, "images * float('nan')")
+    with pytest.raises(InputError, match="scores of image 7 are NaN"):
+        rankings.of_images(study, found, names, "test", slice(7, 8), "pixel", (model, predictions))

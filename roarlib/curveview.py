@@ -1,0 +1,141 @@
+"""The view of accuracy curves: an SVG whose lines tell their numbers when pointed at."""
+
+import html
+
+import matplotlib as mpl
+import pandas as pd
+from ipywidgets import Checkbox
+from matplotlib.figure import Figure
+
+from roarlib import params, plots
+from roarlib.views import FAMILIES, OWN, View, base_of, choice, drawing, many, named, new_ids, run
+
+PANEL, LEFT, RIGHT, BOTTOM, TOP = (3.2, 3.0), 0.55, 0.05, 0.45, 0.4  # inches: axes, and what is around them
+POINTER = 8  # points: how wide a line is to the pointer
+
+
+class Curves(View):
+    """Accuracy over t from tidy tables, study name -> table.
+
+    Controls: study (if there are several), unit, mode, measure, estimator, interval, bases, ensembles.
+    """
+
+    def __init__(self, tables: dict[str, pd.DataFrame]):
+        self.tables, self.ids = tables, new_ids()
+        if all(results(table).empty for table in tables.values()):
+            said = (f"there are no results of {name} yet: {run(name)}" for name in tables)
+            return super().__init__([], "; ".join(said))
+        self.study = choice("study", list(tables), "whose results")
+        self.unit = choice("unit", [], "what was ranked and removed")
+        self.mode = choice("top inputs", [], "removed, or kept alone")
+        self.measure = choice("models", [], "retrained on degraded images (ROAR) or not, or both")
+        self.estimator = choice("highlight", [], "keep this one's colour and turn the others grey")
+        tip = "95 percent t interval over seeds, as a band"
+        self.interval = Checkbox(True, description="interval", indent=False, tooltip=tip)
+        self.bases = many("bases", [], [], "families to show, beside the controls; several with Ctrl or Shift")
+        self.ensembles = many("ensembles", [], [], "what is done with a base; several with Ctrl or Shift")
+        self.fill()
+        self.study.observe(self.fill, "value")  # before View's observer, which draws the new study
+        controls = [self.unit, self.mode, self.measure, self.estimator, self.interval, self.bases, self.ensembles]
+        super().__init__([self.study] * (len(tables) > 1) + controls)
+
+    def fill(self, _change=None) -> None:
+        """Offer what the study has; what was chosen before stays chosen where it is there."""
+        found = results(self.tables[self.study.value])
+        names = plots.in_order(found["estimator"].unique())
+        own = [n for n in names if n not in plots.CONTROLS]
+        titles = {b: title for b, (title, _) in plots.BASES.items()} | {OWN: "your own"}
+        options = {
+            self.unit: named(plots.UNITS, found["unit"]),
+            self.mode: named(plots.MODES, found["mode"]),
+            self.measure: [*named(plots.MEASURES, found["measure"]), ("both", "both")],
+            self.estimator: [("all in colour", None), *((plots.label(n), n) for n in names)],
+            self.bases: named(titles, map(base_of, own)),
+            self.ensembles: named(FAMILIES, (params.split_name(n)[1] for n in own)),
+        }
+        self.busy = True  # one drawing for all of it
+        for control, pairs in options.items():
+            before, all_before = control.value, [value for _, value in control.options]
+            control.options = pairs
+            there = [value for _, value in pairs]
+            if control in (self.bases, self.ensembles):  # what the study before did not have is shown
+                control.value = tuple(v for v in there if v in before or v not in all_before)
+                control.rows = max(len(pairs), 1)
+            elif before in there:
+                control.value = before
+            elif there:
+                control.value = there[0]
+        self.busy = False
+
+    @mpl.rc_context(plots.LOOK)
+    def draw(self) -> Figure:
+        name, highlight = self.study.value, self.estimator.value
+        if results(self.tables[name]).empty:
+            raise LookupError(f"there are no results of {name} yet: {run(name)}")
+        measures = ("deletion", "retrain") if self.measure.value == "both" else (self.measure.value,)
+        wanted = [self.wanted(measure) for measure in measures]
+        letters = max((len(plots.label(n)) for names in wanted for n in names or []), default=0)
+        room = 0.08 * PANEL[0] + 0.68 * letters * plots.TEXT / 72  # inches for the names at the lines' ends
+        size = (LEFT + len(measures) * (PANEL[0] + room) + RIGHT, BOTTOM + PANEL[1] + TOP)
+        figure = Figure(size, layout="none")  # margins by hand: half the time of a layout engine
+        axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
+        figure.subplots_adjust(LEFT / size[0], BOTTOM / size[1], 1 - (room + RIGHT) / size[0], 1 - TOP / size[1],
+                               wspace=room / PANEL[0])
+        for ax, measure, names in zip(axes, measures, wanted, strict=True):
+            plots.curves(self.tables[name], ax, names, highlight and [highlight], measure, self.unit.value,
+                         self.mode.value, self.interval.value, named=False)
+        for ax in axes:
+            plots.name_lines(ax)
+        self.titles = mark(axes)
+        return figure
+
+    def wanted(self, measure: str) -> list[str] | None:
+        """The controls and the estimators of the bases and ensembles chosen; None where there are no such results."""
+        table = self.tables[self.study.value]
+        same = {"measure": measure, "unit": self.unit.value, "mode": self.mode.value}
+        there = table.loc[(table[list(same)] == pd.Series(same)).all(axis=1), "estimator"].unique()
+        names = [n for n in plots.in_order(there) if n in plots.CONTROLS or self.picked(n)]
+        if len(there) and not names:
+            raise LookupError("choose at least one base and one ensemble")
+        return names or None
+
+    def picked(self, name: str) -> bool:
+        return base_of(name) in self.bases.value and params.split_name(name)[1] in self.ensembles.value
+
+    def caption(self) -> str:
+        chosen = (dict((v, k) for k, v in c.options)[c.value] for c in (self.measure, self.unit, self.mode))
+        text = f"{self.study.value}: models {{}}, top {{}} {{}}".format(*chosen)
+        return html.escape(text + (f", {plots.label(self.estimator.value)} in colour" if self.estimator.value else ""))
+
+    def alt(self) -> str:
+        """All accuracies, a sentence a line."""
+        panels = (" ".join(title.replace("\n", ", ") + "." for title in titles) for titles in self.titles)
+        return "Test accuracy over t, the percent of inputs, by estimator. " + " ".join(panels)
+
+    def shown(self) -> str:
+        return drawing(self.figure, self.alt(), self.ids, self.titles)
+
+
+def results(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that curves are drawn from."""
+    return table[table["measure"].isin(plots.MEASURES) & (table["estimator"] != "clean")]
+
+
+def mark(axes) -> list[list[str]]:
+    """Give lines and their names the gids that `views.drawing` wants; returns its titles: panel -> line -> text.
+
+    A line has the same number in every panel. An unseen wide line goes under each: a thin one is hard to point at.
+    """
+    labels = list(dict.fromkeys(line.get_label().removeprefix("_") for ax in axes for line in ax.lines))
+    titles = [["" for _ in labels] for _ in axes]
+    for panel, ax in enumerate(axes):
+        for line in list(ax.lines):
+            name = line.get_label().removeprefix("_")
+            k = labels.index(name)
+            points = (f"t = {t:g}: {accuracy:.1f}%" for t, accuracy in line.get_xydata())
+            titles[panel][k] = "\n".join([f"{name}, {ax.get_title(loc='left').split(',')[0]}", *points])
+            line.set_gid(f"line:{panel}:{k}")
+            ax.plot(*line.get_data(), gid=f"near:{panel}:{k}", linewidth=POINTER, alpha=0, zorder=1.9)
+        for text in ax.texts:
+            text.set_gid(f"line:{panel}:{labels.index(text.get_text())}")
+    return titles
