@@ -218,7 +218,8 @@ def in_words(found: pd.DataFrame, label) -> str:
     if groups[FEW]:
         parts.append(f"too few seeds to say anything: {', '.join(groups[FEW])}")
     n = found.n.min() if found.n.min() == found.n.max() else f"{found.n.min()} to {found.n.max()}"
-    return f"With {n} seed(s) and a {LEVEL:.0%} chance of any false finding: " + "; ".join(parts) + "."
+    seeds = "1 seed" if found.n.max() == 1 else f"{n} seeds"
+    return f"With {seeds} and a {LEVEL:.0%} chance of any false finding: " + "; ".join(parts) + "."
 
 
 def draw(ax, found: pd.DataFrame, scale: float = 100) -> None:
