@@ -30,6 +30,10 @@ class Section:
     anchor: str
     blocks: list[str] = field(default_factory=list)
 
+    def shows(self) -> bool:
+        """Whether there is a figure or a table in it."""
+        return any(block.startswith(("<figure", '<div class="scroll"')) for block in self.blocks)
+
 
 @dataclass
 class Counter:
@@ -140,9 +144,10 @@ def figure(png: bytes, title: str, chapter: str, count: Counter) -> str:
     picture, packed = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
     picture.save(packed, "WEBP", lossless=True)
     alt = title if title == chapter else f"{chapter}: {title}"
+    wide, high = (round(side * ZOOM) for side in picture.size)
     return (
-        f'<figure id="figure-{count.figures}"><img alt="{escape(alt)}" width="{picture.width * ZOOM:.0f}" '
-        f'height="{picture.height * ZOOM:.0f}" src="data:image/webp;base64,'
+        f'<figure id="figure-{count.figures}"><img alt="{escape(alt)}" width="{wide}" height="{high}" '
+        f'style="--wide: {wide}px" src="data:image/webp;base64,'
         f'{base64.b64encode(packed.getvalue()).decode()}">'
         f"<figcaption><b>Figure {count.figures}.</b> {escape(title)}</figcaption></figure>"
     )
@@ -183,7 +188,7 @@ def _kind(column) -> str:
     """How a column is set: numbers to the right, short words unbroken."""
     if all(re.fullmatch(r"[-−+]?[\d,]*\.?\d+%?|–|nan|", cell) for cell in column):
         return ' class="number"'
-    return ' class="short"' if max(map(len, column)) <= 24 else ""
+    return ' class="short"' if max(map(len, column)) <= 15 else ""
 
 
 def text(plain: str) -> str:

@@ -28,8 +28,9 @@ def render(study: Study) -> str:
         else params.root() / "params" / f"{study.name}.yaml"
     )
     count = page.Counter()
-    sections = [page.of_notebook(_execute(study, file, name), name, count) for name in ANALYSES]
-    sections.append(_how(study, count))
+    analyses = [page.of_notebook(_execute(study, file, name), name, count) for name in ANALYSES]
+    sections = [section for section in analyses if section.shows()]  # a published table comes without images
+    sections.append(_how(study, count, [section.title for section in analyses if not section.shows()]))
     target = study.folder / "report.html"
     params.write_atomically(target, page.html(f"ROAR study {study.name}", _head(study, table), sections))
     figure = study.folder / "figures" / f"curves-{study.units[0]}-{study.modes[0]}.png"
@@ -81,8 +82,8 @@ def _head(study: Study, table: pd.DataFrame) -> str:
     return f'<p class="lead">{page.text(sentence)}</p><p class="facts">{escape(facts)} {date}</p>'
 
 
-def _how(study: Study, count: page.Counter) -> page.Section:
-    """How it was made: parameters, versions and machines, cost."""
+def _how(study: Study, count: page.Counter, left_out: list[str]) -> page.Section:
+    """How it was made: parameters, versions and machines, cost; and the titles of analyses that had nothing to show."""
     rows, given = results.known(study), provenance.parameters(study)
     section = page.Section("How it was made", "how-it-was-made")
     section.blocks = [
@@ -97,4 +98,6 @@ def _how(study: Study, count: page.Counter) -> page.Section:
         f"{provenance.wall_hours(rows):.2f} hours from the start of the first to the end of the last, pauses included. "
         "Starting notebooks and loading data is in the second number alone.</p>",
     ]
+    if left_out:
+        section.blocks.append(f"<p>Left out, for want of rankings and images: {escape(', '.join(left_out))}.</p>")
     return section
