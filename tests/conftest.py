@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ from roarlib import params
 from roarlib.data import Data, Split
 
 torch.set_num_threads(1)  # as the grid's workers: the same numbers whatever the machine
-REAL_CIFAR10 = [Path(os.environ.get("ROAR_DATA", "")), params.root() / "data"]
+ROOT = params.root()
+ROAR = Path(sys.executable).with_name("roar")
+REAL_CIFAR10 = [Path(os.environ.get("ROAR_DATA", "")), ROOT / "data"]
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +22,28 @@ def outputs(tmp_path, monkeypatch):
     """A private outputs folder, for this process and the kernels it starts."""
     monkeypatch.setenv("ROAR_OUTPUTS", str(tmp_path / "outputs"))
     return tmp_path / "outputs"
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """The smoke study, run once for all tests: (environment, folder, what `roar run` printed)."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    environment = os.environ | {"ROAR_OUTPUTS": str(outputs)}
+    return environment, outputs / "smoke", roar(environment, "run", "params/smoke.yaml")
+
+
+@pytest.fixture(scope="session")
+def smoke_report(smoke):
+    """The smoke study's report: (the page, what `roar report` printed)."""
+    environment, folder, _ = smoke
+    return folder / "report.html", roar(environment, "report", "params/smoke.yaml")
+
+
+def roar(environment, *words):
+    """What the command prints; it must succeed."""
+    done = subprocess.run([ROAR, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def tiny_study(**changes):

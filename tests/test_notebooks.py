@@ -7,36 +7,17 @@ import subprocess
 import sys
 import textwrap
 from importlib.metadata import version
-from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from conftest import tiny_study
+from conftest import ROAR, ROOT, roar, tiny_study
 
 from roarlib import grid, params
 
-ROOT = params.root()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-ROAR = Path(sys.executable).with_name("roar")
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """The smoke study, run once for all tests of this file: (environment, folder, what `roar run` printed)."""
-    outputs = tmp_path_factory.mktemp("outputs")
-    environment = os.environ | {"ROAR_OUTPUTS": str(outputs)}
-    done = subprocess.run([ROAR, "run", "params/smoke.yaml"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return environment, outputs / "smoke", done.stdout
-
-
-def roar(environment, *words):
-    done = subprocess.run([ROAR, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_the_smoke_study_leaves_every_row(smoke):
@@ -58,10 +39,10 @@ def test_a_second_run_runs_no_cell(smoke):
     assert "04-retrain 23/23; retrainings 177 of 177" in roar(environment, "status", "params/smoke.yaml")
 
 
-def test_the_report_is_one_page_with_the_figures_inside(smoke):
-    environment, folder, _ = smoke
-    printed = roar(environment, "report", "params/smoke.yaml")
-    text = (folder / "report.html").read_text()
+def test_the_report_is_one_page_with_the_figures_inside(smoke, smoke_report):
+    _, folder, _ = smoke
+    file, printed = smoke_report
+    text = file.read_text()
     page = BeautifulSoup(text, "html.parser")
     assert "SG-SQ-GRAD" in printed and str(folder / "report.html") in printed and len(text) < 5_000_000
     assert not re.search(r"https?://", text)  # nothing is fetched
