@@ -23,10 +23,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import gaussian_blur
 
-from roarlib import draws, params
+from roarlib import draws, names
+from roarlib.device import precision_of
 from roarlib.models import users_own
+from roarlib.names import split_name, variant_of
 from roarlib.params import InputError, Study
-from roarlib.train import precision_of
 
 
 def grad(model, images, targets):
@@ -156,7 +157,7 @@ VARIANTS: dict[str, Callable] = {
 
 def varied(name: str, scores: torch.Tensor) -> torch.Tensor:
     """Scores (N, C, H, W) as the variant in an estimator's name has them; a ranking's (uint8) as float, negated."""
-    variant = params.variant_of(name)
+    variant = variant_of(name)
     if variant not in VARIANTS:
         return scores
     with torch.autocast(scores.device.type, enabled=False):
@@ -169,10 +170,10 @@ def register(name: str, function: Callable) -> None:
     For notebooks: a grid runs in processes of its own and needs the function in a file, as `module:function`. Raises
     InputError for a name that is taken or not lower case.
     """
-    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in BASES and name not in params.REGISTERED:
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in BASES and name not in names.REGISTERED:
         raise InputError(f"'{name}' cannot name an estimator: take a new word of small letters, digits and _")
     BASES[name] = function
-    params.REGISTERED.add(name)
+    names.REGISTERED.add(name)
 
 
 def base_function(name: str, options: dict | None = None) -> Callable:
@@ -211,7 +212,7 @@ def explain(
     ids = torch.arange(len(images), device=images.device) if ids is None else ids
     wanted: dict[str, dict[str, str]] = {}  # base -> name -> ensemble
     for name in names:
-        base, ensemble = params.split_name(name)
+        base, ensemble = split_name(name)
         wanted.setdefault(base, {})[name] = ensemble
     scores, half = {}, precision_of(study.attribution_precision, images.device) == "bfloat16"
     with (

@@ -159,7 +159,7 @@ def here() -> dict[str, str]:
     """The versions that the numbers of a cell depend on, on this machine, and what precision `auto` is."""
     import torch
 
-    from roarlib.train import precision_of
+    from roarlib.device import precision_of
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {"python": platform.python_version()} | {name: version(name) for name in VERSIONS}

@@ -11,7 +11,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from roarlib import results
-from roarlib.params import InputError, Study, group_of
+from roarlib.names import group_of
+from roarlib.params import InputError, Study
 from roarlib.results import row_name
 
 STAGES = ("01-train", "02-attribute", "03-degrade", "04-retrain")

@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from roarlib import params, remove, stats
+from roarlib import remove, stats
 from roarlib.labels import name_lines
+from roarlib.names import PAPER, parent_of, split_name, variant_of
 
 INK, QUIET, FAINT = "#222222", "#666666", "#c4c4c4"  # text; notes and Sobel; lines that are only context
 TEXT = 7.5  # points: readable in a column 8.5 cm wide
@@ -51,22 +52,22 @@ VARIANTS = {  # label, dashes
 
 def label(name: str) -> str:
     """The name as readers know it: 'ig-sg-squared' -> '(SG-IG)²'; users' own estimators keep their name."""
-    if variant := params.variant_of(name):
-        return VARIANTS[variant][0].format(label(params.parent_of(name)))
+    if variant := variant_of(name):
+        return VARIANTS[variant][0].format(label(parent_of(name)))
     if name in CONTROLS:
         return CONTROLS[name][0]
-    base, ensemble = params.split_name(name)
+    base, ensemble = split_name(name)
     return ENSEMBLES[ensemble][0].format(BASES[base][0] if base in BASES else base)
 
 
 def style(name: str) -> dict:
     """Line keywords of an estimator: color, linestyle, marker, linewidth, markersize."""
-    if variant := params.variant_of(name):
-        return style(params.parent_of(name)) | dict(linestyle=VARIANTS[variant][1], linewidth=1.1)
+    if variant := variant_of(name):
+        return style(parent_of(name)) | dict(linestyle=VARIANTS[variant][1], linewidth=1.1)
     if name in CONTROLS:
         _, color, marker, dashes = CONTROLS[name]
     else:
-        base, ensemble = params.split_name(name)
+        base, ensemble = split_name(name)
         _, color, marker = ENSEMBLES[ensemble]
         dashes = BASES[base][1] if base in BASES else USERS_DASHES
     width = 1.8 if name == "random" else 1.3
@@ -75,8 +76,8 @@ def style(name: str) -> dict:
 
 def in_order(names) -> list[str]:
     """Estimators in the paper's order, base by base, then users' own by name, then controls; variants after each."""
-    known = [n for n in params.PAPER if n not in CONTROLS]
-    plain = {params.parent_of(n) if params.variant_of(n) else n for n in names}
+    known = [n for n in PAPER if n not in CONTROLS]
+    plain = {parent_of(n) if variant_of(n) else n for n in names}
     own = sorted(plain - {*known, *CONTROLS})
     parts = ("", *(f"-{v}" for v in VARIANTS))
     return [n + part for n in (*known, *own, *CONTROLS) for part in parts if n + part in set(names)]
@@ -162,10 +163,10 @@ def curves(table, ax, estimators=None, highlight=None, measure="retrain", unit="
 def by_base(table, unit="value", mode="remove", measure="retrain", interval=True, chance=None):
     """A figure like the paper's Figure 4: a panel a base, users' own in a last one, controls in each; no variants."""
     found = points(table, measure, unit, mode)
-    names = [n for n in chosen(found) if not params.variant_of(n)]
+    names = [n for n in chosen(found) if not variant_of(n)]
     controls, panels = [n for n in names if n in CONTROLS], {}
     for name in names[: len(names) - len(controls)]:
-        base, _ = params.split_name(name)
+        base, _ = split_name(name)
         panels.setdefault(BASES[base][0] if base in BASES else "Your own", []).append(name)
     panels = panels or {"Controls": []}
     figure, axes = subplots(1, len(panels), (0.5 + 2.9 * len(panels), 3.2), sharey=True)

@@ -10,10 +10,13 @@ import torch
 
 from roarlib import attribute
 from roarlib.data import Data, Split, image_ids
-from roarlib.params import InputError, Study, group_of, write_atomically
+from roarlib.degrade import Degraded
+from roarlib.device import device_of
+from roarlib.names import group_of
+from roarlib.params import InputError, Study, write_atomically
 from roarlib.remove import rank, to_unit
 from roarlib.stored import new_file, release
-from roarlib.train import Degraded, device_of, load_base
+from roarlib.train import load_base
 
 
 def path(study: Study, estimator: str, unit: str, split: str) -> Path:

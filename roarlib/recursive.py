@@ -14,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roarlib import attribute, params, rankings, train
+from roarlib import attribute, rankings, train
 from roarlib.data import SPLITS, Data, image_ids
+from roarlib.degrade import degraded
+from roarlib.device import device_of
+from roarlib.names import parent_of
 from roarlib.params import InputError, Study
 from roarlib.remove import to_unit
 from roarlib.stored import new_file
@@ -38,7 +41,7 @@ def make(
     are those of `rankings.make`. An interrupted unit starts again. Source: Madsen et al. (2022).
     """
     (estimator,) = estimators
-    device, started, done = train.device_of(study), time.perf_counter(), 0
+    device, started, done = device_of(study), time.perf_counter(), 0
     total = len(study.units) * (1 + len(study.recursive_steps)) * (len(data.train) + len(data.test))
     for unit in study.units:
         files = {split: rankings.path(study, estimator, unit, split) for split in SPLITS}
@@ -48,8 +51,8 @@ def make(
         for percent in [0, *study.recursive_steps]:
             if percent:
                 now = train.train(study, data, study.base_seed, found["train"], percent)
-                degraded = {split: train.degraded(study, data, split, found[split], percent) for split in SPLITS}
-                classes = {split: train.predict(study, now, images) for split, images in degraded.items()}
+                images = {split: degraded(study, data, split, found[split], percent) for split in SPLITS}
+                classes = {split: train.predict(study, now, images[split]) for split in SPLITS}
             folded = attribute.folded(now).to(device, memory_format=torch.channels_last)
             for split in SPLITS:
                 found[split] = found[split] if percent else _file(files[split], data, unit, split)
@@ -73,7 +76,7 @@ def _file(file: Path, data: Data, unit: str, split: str) -> np.memmap:
 
 def _step(study, data, model, classes, estimator, unit, split, ranking, percent):
     """Generator: ranks what is left at `percent` anew, in place; what is gone keeps its place. Yields each batch."""
-    device, name = train.device_of(study), params.parent_of(estimator)
+    device, name = device_of(study), parent_of(estimator)
     batch = rankings.batch_size(device, data.shape)
     for first in range(0, len(ranking), batch):
         index = slice(first, min(first + batch, len(ranking)))

@@ -106,7 +106,7 @@ def write(
 
 def context(study: Study, data) -> dict:
     """What a row says of the data and the device: sizes of the splits, number of classes, device, precision."""
-    from roarlib.train import device_of, precision_of
+    from roarlib.device import device_of, precision_of
 
     device = device_of(study)
     return {

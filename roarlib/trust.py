@@ -12,6 +12,7 @@ import pandas as pd
 
 from roarlib import data as datasets
 from roarlib import params, rankings, remove, stats, verdicts
+from roarlib.names import CONTROLS, KNOWN_ANSWER, variant_of
 
 METRICS = {  # name -> measure and mode of its rows
     "ROAR": ("retrain", "remove"),
@@ -140,7 +141,7 @@ def survival(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     leaks = leak(table, unit).groupby("estimator").above_chance.max()
     rows = []
     for name in claims.index:
-        if params.variant_of(name) or name in params.CONTROLS + params.KNOWN_ANSWER:
+        if variant_of(name) or name in CONTROLS + KNOWN_ANSWER:
             continue
         checks = {check: _word(*_difference(table, unit, name, check)) for check in CHECKS}
         row = {"estimator": name, "ROAR": claims[name], **checks, "leak": leaks.get(name, np.nan)}

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from roarlib import params, plots, remove, stats
+from roarlib import plots, remove, stats
+from roarlib.names import parent_of
 
 LEVEL = 0.05  # chance of any false finding among all estimators of one comparison
 BETTER, WORSE, NONE, FEW = "better", "worse", "no difference seen", "too few seeds"
@@ -30,7 +31,7 @@ def verdicts(table: pd.DataFrame, unit: str, mode: str, reference: str = "random
     rows = _retrained(table, unit, mode)
     found = []
     for estimator in rows.estimator.unique():
-        against = params.parent_of(estimator) if reference == "base" else reference
+        against = parent_of(estimator) if reference == "base" else reference
         if against not in ("", estimator) and (differences := by_seed(rows, estimator, against)).size:
             found.append({"estimator": estimator, "reference": against, **_tested(differences)})
     columns = ["estimator", "reference", "n", "mean", "low", "high", "effect", "p", "p_holm", "verdict"]

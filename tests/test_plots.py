@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from test_stats import CLEAN, EVERY, simulated
 
 from roarlib import labels, params, plots
+from roarlib.names import BASES, CONTROLS, ENSEMBLES, KNOWN_ANSWER
 
 mpl.use("Agg")
 plt = plots.plt
@@ -260,5 +261,5 @@ def test_save_writes_three_formats_the_same_each_time(table, tmp_path):
 
 
 def test_labels_cover_the_names_of_params():
-    assert set(plots.BASES) == set(params.BASES) and set(plots.ENSEMBLES) == {"", *params.ENSEMBLES}
-    assert set(plots.CONTROLS) == {*params.CONTROLS, *params.KNOWN_ANSWER}
+    assert set(plots.BASES) == set(BASES) and set(plots.ENSEMBLES) == {"", *ENSEMBLES}
+    assert set(plots.CONTROLS) == {*CONTROLS, *KNOWN_ANSWER}

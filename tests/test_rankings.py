@@ -7,6 +7,7 @@ import torch
 from conftest import tiny_study
 
 from roarlib import data, models, rankings, stored, train
+from roarlib.degrade import Degraded
 from roarlib.params import InputError
 
 
@@ -16,7 +17,7 @@ def setting(**changes):
     found = data.load(study)
     model = models.build("resnet-tiny", 10, found.shape).eval()
     predictions = {
-        s: train.predict(study, model, train.Degraded(s, found, torch.device("cpu"))) for s in data.SPLITS
+        s: train.predict(study, model, Degraded(s, found, torch.device("cpu"))) for s in data.SPLITS
     }
     return study, found, model, predictions
 

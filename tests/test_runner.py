@@ -11,7 +11,8 @@ import yaml
 from conftest import tiny_study
 from test_grid import finish
 
-from roarlib import cluster, grid, kernel, params, runner, train
+from roarlib import cluster, device, grid, kernel, params, runner
+from roarlib.device import room
 from roarlib.params import InputError
 
 
@@ -137,11 +138,11 @@ def test_a_run_keeps_its_own_lists_and_knows_of_others(outputs):
 def test_room_is_shared_by_the_cells_at_a_time(monkeypatch):
     cpu = torch.device("cpu")
     free = lambda: type("Memory", (), {"available": 12 * 10**9})  # noqa: E731
-    monkeypatch.setattr(train.psutil, "virtual_memory", free)
-    monkeypatch.setattr(train, "_allowed", lambda: [])
-    assert train.room(tiny_study(workers=2), cpu) == 2 * 10**9 and train.room(tiny_study(memory_gb=7), cpu) == 7 * 10**9
-    monkeypatch.setattr(train, "_allowed", lambda: [3 * 10**9])  # a job's limit
-    assert train.room(tiny_study(workers=1), cpu) == 10**9
+    monkeypatch.setattr(device.psutil, "virtual_memory", free)
+    monkeypatch.setattr(device, "_allowed", lambda: [])
+    assert room(tiny_study(workers=2), cpu) == 2 * 10**9 and room(tiny_study(memory_gb=7), cpu) == 7 * 10**9
+    monkeypatch.setattr(device, "_allowed", lambda: [3 * 10**9])  # a job's limit
+    assert room(tiny_study(workers=1), cpu) == 10**9
 
 
 def test_a_local_run_listens_on_loopback_alone(outputs):

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from roarlib import params, stats
+from roarlib import stats
+from roarlib.names import KNOWN_ANSWER, PAPER
 
 CLEAN, CHANCE = 0.9, 0.1
-EVERY = params.PAPER + params.KNOWN_ANSWER
+EVERY = PAPER + KNOWN_ANSWER
 
 
 def row(measure, estimator, unit, mode, percent, seed, accuracy):

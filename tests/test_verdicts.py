@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from roarlib import params, plots, verdicts
+from roarlib import plots, verdicts
+from roarlib.names import PAPER
 
 
 def table_of(differences: dict, seeds=5, percents=(30, 70), spread=0.0, mode="remove", rng=None, shared=0.0):
@@ -93,7 +94,7 @@ def test_kendalls_w_by_hand():
 def test_false_and_missed_findings_are_as_promised(seeds):
     """Simulated studies of known truth: 12 estimators exactly like Random, and 2 each better by 1, 2 and 5 points."""
     rng, studies = np.random.default_rng(seeds), 150
-    names = [n for n in plots.in_order(params.PAPER) if n not in ("random", "sobel")]
+    names = [n for n in plots.in_order(PAPER) if n not in ("random", "sobel")]
     truth = dict(zip(names, [0] * 12 + [-1, -1, -2, -2, -5, -5], strict=True))
     any_false, seen = 0, {1: 0, 2: 0, 5: 0}
     for _ in range(studies):
