@@ -10,7 +10,13 @@ import pandas as pd
 from roarlib import kernel, page, params, plots, provenance, results, stats, verdicts
 from roarlib.params import InputError, Study
 
-ANALYSES = ("10-accuracy-curves", "11-degraded-images", "12-against-the-paper", "13-better-than-random")
+ANALYSES = (
+    "10-accuracy-curves",
+    "11-degraded-images",
+    "12-against-the-paper",
+    "13-better-than-random",
+    "14-can-we-trust-this",
+)
 
 
 def render(study: Study) -> str:

@@ -47,7 +47,8 @@ def test_the_report_is_one_page_with_the_figures_inside(smoke, smoke_report):
     assert "SG-SQ-GRAD" in printed and str(folder / "report.html") in printed and len(text) < 5_000_000
     assert not re.search(r"https?://", text)  # nothing is fetched
     assert [h.text for h in page.find_all("h2")] == [
-        "Accuracy curves", "Degraded images", "Against the paper", "Better than random?", "How it was made"
+        "Accuracy curves", "Degraded images", "Against the paper", "Better than random?",
+        "Can we trust this?", "How it was made",
     ]  # fmt: skip
     assert len(page.find_all("img")) >= 10 and all(i["alt"] and i["src"][:11] == "data:image/" for i in page("img"))
     assert all(head.button.text for head in page.select("th")) and "With 1 seed" in page.select_one(".lead").text
