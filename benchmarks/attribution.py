@@ -20,11 +20,13 @@ import numpy as np
 import psutil
 import torch
 
-from roarlib import attribute, data, draws, models, params, rankings, remove, results, train
+from roarlib import attribute, data, draws, models, rankings, remove, results, train
+from roarlib.degrade import Degraded
+from roarlib.names import BASES, CONTROLS, PAPER, group_of
 from roarlib.params import Study
 
 J, K, SIGMA = 15, 25, 0.15
-NAMES = [name for name in params.PAPER if name not in params.CONTROLS]
+NAMES = [name for name in PAPER if name not in CONTROLS]
 
 
 def ours(study, model, x, targets, batch, estimators=NAMES):
@@ -165,7 +167,7 @@ def overlaps(device, count=64, percents=(10, 30, 50, 70, 90)):
     )
     found = data.load(study)
     model = train.train(study, found, 0)
-    x, _ = train.Degraded(found.test, found, device).batch(slice(0, count))
+    x, _ = Degraded("test", found, device).batch(slice(0, count))
     targets, ids = model(x).argmax(1).detach(), torch.arange(count, device=device)
 
     def removed_sets(precision, model, x):
@@ -214,7 +216,7 @@ def line(options, counts, target=60_000):
             found = data.load(study)
             model = models.build(options.model, 10, found.shape).eval()
             guesses = {name: found.split(name).labels for name in data.SPLITS}
-            groups = [[n for n in NAMES if params.group_of(n) == base] for base in params.BASES]
+            groups = [[n for n in NAMES if group_of(n) == base] for base in BASES]
             call = functools.partial(_make_all, study, found, model, guesses, groups)
             took, peak = timed(call, torch.device(options.device))
         seconds.append(took)

@@ -15,9 +15,10 @@ import time
 import numpy as np
 
 from roarlib import data, grid, kernel, params, results, runner
+from roarlib.names import PAPER
 from roarlib.params import Study
 
-NAMES = [name for name in params.PAPER if name.startswith("grad")]
+NAMES = [name for name in PAPER if name.startswith("grad")]
 GROWTH = {  # what grows, and through which values
     "train_images": [500, 1000, 2000],
     "estimators": [NAMES[:1], NAMES[:2], NAMES[:4]],

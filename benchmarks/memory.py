@@ -42,6 +42,7 @@ def stage(name: str, options) -> None:
     import torch
 
     from roarlib import data, rankings, results, train
+    from roarlib.degrade import Degraded
     from roarlib.params import Study
 
     torch.set_num_threads(results.cores())
@@ -69,14 +70,14 @@ def stage(name: str, options) -> None:
         data.load(study, tell)
         return
     found = data.load(study)
-    steps, step, rows = len(found.train) // study.batch_size, [0], train.Degraded._degrade
+    steps, step, rows = len(found.train) // study.batch_size, [0], Degraded._degrade
 
     def counting(*args):  # progress within an epoch
         step[0] += 1
         tell(step[0], steps)
         return rows(*args)
 
-    train.Degraded._degrade = counting
+    Degraded._degrade = counting
     if name == "train":
         model = train.train(study, found, 0)
         train.save_base(study, found, model)

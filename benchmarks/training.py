@@ -24,6 +24,7 @@ from torchvision import transforms
 from torchvision.datasets import VisionDataset
 
 from roarlib import attribute, data, models, results, train
+from roarlib.device import device_of, precision_of
 from roarlib.params import Study
 
 PERCENT = 50
@@ -74,7 +75,7 @@ def setting(options):
 def plain(study, found, rankings, seed, workers):
     """The plain loop: (seconds of training, accuracy)."""
     torch.manual_seed(seed)
-    device = train.device_of(study)
+    device = device_of(study)
     model = models.build(study.model, len(found.classes), found.shape).to(device)
     loaders = {
         name: DataLoader(
@@ -125,7 +126,7 @@ def share_of_peak(study, found, rate, device):
     model = models.build(study.model, len(found.classes), found.shape)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(study.batch_size, *found.shape)).sum().backward()
-    half = torch.bfloat16 if train.precision_of("auto", device) == "bfloat16" else torch.float32
+    half = torch.bfloat16 if precision_of("auto", device) == "bfloat16" else torch.float32
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=half) for _ in range(2))
     best = np.inf
@@ -148,7 +149,7 @@ def main():
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of ours")
     options = parser.parse_args()
     study, found, rankings = setting(options)
-    device, cores = train.device_of(study), results.cores()
+    device, cores = device_of(study), results.cores()
     at_once = cores if device.type == "cpu" else 1
     torch.set_num_threads(cores)
     trial = study.model_copy(update={"epochs": 1})
@@ -165,7 +166,7 @@ def main():
             seconds["plain"].append(statistics.mean(s for s, _ in runs))
             right["plain"] += [a for _, a in runs]
     samples = options.epochs * (options.train // study.batch_size) * study.batch_size
-    precision = train.precision_of(study.precision, device)
+    precision = precision_of(study.precision, device)
     print(
         f"{results.hardware(device.type)}; {study.model}, {samples} samples a training; "
         f"ours {precision}, {at_once} at once"

@@ -9,6 +9,7 @@ SG squared, SG-SQ, VAR) come from one sweep over the noisy inputs: they share ev
 import copy
 import functools
 import inspect
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,11 +21,13 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
+from torchvision.transforms.functional import gaussian_blur
 
-from roarlib import draws, params
+from roarlib import draws, names
+from roarlib.device import precision_of
 from roarlib.models import users_own
+from roarlib.names import split_name, variant_of
 from roarlib.params import InputError, Study
-from roarlib.train import precision_of
 
 
 def grad(model, images, targets):
@@ -128,16 +131,49 @@ BASES: dict[str, Callable] = {
 }
 
 
+def blurred(scores: torch.Tensor) -> torch.Tensor:
+    """Each channel's map smoothed by a Gaussian with a standard deviation of a sixteenth of the image's longer side."""
+    sigma = max(scores.shape[-2:]) / 16
+    reach = min(math.ceil(3 * sigma), min(scores.shape[-2:]) - 1)  # reflection needs less than the side
+    return gaussian_blur(scores, 2 * reach + 1, sigma)
+
+
+def max_filtered(scores: torch.Tensor) -> torch.Tensor:
+    """Each channel's map under a maximum filter that reaches a sixteenth of the longer side in every direction."""
+    reach = max(1, round(max(scores.shape[-2:]) / 16))
+    return F.max_pool2d(scores, 2 * reach + 1, stride=1, padding=reach)
+
+
+# what a name's last part does to any estimator's scores before they are ranked. Smoothing adds no information, so a
+# gain from it shows a weakness of ROAR (Song et al., "On Pitfalls of RemOve-And-Retrain", 2023); abs and reversed show
+# what the sign of scores is worth. The variant `recursive` needs more than scores: see the module of that name.
+VARIANTS: dict[str, Callable] = {
+    "blur": blurred,
+    "max": max_filtered,
+    "abs": torch.abs,
+    "reversed": torch.neg,
+}
+
+
+def varied(name: str, scores: torch.Tensor) -> torch.Tensor:
+    """Scores (N, C, H, W) as the variant in an estimator's name has them; a ranking's (uint8) as float, negated."""
+    variant = variant_of(name)
+    if variant not in VARIANTS:
+        return scores
+    with torch.autocast(scores.device.type, enabled=False):
+        return VARIANTS[variant](-scores.float() if scores.dtype == torch.uint8 else scores)
+
+
 def register(name: str, function: Callable) -> None:
     """Make a function an estimator of this process under a plain name, with its noise ensembles (`name-sgsq` ..).
 
     For notebooks: a grid runs in processes of its own and needs the function in a file, as `module:function`. Raises
     InputError for a name that is taken or not lower case.
     """
-    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in BASES and name not in params.REGISTERED:
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in BASES and name not in names.REGISTERED:
         raise InputError(f"'{name}' cannot name an estimator: take a new word of small letters, digits and _")
     BASES[name] = function
-    params.REGISTERED.add(name)
+    names.REGISTERED.add(name)
 
 
 def base_function(name: str, options: dict | None = None) -> Callable:
@@ -174,10 +210,10 @@ def explain(
     during the call and left as it was.
     """
     ids = torch.arange(len(images), device=images.device) if ids is None else ids
-    wanted: dict[str, dict[str, str]] = {}
+    wanted: dict[str, dict[str, str]] = {}  # base -> name -> ensemble
     for name in names:
-        base, ensemble = params.split_name(name)
-        wanted.setdefault(base, {})[ensemble] = name
+        base, ensemble = split_name(name)
+        wanted.setdefault(base, {})[name] = ensemble
     scores, half = {}, precision_of(study.attribution_precision, images.device) == "bfloat16"
     with (
         _evaluating(model),
@@ -193,8 +229,8 @@ def explain(
                 "batch": batch,
             }
             function = _with_extras(base, base_function(base, study.estimator_options.get(base)), extras)
-            made = sweep(function, model, images, targets, ids, set(ensembles), study, batch)
-            scores |= {ensembles[e]: made[e] for e in ensembles}
+            made = sweep(function, model, images, targets, ids, set(ensembles.values()), study, batch)
+            scores |= {name: varied(name, made[ensemble]) for name, ensemble in ensembles.items()}
     return scores
 
 

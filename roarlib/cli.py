@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from roarlib import grid, params, progress, results, runner
+from roarlib import cluster, grid, params, progress, results, runner
 from roarlib.params import InputError
 
 study_file = click.argument("study_file", metavar="STUDY.yaml")
@@ -83,7 +83,7 @@ def plan(study_file, only):
     if not ready:
         click.echo(f"left: known when the images are prepared (`roar prepare {study_file}`)")
         return
-    workers, threads = runner.machine(study)
+    workers, threads = cluster.machine(study)
     left = progress.duration(preflight.seconds_left(study, found, todo)) if todo else "nothing"
     click.echo(f"left: about {left} with {workers} cells at a time of {threads} thread(s) each")
 
@@ -105,7 +105,7 @@ def run(study_file, only, scheduler, slurm):
     if scheduler and slurm:
         raise InputError("--scheduler and --slurm: one of them")
     if slurm:
-        runner.slurm_settings(slurm)
+        cluster.slurm_settings(slurm)
 
     started = time.perf_counter()
     study = _load(study_file)
@@ -147,7 +147,7 @@ def run(study_file, only, scheduler, slurm):
 
 def _stop(number, frame):
     """Leave within seconds: kernels here die with this process, those elsewhere are stopped; rows are on disk."""
-    runner.abandon()
+    cluster.abandon()
     print("\nStopped; finished rows are kept. Run the same command again to go on.", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
@@ -166,7 +166,7 @@ def _finish(study, outcomes, owed, wall: float):
     failed = [o for o in outcomes if o.error]
     waiting = [o for o in failed if o.error.startswith(runner.WAITS)]
     interrupted = [o for o in failed if o.error.startswith(runner.INTERRUPTED)]
-    workers, _ = runner.machine(study)
+    workers, _ = cluster.machine(study)
     rows = results.rows(study)
     overhead = 1 - grid.work_seconds(study, owed) / (wall * min(workers, len(outcomes)))
     click.echo(

@@ -84,7 +84,7 @@ def prepared(study: Study) -> Path:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"unknown dataset '{study.dataset}'{hint} Known: {', '.join(DATASETS)}, folder:PATH")
     wanted = [VERSION, study.dataset, study.train_images, study.test_images, study.image_size, study.resize]
-    if study.dataset != "textures":
+    if not study.dataset.startswith("textures"):
         wanted.append(str(data_dir(study).resolve()))
     word = re.sub("[^a-z0-9]+", "-", study.dataset.lower()).strip("-")[-40:]
     return outputs() / "_prepared" / f"{word}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
@@ -147,6 +147,12 @@ def notes(study: Study) -> list[str]:
     return lines
 
 
+def image_ids(part: str, index: slice | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The numbers that seed an image's noise, ties and Random: int64 (B,), unlike for train and test images."""
+    numbers = torch.arange(index.start, index.stop) if isinstance(index, slice) else index
+    return numbers.to(device) + (SPLITS.index(part) << 40)
+
+
 def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """uint8 (N, C, H, W) to float32 with mean 0 and standard deviation 1 per channel over the training set."""
     scale, shift = 1 / (255 * std), -mean / std  # (C,)
@@ -172,10 +178,14 @@ def _check(name: str, split, classes: int) -> None:
         raise InputError(f"{name}: labels {split.labels.min()}..{split.labels.max()}, but {classes} classes")
 
 
-def _textures(study: Study):
-    train = Split(*textures.make(study.train_images or 2000, seed=0, size=32))
-    test = Split(*textures.make(study.test_images or 1000, seed=1, size=32))
-    return train, test, textures.CLASSES
+def _textures(kind: str) -> Callable:
+    classes = [f"direction {18 * k}°" for k in range(10)] if kind == "outline" else textures.CLASSES
+
+    def load_splits(study: Study):
+        train = Split(*textures.make(study.train_images or 2000, 0, 32, kind))
+        return train, Split(*textures.make(study.test_images or 1000, 1, 32, kind)), classes
+
+    return load_splits
 
 
 def _torchvision(cls_name: str, put: str) -> Callable:
@@ -210,7 +220,7 @@ def _found_or_fetched(cls, folder: Path, train: bool):
 
 # name -> function of the study that returns (train Split, test Split, class names)
 ARRAYS: dict[str, Callable] = {
-    "textures": _textures,
+    **{f"textures-{kind}".rstrip("-"): _textures(kind) for kind in textures.KINDS},
     "cifar10": _torchvision("CIFAR10", "cifar-10-batches-py/"),
     "fashion-mnist": _torchvision("FashionMNIST", "FashionMNIST/raw/"),
 }

@@ -11,7 +11,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from roarlib import results
-from roarlib.params import InputError, Study, group_of
+from roarlib.names import group_of
+from roarlib.params import InputError, Study
 from roarlib.results import row_name
 
 STAGES = ("01-train", "02-attribute", "03-degrade", "04-retrain")
@@ -59,14 +60,15 @@ def _attribute_cell(study, base, group, estimators) -> Cell:
 
 def _degrade_cell(study, base, attribute) -> Cell:
     estimators = attribute.parameters["estimators"]
+    modes = [m for m in dict.fromkeys([*study.modes, *study.scored_modes]) if m != "mask"]  # no image: nothing to score
     made = tuple(
         row_name("deletion", e, u, m, p, study.base_seed)
         for e in estimators
         for u in study.units
-        for m in study.modes
+        for m in modes
         for p in study.percents
     )
-    parameters = {"estimators": estimators, "percents": study.percents}
+    parameters = {"estimators": estimators, "modes": modes, "percents": study.percents}
     return Cell("03-degrade", attribute.name, made, parameters, (base.id, attribute.id))
 
 

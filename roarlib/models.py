@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from roarlib.params import USERS_OWN, InputError, root
+from roarlib.names import USERS_OWN
+from roarlib.params import InputError, root
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from roarlib import params, plots, stats
+from roarlib import plots, stats
+from roarlib.names import PAPER
 
 TABLE2 = Path(__file__).with_name("hooker2019_table2.csv")  # 420 accuracies and their source
 DATASETS = {  # ours -> (its name in the table, clean accuracy of the paper, number of classes)
@@ -44,7 +45,7 @@ class Source:
 def table2() -> pd.DataFrame:
     """Table 2 with our names: dataset, estimator, mode, percent, accuracy (0..1), suspect (the likely misprint)."""
     table = pd.read_csv(TABLE2, comment="#")
-    ours = {plots.label(name): name for name in params.PAPER}
+    ours = {plots.label(name): name for name in PAPER}
     datasets = {there: here for here, (there, _, _) in DATASETS.items()}
     table = pd.DataFrame(
         {

@@ -2,21 +2,15 @@
 
 import difflib
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator, model_validator
 
-BASES = ("grad", "gb", "ig")
-ENSEMBLES = ("squared", "sg", "sg-squared", "sgsq", "var")
-CONTROLS = ("random", "sobel")
-KNOWN_ANSWER = ("oracle", "anti-oracle")  # on data that carries the mask of its informative pixels
-PAPER = tuple(f"{b}-{e}" if e else b for b in BASES for e in ("", *ENSEMBLES)) + CONTROLS
+from roarlib.names import BASES, CONTROLS, KNOWN_ANSWER, expand, split_name
 
-REGISTERED: set[str] = set()  # by attribute.register, in this process
-USERS_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
+MODES = ("remove", "keep", "remove-imputed", "keep-imputed", "mask")  # what a model gets to see: see `remove`
 Percent = Annotated[StrictInt, Field(ge=0, le=100)]
 Seed = Annotated[StrictInt, Field(ge=0)]
 Count = Annotated[StrictInt, Field(ge=1)]
@@ -54,7 +48,7 @@ class Study(BaseModel):
     precision: Literal["float32", "bfloat16", "auto"] = "auto"  # of training; auto: bfloat16 where the device has it
     flip_average: bool = False  # tests average the logits of an image and its mirror image
     # estimators
-    estimators: list[str] = Field(min_length=1)  # names, or `paper`: its 18 and 2 controls
+    estimators: list[str] = Field(min_length=1)  # names; `paper`: its 18 and 2 controls; `*-blur`: see expand
     estimator_options: dict[str, dict] = {}  # base name -> keyword arguments of users' own and Captum's estimators
     units: list[Literal["value", "pixel"]] = Field(["pixel"], min_length=1)  # what is ranked and removed
     noise_samples: Count = 15  # J of the SmoothGrad family
@@ -62,8 +56,12 @@ class Study(BaseModel):
     ig_steps: Count = 25
     ig_reference: Literal["black", "mean"] = "black"
     attribution_precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [10, 30, 50, 70]  # percents after which the
+    # `-recursive` variants explain a retrained model anew
     # grid
-    modes: list[Literal["remove", "keep"]] = Field(["remove"], min_length=1)
+    modes: list[Literal[MODES]] = Field(["remove"], min_length=1)  # retrained; scored without it, too, but for mask
+    scored_modes: list[Literal[MODES[:-1]]] = []  # more modes, only scored without retraining
+    imputation_noise: float = Field(0.01, ge=0)  # standard deviation added to imputed inputs, in 0..1 units
     percents: list[Percent] = Field([10, 30, 50, 70, 90], min_length=1)  # t; 0 (untouched) is always run too
     seeds: list[Seed] = Field([0, 1, 2, 3, 4], min_length=1)  # one retraining each, the same for all estimators
     base_seed: Seed = 0  # of the base model, the noise, the ties and Random
@@ -83,10 +81,7 @@ class Study(BaseModel):
     @field_validator("estimators")
     @classmethod
     def _expand(cls, names):
-        names = [n for name in names for n in (PAPER if name == "paper" else (name,))]
-        for name in names:
-            split_name(name)
-        return list(dict.fromkeys(names))
+        return expand(names)
 
     @model_validator(mode="after")
     def _options_have_takers(self):
@@ -96,11 +91,18 @@ class Study(BaseModel):
                 raise ValueError(f"estimator_options: {name} is no estimator of yours or Captum's in this study")
         return self
 
-    @field_validator("units", "modes", "percents", "seeds")
+    @field_validator("units", "modes", "scored_modes", "percents", "seeds")
     @classmethod
     def _no_repeats(cls, values):
         if len(set(values)) < len(values):
             raise ValueError(f"has an entry twice: {values}")
+        return values
+
+    @field_validator("recursive_steps")
+    @classmethod
+    def _rising(cls, values):
+        if values != sorted(set(values)):
+            raise ValueError(f"must rise: {values}")
         return values
 
     @field_validator("percents")
@@ -117,8 +119,8 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _known_answer_needs_masks(self):
-        named = [n for n in self.estimators if n in KNOWN_ANSWER]
-        if named and self.dataset != "textures":
+        named = [n for n in self.estimators if split_name(n)[0] in KNOWN_ANSWER]
+        if named and self.dataset.partition("-")[0] != "textures":
             raise ValueError(f"estimators: {named[0]} needs the true informative pixels, which only textures has")
         return self
 
@@ -129,7 +131,7 @@ class Study(BaseModel):
 
 
 # Lists that only select what is run: they may grow or shrink under existing outputs, since a row names its own values.
-SELECTION = ("estimators", "units", "modes", "percents", "seeds")
+SELECTION = ("estimators", "units", "modes", "scored_modes", "percents", "seeds")
 MACHINE = ("data_dir", "device", "workers", "cell_hours", "memory_gb", "rankings")
 
 
@@ -141,35 +143,6 @@ def outputs() -> Path:
 def root() -> Path:
     """The project's folder, the one with notebooks/ and params/, wherever the caller's working folder is."""
     return Path(__file__).resolve().parents[1]
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """An estimator's name as (base, ensemble): 'ig-sg-squared' -> ('ig', 'sg-squared'), 'grad' -> ('grad', '').
-
-    Raises ValueError for a name that is no estimator.
-    """
-    if name in CONTROLS + KNOWN_ANSWER:
-        return name, ""
-    for ensemble in sorted(ENSEMBLES, key=len, reverse=True):
-        if name.endswith(f"-{ensemble}"):
-            base = name.removesuffix(f"-{ensemble}")
-            break
-    else:
-        base, ensemble = name, ""
-    if base not in BASES and base not in REGISTERED and not USERS_OWN.fullmatch(base):
-        near = difflib.get_close_matches(name, PAPER + KNOWN_ANSWER, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(
-            f"unknown estimator '{name}'{hint} Known: {', '.join(PAPER + KNOWN_ANSWER)}, paper (its 20)"
-            " or your own as module:function"
-        )
-    return base, ensemble
-
-
-def group_of(name: str) -> str:
-    """Which estimators are computed together, as a file-name-safe word: a base's six, or all controls."""
-    base, _ = split_name(name)
-    return "controls" if base in CONTROLS + KNOWN_ANSWER else base.replace(":", ".")
 
 
 def load(path: str | Path) -> Study:
@@ -222,13 +195,13 @@ def agree(study: Study) -> Path:
     return path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all, also after a power cut."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

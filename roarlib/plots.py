@@ -4,17 +4,17 @@ Colour says which ensemble, dashes which base, so an estimator looks the same in
 Okabe and Ito's (2008), which colour-blind readers tell apart; lines are named at their ends, not in a legend.
 """
 
+import os
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgb
-from scipy.optimize import isotonic_regression
 
-from roarlib import params, remove, stats
+from roarlib import remove, stats
+from roarlib.labels import name_lines
+from roarlib.names import PAPER, parent_of, split_name, variant_of
 
 INK, QUIET, FAINT = "#222222", "#666666", "#c4c4c4"  # text; notes and Sobel; lines that are only context
 TEXT = 7.5  # points: readable in a column 8.5 cm wide
@@ -40,23 +40,34 @@ CONTROLS = {  # label, colour, marker, dashes
 }  # fmt: skip
 MEASURES = {"retrain": "retrained", "deletion": "not retrained"}
 UNITS = {"value": "single values", "pixel": "whole pixels"}
-MODES = {"remove": "removed", "keep": "kept"}
+MODES = {
+    "remove": "removed", "keep": "kept", "remove-imputed": "removed and imputed",
+    "keep-imputed": "kept, the rest imputed", "mask": "removed, their mask alone",
+}  # fmt: skip
+VARIANTS = {  # label, dashes
+    "blur": ("{} blurred", (0, (1, 1))), "max": ("{} max-filtered", (0, (1, 2))), "abs": ("|{}|", (0, (3, 1, 1, 1))),
+    "reversed": ("{} reversed", (0, (2, 2))), "recursive": ("{} recursive", (0, (7, 2))),
+}  # fmt: skip
 
 
 def label(name: str) -> str:
     """The name as readers know it: 'ig-sg-squared' -> '(SG-IG)²'; users' own estimators keep their name."""
+    if variant := variant_of(name):
+        return VARIANTS[variant][0].format(label(parent_of(name)))
     if name in CONTROLS:
         return CONTROLS[name][0]
-    base, ensemble = params.split_name(name)
+    base, ensemble = split_name(name)
     return ENSEMBLES[ensemble][0].format(BASES[base][0] if base in BASES else base)
 
 
 def style(name: str) -> dict:
     """Line keywords of an estimator: color, linestyle, marker, linewidth, markersize."""
+    if variant := variant_of(name):
+        return style(parent_of(name)) | dict(linestyle=VARIANTS[variant][1], linewidth=1.1)
     if name in CONTROLS:
         _, color, marker, dashes = CONTROLS[name]
     else:
-        base, ensemble = params.split_name(name)
+        base, ensemble = split_name(name)
         _, color, marker = ENSEMBLES[ensemble]
         dashes = BASES[base][1] if base in BASES else USERS_DASHES
     width = 1.8 if name == "random" else 1.3
@@ -64,17 +75,23 @@ def style(name: str) -> dict:
 
 
 def in_order(names) -> list[str]:
-    """Estimators in the paper's order, base by base, then users' own by name, then the controls."""
-    known = [n for n in params.PAPER if n not in CONTROLS]
-    own = sorted(set(names) - {*known, *CONTROLS})
-    return [n for n in (*known, *own, *CONTROLS) if n in set(names)]
+    """Estimators in the paper's order, base by base, then users' own by name, then controls; variants after each."""
+    known = [n for n in PAPER if n not in CONTROLS]
+    plain = {parent_of(n) if variant_of(n) else n for n in names}
+    own = sorted(plain - {*known, *CONTROLS})
+    parts = ("", *(f"-{v}" for v in VARIANTS))
+    return [n + part for n in (*known, *own, *CONTROLS) for part in parts if n + part in set(names)]
 
 
 def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.4, 3.0), **keywords):
-    """`plt.subplots` on white paper in the look of this module, axes always a 2-d array; size in inches."""
+    """`plt.subplots` on white paper in the look of this module, axes always a 2-d array; size in inches.
+
+    $ROAR_DPI: dots an inch where the figure is shown; the report asks for more than a screen needs.
+    """
+    dpi = float(os.environ.get("ROAR_DPI") or 0) or None
     # Outside rc_context: the first figure loads the backend, whose settings the context would undo as it ends;
     # a notebook would then show no later figure.
-    figure = plt.figure(figsize=size, layout="constrained", facecolor="white")
+    figure = plt.figure(figsize=size, layout="constrained", facecolor="white", dpi=dpi)
     with mpl.rc_context(LOOK):
         return figure, figure.subplots(rows, columns, squeeze=False, **keywords)
 
@@ -144,12 +161,12 @@ def curves(table, ax, estimators=None, highlight=None, measure="retrain", unit="
 
 
 def by_base(table, unit="value", mode="remove", measure="retrain", interval=True, chance=None):
-    """A figure like the paper's Figure 4: a panel a base, users' own in a last one, controls in each."""
+    """A figure like the paper's Figure 4: a panel a base, users' own in a last one, controls in each; no variants."""
     found = points(table, measure, unit, mode)
-    names = chosen(found)
+    names = [n for n in chosen(found) if not variant_of(n)]
     controls, panels = [n for n in names if n in CONTROLS], {}
     for name in names[: len(names) - len(controls)]:
-        base, _ = params.split_name(name)
+        base, _ = split_name(name)
         panels.setdefault(BASES[base][0] if base in BASES else "Your own", []).append(name)
     panels = panels or {"Controls": []}
     figure, axes = subplots(1, len(panels), (0.5 + 2.9 * len(panels), 3.2), sharey=True)
@@ -168,13 +185,30 @@ def by_base(table, unit="value", mode="remove", measure="retrain", interval=True
 def roar_and_deletion(table, unit="value", mode="remove", estimators=None, highlight=None, interval=True,
                       chance=None):
     """A figure of what removal costs a model that never saw such images, beside retrained ones (ROAR)."""
-    measures = ("deletion", "retrain")
-    for measure in measures:  # before a figure is begun: none is left half empty
+    sides = [("deletion", mode), ("retrain", mode)]
+    return _side_by_side(sides, table, unit, estimators, highlight, interval, chance)
+
+
+def remove_and_keep(table, unit="value", estimators=None, highlight=None, interval=True, chance=None):
+    """A figure of ROAR (the top t percent removed) beside KAR (only they are kept), on one scale of accuracy.
+
+    In both panels images get emptier to the right. Raises LookupError where one of the two modes has no results.
+    """
+    sides = [("retrain", "remove"), ("retrain", "keep")]
+    figure = _side_by_side(sides, table, unit, estimators, highlight, interval, chance)
+    for ax, title in zip(figure.axes, ("ROAR, lower is better", "KAR, higher is better"), strict=True):
+        ax.set_title(f"{title}\n{ax.get_title(loc='left')}", loc="left", fontsize=TEXT - 0.5, color=QUIET)
+    return figure
+
+
+def _side_by_side(sides, table, unit, estimators, highlight, interval, chance):
+    """Curves of two (measure, mode) on one scale; LookupError before a figure is begun: none is left half empty."""
+    for measure, mode in sides:
         chosen(points(table, measure, unit, mode), estimators)
     figure, axes = subplots(1, 2, (7.2, 3.6), sharey=True)
-    for ax, measure in zip(axes[0], measures, strict=True):
+    for ax, (measure, mode) in zip(axes[0], sides, strict=True):
         curves(table, ax, estimators, highlight, measure, unit, mode, interval, chance, named=False)
-    for ax in axes[0]:
+    for ax in axes[0]:  # only now: either panel widens the shared scale
         name_lines(ax)
     return figure
 
@@ -192,7 +226,7 @@ def about(found: pd.DataFrame, measure: str, unit: str, interval: bool = True, o
 def frame(ax, found: pd.DataFrame, mode: str, chance: float | None = None) -> None:
     """Axes of curves: from the untouched end rightwards, so that images get emptier in both modes."""
     percents = sorted(found["percent"].unique())
-    ends = (0, max(percents)) if mode == "remove" else (100, min(percents))
+    ends = (100, min(percents)) if remove.keeps(mode) else (0, max(percents))
     pad = 0.03 * (ends[1] - ends[0])
     ticks = percents if np.diff(percents).min(initial=100) >= 8 else range(0, 101, 20)  # closer would touch
     ax.set(xlim=(ends[0] - pad, ends[1] + pad), xticks=ticks, xlabel=f"t: percent of inputs {MODES[mode]}")
@@ -206,38 +240,6 @@ def frame(ax, found: pd.DataFrame, mode: str, chance: float | None = None) -> No
         ax.annotate("chance", (0, 100 * chance), (2, 2), color=QUIET, fontsize=TEXT - 1, **at)
     plt.setp([ax, ax.figure], facecolor="white")
     plt.setp([ax.xaxis.label, ax.yaxis.label, *ax.spines.values()], color=INK)
-
-
-def apart(wanted: np.ndarray, gap: float, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-    """Places (n,) as near as can be to the wanted ones (least squares), at least `gap` apart, in [low, high].
-
-    With places sorted, x_i - i gap must not fall: an isotonic regression. Where they cannot fit, gap shrinks.
-    """
-    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
-    order, steps = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted))
-    level = isotonic_regression(wanted[order] - steps).x
-    places = np.clip(level, low, high - steps[-1]) + steps
-    return places[np.argsort(order)]
-
-
-def name_lines(ax, size: float = TEXT) -> None:
-    """Write each line's label at its right end, moved apart where ends are close, with a leader to the end.
-
-    Call it last: it reads the axes' limits. size in points; it shrinks where more names than fit are wanted.
-    """
-    lines = [drawn for drawn in ax.lines if not drawn.get_label().startswith("_")]
-    right = np.argmax if ax.get_xlim()[1] > ax.get_xlim()[0] else np.argmin
-    ends = np.array([drawn.get_xydata()[right(drawn.get_xdata())] for drawn in lines]).reshape(-1, 2)
-    ends = (ax.transData + ax.transAxes.inverted()).transform(ends)  # (lines, 2), 0..1 of the axes
-    height = 72 * ax.get_position().height * ax.figure.get_size_inches()[1]  # points
-    size = min(size, 0.92 * height / max(len(lines), 1))
-    places = apart(ends[:, 1], 1.15 * size / height, 0.0, 1.04)
-    leaders = [[(x + 0.02, y), (1.07, place)] for (x, y), place in zip(ends, places, strict=True)]
-    colors = np.array([to_rgb(drawn.get_color()) for drawn in lines]).reshape(-1, 3)
-    where = dict(transform=ax.transAxes, clip_on=False)
-    ax.add_collection(LineCollection(leaders, colors=colors, linewidths=0.5, **where))
-    for drawn, place, color in zip(lines, places, 0.68 * colors, strict=True):  # darker: legible as thin text
-        ax.text(1.08, place, drawn.get_label(), fontsize=size, color=color, va="center_baseline", **where)
 
 
 def image(ax, pixels, title: str = "") -> None:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from roarlib import attribute, data, grid, models, params, rankings, results, runner, train
+from roarlib import attribute, cluster, data, grid, models, rankings, results, train
+from roarlib.device import device_of
+from roarlib.names import group_of, split_name, variant_of
 from roarlib.params import InputError, Study
 
 
@@ -19,12 +21,12 @@ def check(study: Study, progress: Callable[[int, int], None] | None = None) -> d
     Finds in seconds what would otherwise fail hours later in some cell. Returns the data, which are prepared before
     (with `progress`, of images) where they are not yet.
     """
-    train.device_of(study)
+    device_of(study)
     _check_folder(study)
     found = data.load(study, progress)
     torch.manual_seed(study.base_seed)
-    model = models.build(study.model, len(found.classes), found.shape).to(train.device_of(study))
-    out = copy.deepcopy(model).train()(torch.zeros(2, *found.shape, device=train.device_of(study)))
+    model = models.build(study.model, len(found.classes), found.shape).to(device_of(study))
+    out = copy.deepcopy(model).train()(torch.zeros(2, *found.shape, device=device_of(study)))
     if not isinstance(out, torch.Tensor):
         raise InputError(f"model {study.model} gives {type(out).__name__} in training; logits alone are needed")
     _try_estimators(study, found, model)
@@ -33,7 +35,7 @@ def check(study: Study, progress: Callable[[int, int], None] | None = None) -> d
 
 def _try_estimators(study: Study, found: data.Data, model: torch.nn.Module) -> None:
     predictions = np.zeros(len(found.train), dtype=np.int64)
-    device, index = train.device_of(study), slice(0, min(2, len(found.train)))
+    device, index = device_of(study), slice(0, min(2, len(found.train)))
     for name in study.estimators:
         try:
             scores = rankings.explain_stored(study, found, model, "train", predictions, [name], index, device, 256)
@@ -77,15 +79,15 @@ def disk_bytes(study: Study) -> tuple[int, int]:
             for split, count in counts.items():
                 if not rankings.path(study, name, unit, split).is_file():
                     bytes_ = count * area * (1 if unit == "pixel" else channels)
-                    groups[params.group_of(name)] = groups.get(params.group_of(name), 0) + bytes_
+                    groups[group_of(name)] = groups.get(group_of(name), 0) + bytes_
     images = 0 if (data.prepared(study) / "meta.json").is_file() else sum(counts.values()) * channels * area
-    at_once = runner.machine(study)[0] if study.rankings == "recompute" else len(groups)
+    at_once = cluster.machine(study)[0] if study.rankings == "recompute" else len(groups)
     return images, sum(sorted(groups.values())[-at_once:])
 
 
 def seconds_left(study: Study, found: data.Data, todo: list[grid.Cell]) -> float:
     """Estimated seconds until the cells `todo` are done: from measured rows where there are any, else a short trial."""
-    workers, threads = runner.machine(study)
+    workers, threads = cluster.machine(study)
     done, trial = results.rows(study), None
     spent = []
     for cell in todo:
@@ -104,12 +106,15 @@ def _cost(study: Study, found: data.Data, cell: grid.Cell, measure: str, step: f
     """Seconds of one row, from the seconds of a training step and of one image's gradient pass."""
     images = len(found.train) + len(found.test)
     inference = one_pass / 3 * len(found.test)
+    training = study.epochs * max(1, len(found.train) // study.batch_size) * step
     if measure == "ranking":
-        base, _ = params.split_name(cell.parameters["estimators"][0])
+        base, _ = split_name(cell.parameters["estimators"][0])
         inputs = 0 if cell.name == "controls" else (study.ig_steps if base == "ig" else 1) * (1 + study.noise_samples)
-        return images * (inputs * one_pass / len(cell.rows) + 1e-4)  # the sweep is shared; ranking takes its own
-    steps = study.epochs * max(1, len(found.train) // study.batch_size)
-    return inference if measure == "deletion" else steps * step + inference
+        sweep = images * (inputs * one_pass / len(cell.rows) + 1e-4)  # it is shared; ranking takes its own
+        if variant_of(cell.parameters["estimators"][0]) == "recursive":  # explained, trained, explained again ..
+            return sweep + len(study.recursive_steps) * (sweep + training)
+        return sweep
+    return inference if measure == "deletion" else training + inference
 
 
 def _trial(study: Study, found: data.Data, threads: int) -> tuple[float, float]:
@@ -130,7 +135,7 @@ def _timed(study: Study, found: data.Data) -> tuple[float, float]:
     started = time.perf_counter()
     model = train.train(short, little, 0)
     step = (time.perf_counter() - started) / max(1, len(few) // study.batch_size)
-    device = train.device_of(study)
+    device = device_of(study)
     count = rankings.batch_size(device, found.shape)
     x = torch.zeros(count, *found.shape, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.zeros(count, dtype=torch.int64, device=device)

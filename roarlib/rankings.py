@@ -9,11 +9,14 @@ import numpy as np
 import torch
 
 from roarlib import attribute
-from roarlib.data import SPLITS, Data, Split, normalise
-from roarlib.params import InputError, Study, group_of, write_atomically
+from roarlib.data import Data, Split, image_ids
+from roarlib.degrade import Degraded
+from roarlib.device import device_of
+from roarlib.names import group_of
+from roarlib.params import InputError, Study, write_atomically
 from roarlib.remove import rank, to_unit
 from roarlib.stored import new_file, release
-from roarlib.train import device_of, load_base
+from roarlib.train import load_base
 
 
 def path(study: Study, estimator: str, unit: str, split: str) -> Path:
@@ -42,7 +45,8 @@ def make(
 
     predictions: split -> int64 (N,), the base model's classes, which are what is explained. progress: called with
     (images done, of all). Returns {"seconds", "images_per_second"} of this call. Memory does not grow with the number
-    of images. A run that was interrupted goes on at the last checkpoint, with the same bytes in the end.
+    of images. A run that was interrupted goes on at the last checkpoint, with the same bytes in the end. Recursive
+    estimators are ranked by the module of that name.
     """
     if len({group_of(name) for name in estimators}) != 1:
         raise ValueError(f"{estimators} are not of one group, which is what shares passes and files")
@@ -85,7 +89,7 @@ def _split(study, data, model, predictions, estimators, part_name, device):
             continue
         ids = image_ids(part_name, index, device)
         for (estimator, unit), part in parts.items():
-            part[index] = _ranked(scores[estimator], unit, ids, study, estimator).cpu().numpy()
+            part[index] = ranked(scores[estimator], unit, ids, study, estimator).cpu().numpy()
         if first == 0:
             _refuse_constant(scores)
         first = index.stop
@@ -109,12 +113,16 @@ def explain_stored(
     index: slice,
     device: torch.device,
     batch: int,
+    ranking: np.ndarray | None = None,
+    percent: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Scores (B, C, H, W) by name of the images `index` of a split, with the study's settings: attribute.explain."""
+    """Scores (B, C, H, W) by name of the images `index` of a split, with the study's settings: attribute.explain.
+
+    ranking, percent: what is removed from the images before, where they are not to be explained untouched.
+    """
     split = data.split(part_name)
     mean, std = torch.from_numpy(data.mean).to(device), torch.from_numpy(data.std).to(device)
-    images = normalise(torch.from_numpy(np.array(split.images[index])).to(device), mean, std)
-    release(split.images)
+    images, _ = Degraded(part_name, data, device, ranking, percent, room=0).batch(index)
     masks = None if split.masks is None else torch.from_numpy(split.masks[index]).to(device)
     reference = (-mean / std)[:, None, None] if study.ig_reference == "black" else torch.zeros(1, device=device)
     return attribute.explain(
@@ -143,7 +151,7 @@ def of_images(
     found = explain_stored(study, data, model, split, predictions[split], estimators, index, device, 256)
     _refuse_constant(found)
     ids = image_ids(split, index, device)
-    return {name: _ranked(found[name], unit, ids, study, name).cpu().numpy() for name in estimators}
+    return {name: ranked(found[name], unit, ids, study, name).cpu().numpy() for name in estimators}
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -155,11 +163,6 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     one, other, both = (np.bincount(x.reshape(-1), minlength=100).cumsum() for x in (a, b, np.maximum(a, b)))
     return np.divide(2 * both, one + other, out=np.full(100, np.nan), where=one + other > 0)
-
-
-def image_ids(split: str, index: slice, device: torch.device) -> torch.Tensor:
-    """The numbers that seed an image's noise, ties and Random: int64, unlike for train and test images."""
-    return torch.arange(index.start, index.stop, device=device) + (SPLITS.index(split) << 40)
 
 
 def batch_size(device: torch.device, shape: tuple[int, int, int]) -> int:
@@ -176,7 +179,8 @@ def _refuse_constant(scores: dict[str, torch.Tensor]) -> None:
             raise InputError(f"{estimator} gives every input of an image the same score: there is nothing to rank")
 
 
-def _ranked(scores, unit, ids, study, estimator):
+def ranked(scores: torch.Tensor, unit: str, ids: torch.Tensor, study: Study, estimator: str) -> torch.Tensor:
+    """Scores of a batch as a ranking of this unit; InputError names the estimator if they are not finite."""
     if scores.dtype == torch.uint8:
         return to_unit(scores, unit)
     try:

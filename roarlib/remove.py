@@ -1,15 +1,29 @@
 """Which inputs go: rankings from scores, masks from rankings. Pure functions on tensors of any device.
 
 A ranking is uint8: `ceil(100 (r + 1) / K) - 1` for rank r = 0 (most important) .. K - 1. An input is removed at t
-percent exactly when its value is below t, so one byte an input serves every whole percent and both modes.
+percent exactly when its value is below t, so one byte an input serves every whole percent and every mode.
+
+Modes say what a model gets to see. `remove` (ROAR): the image without its top t percent, the training mean in their
+place. `keep` (KAR): the top t percent alone. `remove-imputed`, `keep-imputed`: the same with removed inputs imputed
+from their neighbours (ROAD). `mask`: the holes alone, 1 where an input is removed, else -1, nothing of the image.
 """
 
+import numpy as np
 import torch
 
 from roarlib import draws
 
 UNITS = ("value", "pixel")
-MODES = ("remove", "keep")
+
+
+def keeps(mode: str) -> bool:
+    """Whether a mode keeps the most important inputs (`keep`, `keep-imputed`) rather than removing them."""
+    return mode.startswith("keep")
+
+
+def imputes(mode: str) -> bool:
+    """Whether removed inputs are imputed from their neighbours (ROAD's fill) instead of set to the mean."""
+    return mode.endswith("-imputed")
 
 
 def to_unit(scores: torch.Tensor, unit: str) -> torch.Tensor:
@@ -31,7 +45,7 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
     """
     flat = scores.detach().reshape(len(scores), -1).float()
     if not torch.isfinite(flat).all():
-        bad = int(ids[~torch.isfinite(flat).all(1)][0]) % (1 << 40)  # above are the split's bits: rankings.image_ids
+        bad = int(ids[~torch.isfinite(flat).all(1)][0]) % (1 << 40)  # above are the split's bits: data.image_ids
         raise ValueError(f"scores of image {bad} are NaN or infinite; an importance must be a finite number")
     units = flat.shape[1]
     order = (-flat + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0: they tie
@@ -46,8 +60,14 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def removed(ranking: torch.Tensor, percent: int, mode: str = "remove") -> torch.Tensor:
-    """True where an input is removed: the top `percent` in mode `remove` (ROAR), all others in `keep` (KAR).
+    """True where an input is removed: the top `percent`, or in the modes that keep (KAR) all others.
 
     Works on torch tensors and numpy arrays alike; exactly floor(percent/100 x units) are removed (or kept).
     """
-    return ranking < percent if mode == "remove" else ranking >= percent
+    return ranking >= percent if keeps(mode) else ranking < percent
+
+
+def counts(ranking: np.ndarray, percent: int) -> np.ndarray:
+    """How many units of each image lie in its top `percent`: int (N,). For every image of a split in one pass."""
+    parts = (ranking[first : first + 1000] < percent for first in range(0, len(ranking), 1000))
+    return np.concatenate([part.reshape(len(part), -1).sum(1) for part in parts])

@@ -1,15 +1,22 @@
 """The report: analysis notebooks run headless, their figures kept, and all of it in one HTML page."""
 
-import re
+from datetime import datetime
+from html import escape
 from pathlib import Path
 
 import nbformat
-from nbconvert import HTMLExporter
+import pandas as pd
 
-from roarlib import kernel, params, plots, results, stats
+from roarlib import kernel, page, params, plots, provenance, results, stats, verdicts
 from roarlib.params import InputError, Study
 
-ANALYSES = ("10-accuracy-curves", "11-degraded-images", "12-against-the-paper", "13-better-than-random")
+ANALYSES = (
+    "10-accuracy-curves",
+    "11-degraded-images",
+    "12-against-the-paper",
+    "13-better-than-random",
+    "14-can-we-trust-this",
+)
 
 
 def render(study: Study) -> str:
@@ -26,11 +33,14 @@ def render(study: Study) -> str:
         if (study.folder / "study.yaml").is_file()
         else params.root() / "params" / f"{study.name}.yaml"
     )
-    executed = [_execute(study, file, name) for name in ANALYSES]
-    page = study.folder / "report.html"
-    params.write_atomically(page, _html(study, executed))
+    count = page.Counter()
+    analyses = [page.of_notebook(_execute(study, file, name), name, count) for name in ANALYSES]
+    sections = [section for section in analyses if section.shows()]  # a published table comes without images
+    sections.append(_how(study, count, [section.title for section in analyses if not section.shows()]))
+    target = study.folder / "report.html"
+    params.write_atomically(target, page.html(f"ROAR study {study.name}", _head(study, table), sections))
     figure = study.folder / "figures" / f"curves-{study.units[0]}-{study.modes[0]}.png"
-    return f"{summary(study)}\n\nfigure: {figure}\nreport: {page}"
+    return f"{summary(study)}\n\nfigure: {figure}\nreport: {target}"
 
 
 def summary(study: Study) -> str:
@@ -43,7 +53,7 @@ def summary(study: Study) -> str:
     grid = grid.sort_values("area", ascending=False)
     lines = [
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
-        f"mean of {points.n.min()} seed(s)",
+        f"mean of {points.n.min()} {'seed' if points.n.min() == 1 else 'seeds'}",
         "",
         f"{'estimator':<14}" + "".join(f"{f't={p}':>8}" for p in grid.columns[:-1]) + f"{'area':>9}",
     ]
@@ -57,26 +67,43 @@ def summary(study: Study) -> str:
 def _execute(study: Study, file: Path, name: str) -> nbformat.NotebookNode:
     target = study.folder / "report" / f"{name}.ipynb"
     try:
-        kernel.execute(params.root() / "notebooks" / f"{name}.ipynb", target, {"study_file": str(file)}, timeout=900)
+        kernel.execute(params.root() / "notebooks" / f"{name}.ipynb", target, {"study_file": str(file)}, timeout=900,
+                       env={"ROAR_DPI": str(page.DPI)})  # fmt: skip
     except kernel.NotebookFailed as problem:
         raise InputError(f"{name} failed: {problem.cause} (see {target})") from None
     return nbformat.read(target, 4)
 
 
-def _html(study: Study, notebooks: list) -> str:
-    """One page of the notebooks' prose, figures and tables; widgets need a kernel and are left out."""
-    whole = nbformat.v4.new_notebook(metadata=notebooks[0].metadata)
-    whole.cells = [
-        cell
-        for notebook in notebooks
-        for cell in notebook.cells
-        if "widget" not in cell.metadata.get("tags", []) and "## Choose for yourself" not in cell.source
-    ]
-    for cell in whole.cells:  # links to notebooks lead nowhere from here
-        cell.source = re.sub(r"\[([^\]]+)\]\([\w-]+\.ipynb\)", r"\1", cell.source)
-    whole.metadata.pop("widgets", None)
-    exporter = HTMLExporter(
-        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True
+def _head(study: Study, table: pd.DataFrame) -> str:
+    """The result in a sentence, what it rests on, and the date."""
+    unit, mode = study.units[0], study.modes[0]
+    sentence = verdicts.in_words(verdicts.verdicts(table, unit, mode), plots.label)
+    retrained, today = table[table.measure == "retrain"], datetime.now()
+    facts = (
+        f"{plots.UNITS[unit].capitalize()} {plots.MODES[mode]}; {len(retrained)} retrainings of {study.model} on "
+        f"{study.dataset}, {retrained.n_train.max():,.0f} train and {retrained.n_test.max():,.0f} test images, "
+        f"{retrained.n_classes.max():.0f} classes."
     )
-    body, _ = exporter.from_notebook_node(whole, {"metadata": {"name": f"ROAR study {study.name}"}})
-    return re.sub(r'<script[^>]*\ssrc="https?:[^>]*>\s*</script>', "", body)  # nothing is fetched to show the page
+    date = f'<time datetime="{today:%Y-%m-%d}">{today.day} {today:%B %Y}</time>'
+    return f'<p class="lead">{page.text(sentence)}</p><p class="facts">{escape(facts)} {date}</p>'
+
+
+def _how(study: Study, count: page.Counter, left_out: list[str]) -> page.Section:
+    """How it was made: parameters, versions and machines, cost; and the titles of analyses that had nothing to show."""
+    rows, given = results.known(study), provenance.parameters(study)
+    section = page.Section("How it was made", "how-it-was-made")
+    section.blocks = [
+        "<h3>Parameters</h3><p>All of the study, in the order of its file; those that differ from their default are "
+        "set bold.</p>",
+        page.table(given, "Parameters", count, marked=set(given.index[given.differs != ""])),
+        "<h3>Versions and machines</h3><p>As the rows say, one line for each unlike combination; times are UTC.</p>",
+        page.table(provenance.machines(rows), "Versions and machines", count),
+        "<h3>Cost</h3>",
+        page.table(provenance.cost(rows), "Measurements and their seconds", count),
+        f"<p>{provenance.worker_hours(rows):.2f} worker-hours in all measurements together; "
+        f"{provenance.wall_hours(rows):.2f} hours from the start of the first to the end of the last, pauses included. "
+        "Starting notebooks and loading data is in the second number alone.</p>",
+    ]
+    if left_out:
+        section.blocks.append(f"<p>Left out, for want of rankings and images: {escape(', '.join(left_out))}.</p>")
+    return section

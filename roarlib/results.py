@@ -37,6 +37,8 @@ COLUMNS = [
     "commit",
     "finished",
 ]
+NUMBERS = ["percent", "seed", "accuracy", "n_train", "n_test", "n_classes", "epochs", "seconds"]
+TEXT = {name: str for name in COLUMNS if name not in NUMBERS}  # a commit of digits alone is no number
 KEY = ["measure", "estimator", "unit", "mode", "percent", "seed"]  # what makes a row itself
 MEASURES = ("base", "deletion", "retrain", "ranking")  # a ranking has no accuracy: its row says that it is done
 
@@ -104,7 +106,7 @@ def write(
 
 def context(study: Study, data) -> dict:
     """What a row says of the data and the device: sizes of the splits, number of classes, device, precision."""
-    from roarlib.train import device_of, precision_of
+    from roarlib.device import device_of, precision_of
 
     device = device_of(study)
     return {
@@ -130,9 +132,14 @@ def rows(study: Study) -> pd.DataFrame:
     return table.sort_values(KEY, ignore_index=True)
 
 
+def known(study: Study) -> pd.DataFrame:
+    """Every row, rankings included: the row files, and what only results.csv there still knows. See COLUMNS."""
+    return _with_earlier(study, rows(study))
+
+
 def table(study: Study) -> pd.DataFrame:
-    """The tidy table of accuracies: the row files, and what only results.csv there still knows. See COLUMNS."""
-    found = _with_earlier(study, rows(study))
+    """The tidy table of accuracies: `known` without the rankings."""
+    found = known(study)
     return found[found.measure != "ranking"].reset_index(drop=True)
 
 
@@ -141,19 +148,24 @@ def _with_earlier(study: Study, found: pd.DataFrame) -> pd.DataFrame:
     file = study.folder / "results.csv"
     if not file.is_file():
         return found
-    earlier = pd.read_csv(file)
+    earlier = pd.read_csv(file, dtype=TEXT)
     both = pd.concat([found, earlier], ignore_index=True) if len(found) else earlier
     both = both.drop_duplicates(KEY)  # the first stays: a row file wins
     return both.sort_values(KEY, ignore_index=True)
 
 
 def collect(study: Study) -> Path:
-    """Write results.csv from the row files and return it; InputError if there is no row yet."""
-    found = _with_earlier(study, rows(study))
+    """Write results.csv and results.parquet, the same table with its types; returns the CSV.
+
+    InputError if there is no row yet.
+    """
+    found = known(study)
     if found.empty:
         raise InputError(f"no results under {study.folder} yet; `roar run params/{study.name}.yaml` makes them")
+    found = found[COLUMNS].astype({name: float for name in NUMBERS if found[name].isna().any()})  # None is no number
     file = study.folder / "results.csv"
-    write_atomically(file, found[COLUMNS].to_csv(index=False))
+    write_atomically(file.with_suffix(".parquet"), found.to_parquet(index=False))
+    write_atomically(file, found.to_csv(index=False))
     return file
 
 

@@ -9,6 +9,8 @@ import pandas as pd
 from scipy import integrate
 from scipy import stats as scipy_stats
 
+from roarlib import remove
+
 CURVE = ["measure", "estimator", "unit", "mode"]  # the columns that name one curve
 SPREAD = ["n", "mean", "std", "low", "high"]
 LEVEL = 0.95  # of every interval
@@ -62,7 +64,8 @@ def with_clean(table: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
     """The curves of a table, each with its untouched end: rows of retrain and deletion, in curve order.
 
     Retrained curves get the shared `clean` rows (one a seed), deletion curves the `base` row, at percent 0
-    in mode remove and at 100 in mode keep: nothing is removed there. mode: only curves of this mode.
+    in the modes that remove and at 100 in those that keep: nothing is removed there. A mask alone has no such end.
+    mode: only curves of this mode.
     The clean and base rows themselves are left out; a curve whose clean rows are missing stays without.
     """
     one_study(table)
@@ -74,8 +77,8 @@ def with_clean(table: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
         return curves.copy()
     clean = table[shared].assign(measure=table.loc[shared, "measure"].replace("base", "deletion"))
     clean = clean.drop(columns=["estimator", "unit", "mode", "percent"])
-    ends = curves[CURVE].drop_duplicates().merge(clean, on="measure")
-    ends["percent"] = np.where(ends["mode"] == "keep", 100, 0)
+    ends = curves.loc[curves["mode"] != "mask", CURVE].drop_duplicates().merge(clean, on="measure")
+    ends["percent"] = np.where(ends["mode"].map(remove.keeps).astype(bool), 100, 0)
     both = pd.concat([ends[table.columns], curves]) if len(ends) else curves
     both = both.drop_duplicates([*CURVE, "percent", "seed"], keep="last")  # a curve's own row wins
     return both.astype({"percent": int}).sort_values([*CURVE, "percent", "seed"], ignore_index=True)
@@ -91,7 +94,7 @@ def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain")
 
     For each seed, with A(t) the estimator's and R(t) Random's accuracy and trapezoids over t,
 
-        area = integral (R - A) dt / integral (R - I) dt,    I(t) = chance (remove) or clean accuracy (keep)
+        area = integral (R - A) dt / integral (R - I) dt,    I(t) = chance (remove..) or clean accuracy (keep..)
 
     1: the ideal at once (accuracy at chance, or, in mode keep, never below clean); 0: like Random;
     negative: worse than Random. The curves share their clean end, so 1 is approached and not reached in
@@ -115,16 +118,17 @@ def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain")
 def seed_areas(own: pd.DataFrame, random: pd.DataFrame, mode: str, chance: float) -> np.ndarray:
     """Normalised area of each seed complete in both grids (see `area_to_random`, `by_seed`) -> (seeds,)."""
     percents = own.columns.intersection(random.columns).sort_values()
-    clean = 100 if mode == "keep" else 0
+    kept = remove.keeps(mode)
+    clean = 100 if kept else 0
     if clean not in percents or len(percents) < 2:
         return np.empty(0)
     own, random = own[percents].dropna(), random[percents].dropna()
     seeds = own.index.intersection(random.index)
     own, random = own.loc[seeds], random.loc[seeds]
-    ideal = random[[clean]].to_numpy() if mode == "keep" else chance  # (seeds, 1) or a number
+    ideal = random[[clean]].to_numpy() if kept else chance  # (seeds, 1) or a number
     gained = integrate.trapezoid((random - own).to_numpy(), percents, axis=1)
     possible = integrate.trapezoid((random - ideal).to_numpy(), percents, axis=1)
-    room = possible < 0 if mode == "keep" else possible > 0
+    room = possible < 0 if kept else possible > 0
     return gained[room] / possible[room]
 
 
@@ -156,10 +160,25 @@ def paired(table: pd.DataFrame, estimator: str, reference: str = "random",
 def binomial_error(accuracy, n_test):
     """Standard error of an accuracy (0..1) measured on n_test images: sqrt(a (1 - a) / n_test).
 
-    It is the part of the spread that the finite test set explains. Numbers or arrays.
+    It says how one model's accuracy would vary over other test sets of that size. All seeds are scored on the same
+    images, so their spread does not contain it and may be smaller. Numbers or arrays.
     """
     accuracy = np.asarray(accuracy, dtype=float)
     return np.sqrt(accuracy * (1 - accuracy) / n_test)
+
+
+def seeds_and_test_set(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
+    """Two errors of each retrained accuracy side by side, one row per estimator and percent.
+
+    Columns: estimator, percent, n (seeds), mean (accuracy 0..1), std (over seeds, ddof 1; NaN for one seed),
+    binomial (`binomial_error` of the mean on the test set's images).
+    """
+    one_study(table)
+    rows = table[(table["measure"] == "retrain") & (table["unit"] == unit) & (table["mode"] == mode)]
+    groups = rows.groupby(["estimator", "percent"])
+    out = groups["accuracy"].agg(n="count", mean="mean", std="std")
+    out["binomial"] = binomial_error(out["mean"], groups["n_test"].max())
+    return out.reset_index()
 
 
 def spearman(one, other) -> dict:
@@ -176,3 +195,21 @@ def spearman(one, other) -> dict:
     half = scipy_stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt((1 + rho**2 / 2) / (n - 3))
     low, high = np.tanh([np.arctanh(rho) - half, np.arctanh(rho) + half])
     return dict(n=n, rho=rho, low=float(low), high=float(high))
+
+
+def kendall(one, other) -> dict:
+    """Kendall's rank correlation of paired values (n,): n, tau (tau-b), low, high (95 percent interval), p (two-sided).
+
+    Interval: tanh(artanh(tau) +- 1.96 sqrt(0.437 / (n - 4))), NaN where n < 5 or |tau| = 1; tau and p are NaN where
+    n < 2 or all values of one side are equal.
+    Source: scipy.stats.kendalltau; Fieller, Hartley and Pearson, Biometrika 44 (1957), for the standard error.
+    """
+    one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
+    n = len(one)
+    found = scipy_stats.kendalltau(one, other) if n > 1 else None
+    tau, p = (float(found.statistic), float(found.pvalue)) if found else (np.nan, np.nan)
+    if n < 5 or not abs(tau) < 1 - 1e-12:
+        return dict(n=n, tau=tau, low=np.nan, high=np.nan, p=p)
+    half = scipy_stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(0.437 / (n - 4))
+    low, high = np.tanh([np.arctanh(tau) - half, np.arctanh(tau) + half])
+    return dict(n=n, tau=tau, low=float(low), high=float(high), p=p)

@@ -4,6 +4,11 @@ Every image shows one textured disc on a cluttered background. Only the texture 
 the disc's place, mean colour and contrast (over the channels together) and the whole background are drawn
 without looking at the label. So an estimator that ranks the disc first is right by construction, a judgement
 that no natural data set allows.
+
+Four more kinds make the answer harder in a known way. `outline`: an ellipse whose direction tells the class, its
+texture nothing, so that the hole where it was tells the class as well. `twice`: two discs say the same (redundancy).
+`against`: a second, fainter disc shows another class, which is evidence against the true one. `distractor`: a second
+disc carries rings, whatever the class.
 """
 
 import numpy as np
@@ -25,41 +30,70 @@ CLUTTER = 14.0  # of the colours of the background and its rectangles
 COLOUR = 7.0  # of the disc's mean colour
 GREY = 127.5  # mean of all colours
 
-DISC_SHARE = 0.15  # of the image's area
+KINDS = ("", "outline", "twice", "against", "distractor")
+DISC_SHARE = 0.15  # of the image's area; of two discs together
+ASPECT = 3.0  # of outline's ellipses
+FAINT = 0.5  # contrast of the disc that speaks against the class, as a share of the other's
 RECTANGLES = 8  # of clutter in one image
 BLOCK = 100  # images drawn from one generator; a multiple of ten keeps the classes balanced
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def make(n: int, seed: int, size: int = 32) -> Arrays:
-    """Draw n images with labels and informative pixels; image i depends on seed, i and size, never on n.
+def make(n: int, seed: int, size: int = 32, kind: str = "") -> Arrays:
+    """Draw n images with labels and informative pixels; image i depends on seed, i, size and kind, never on n.
 
     Returns images uint8 (n, 3, size, size), labels int64 (n,) in 0..9, balanced over every ten images, and
-    masks bool (n, 1, size, size), True in the disc. The same seed gives the same bytes; train and test need
-    different seeds. ValueError for n < 1, seed < 0 or size < 24, whose finest stripes would alias.
+    masks bool (n, 1, size, size), True in the disc (in both of `twice` and `against`). The same seed gives the same
+    bytes; train and test need different seeds. ValueError for n < 1, seed < 0, size < 24, whose finest stripes would
+    alias, or an unknown kind.
     """
-    if n < 1 or seed < 0 or size < 24:
-        raise ValueError(f"n={n}, seed={seed}, size={size}: allowed are n >= 1, seed >= 0 and size >= 24")
-    blocks = [_block(np.random.default_rng([seed, k]), size) for k in range(-(-n // BLOCK))]
+    if n < 1 or seed < 0 or size < 24 or kind not in KINDS:
+        raise ValueError(
+            f"n={n}, seed={seed}, size={size}, kind={kind!r}: allowed are n >= 1, seed >= 0, size >= 24 and {KINDS}"
+        )
+    blocks = [_block(np.random.default_rng([seed, k]), size, kind) for k in range(-(-n // BLOCK))]
     images, labels, masks = (np.concatenate(parts)[:n] for parts in zip(*blocks, strict=True))
     return images, labels, masks
 
 
-def _block(rng: np.random.Generator, size: int) -> Arrays:
-    """Draw BLOCK images: background, disc over it, noise over both; shapes and types as in `make`."""
+def _block(rng: np.random.Generator, size: int, kind: str) -> Arrays:
+    """Draw BLOCK images: background, disc or discs over it, noise over all; shapes and types as in `make`."""
     labels = rng.permuted(np.tile(np.arange(10), (BLOCK // 10, 1)), axis=1).ravel()
-    x, y, masks = _discs(rng, size)
-    texture = _standardise(_texture(rng, labels, x * 32 / size, y * 32 / size), masks)
+    if kind == "outline":
+        *place, masks = _ellipses(rng, labels, size)
+        objects = [(_object(rng, rng.integers(0, 10, BLOCK), *place, masks)[0], masks)]
+    elif kind:
+        first, second = _pairs(rng, size)
+        pixels, contrast = _object(rng, labels, *first)
+        others = labels if kind == "twice" else (labels + rng.integers(1, 10, BLOCK)) % 10
+        faint = FAINT * contrast if kind == "against" else None
+        objects = [(pixels, first[2]), (_object(rng, others, *second, faint, kind == "distractor")[0], second[2])]
+        masks = first[2] if kind == "distractor" else first[2] | second[2]
+    else:
+        *place, masks = _discs(rng, size)
+        objects = [(_object(rng, labels, *place, masks)[0], masks)]
+    images = _clutter(rng, size)
+    for pixels, where in objects:
+        images = np.where(where[:, None], pixels, images)
+    images += rng.normal(0, NOISE, images.shape)
+    return images.round().clip(0, 255).astype(np.uint8), labels, masks[:, None]
+
+
+def _object(rng, labels, x, y, masks, contrast=None, rings=False) -> tuple[np.ndarray, np.ndarray]:
+    """A class's texture around its object's centre: pixels (BLOCK, 3, size, size) and their contrast (BLOCK, 1, 1, 1).
+
+    contrast: of another object, or None to draw it. rings: a pattern of no class instead, in the class's tint.
+    """
+    size = x.shape[2]
+    texture = _standardise(_texture(rng, labels, x * 32 / size, y * 32 / size, rings), masks)
     low, high = CONTRAST
-    contrast = low + (high - low) * rng.uniform(size=(BLOCK, 1, 1, 1)) ** SKEW
+    drawn = low + (high - low) * rng.uniform(size=(BLOCK, 1, 1, 1)) ** SKEW
+    contrast = drawn if contrast is None else contrast
     tint = np.array(list(TINTS.values()))[labels // len(PATTERNS)] + rng.normal(0, TINT, (BLOCK, 3))
     tint = (tint / np.sqrt((tint**2).mean(1, keepdims=True)))[:, :, None, None]  # one contrast for all tints
     colour = rng.normal(GREY, COLOUR, (BLOCK, 3, 1, 1))
-    disc = colour + contrast * tint * texture[:, None]  # (BLOCK, 3, size, size)
-    images = np.where(masks[:, None], disc, _clutter(rng, size))
-    images += rng.normal(0, NOISE, images.shape)
-    return images.round().clip(0, 255).astype(np.uint8), labels, masks[:, None]
+    return colour + contrast * tint * texture[:, None], contrast
 
 
 def _discs(rng: np.random.Generator, size: int) -> Arrays:
@@ -70,17 +104,50 @@ def _discs(rng: np.random.Generator, size: int) -> Arrays:
     radius = size * np.sqrt(DISC_SHARE / np.pi)
     margin = int(np.ceil(radius))
     column, row = rng.integers(margin, size - margin, (2, BLOCK, 1, 1), endpoint=True) - 0.5
+    return _around(column, row, size, radius)
+
+
+def _around(column, row, size: int, radius: float) -> Arrays:
     x = np.arange(size)[None, None, :] - column
     y = row - np.arange(size)[None, :, None]
     return x, y, x**2 + y**2 < radius**2
 
 
-def _texture(rng: np.random.Generator, labels: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _pairs(rng: np.random.Generator, size: int) -> tuple[Arrays, Arrays]:
+    """Place two discs in different halves of each image, left and right or above and below; each as in `_discs`."""
+    radius = size * np.sqrt(DISC_SHARE / 2 / np.pi)
+    margin, half = int(np.ceil(radius)), size // 2
+    near = rng.integers(margin, half - margin, (BLOCK, 1, 1), endpoint=True) - 0.5
+    far = rng.integers(half + margin, size - margin, (BLOCK, 1, 1), endpoint=True) - 0.5
+    free = rng.integers(margin, size - margin, (2, BLOCK, 1, 1), endpoint=True) - 0.5
+    swapped, upright = rng.integers(0, 2, (2, BLOCK, 1, 1)).astype(bool)
+    one, other = np.where(swapped, far, near), np.where(swapped, near, far)
+    first, second = (
+        _around(np.where(upright, loose, tied), np.where(upright, tied, loose), size, radius)
+        for tied, loose in zip((one, other), free, strict=True)
+    )
+    return first, second
+
+
+def _ellipses(rng: np.random.Generator, labels: np.ndarray, size: int) -> Arrays:
+    """Place ellipses whose direction, a multiple of 18 degrees, tells the class; x, y and masks as in `_discs`."""
+    radius = size * np.sqrt(DISC_SHARE / np.pi)
+    margin = int(np.ceil(radius * np.sqrt(ASPECT)))
+    column, row = rng.integers(margin, size - margin, (2, BLOCK, 1, 1), endpoint=True) - 0.5
+    x, y, _ = _around(column, row, size, radius)
+    angle = np.pi / 10 * labels[:, None, None]
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    return x, y, along**2 / ASPECT + across**2 * ASPECT < radius**2
+
+
+def _texture(rng: np.random.Generator, labels: np.ndarray, x: np.ndarray, y: np.ndarray, rings: bool) -> np.ndarray:
     """Evaluate each image's texture, at a random phase, around its disc's centre: (BLOCK, size, size)."""
     pattern = labels[:, None, None] % len(PATTERNS)
     angle = np.radians((*ANGLES, 0))[pattern]
     frequency = 2 * np.pi / np.exp(rng.uniform(*np.log(PERIOD), (BLOCK, 1, 1)))
     phase, other_phase = rng.uniform(0, 2 * np.pi, (2, BLOCK, 1, 1))
+    if rings:
+        return np.sin(frequency * np.hypot(x, y) + phase)
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
     stripes = np.sin(frequency * across + phase)

@@ -1,156 +1,23 @@
-"""Training and evaluation on degraded images, on the device: gather, normalise, remove, augment, step.
+"""Training and evaluation on degraded images, on the device.
 
-Images and ranking stay on the device where they fit, else batches stream from their memory-mapped files. One function
-trains the base model (nothing removed) and every retraining, so that they differ in the removal alone.
+One function trains the base model (nothing removed) and every retraining, so that they differ in the removal alone.
 """
 
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
-import psutil
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from roarlib import models, results
+from roarlib import models
 from roarlib.augment import augment
-from roarlib.data import SPLITS, Data, Split, normalise
+from roarlib.data import SPLITS, Data
+from roarlib.degrade import Degraded, degraded
+from roarlib.device import device_of, precision_of
 from roarlib.params import InputError, Study
-from roarlib.remove import removed
-from roarlib.stored import release
-
-
-def device_of(study: Study) -> torch.device:
-    """The study's device; `auto` is the first GPU if there is one."""
-    name = study.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{name}' is not usable here: {' '.join(str(error).split())[:90]}") from None
-    return device
-
-
-def precision_of(choice: str, device: torch.device) -> str:
-    """float32 or bfloat16, of a study's choice; `auto` is bfloat16 where the hardware multiplies it natively."""
-    if choice != "auto":
-        return choice
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    native = torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
-    return "bfloat16" if native else "float32"
-
-
-def room(study: Study, device: torch.device) -> int:
-    """Bytes that images and ranking may take on the device: the study's memory_gb, or a cell's part of what is free.
-
-    A third of what is free, shared by the cells that run at a time; of a GPU, by those that its `workers` put on it.
-    """
-    if study.memory_gb:
-        return int(study.memory_gb * 1e9)
-    if device.type == "cuda":
-        sharing = -(-(study.workers or 1) // max(1, torch.cuda.device_count()))
-        return torch.cuda.mem_get_info(device)[0] // (3 * sharing)
-    return min([psutil.virtual_memory().available, *_allowed()]) // (3 * (study.workers or results.cores()))
-
-
-def _allowed() -> list[int]:
-    """Bytes that a control group, a batch system's job for example, leaves this process; empty without a limit."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return []
-    return [max(0, int(limit) - int(used))] if limit.isdigit() else []
-
-
-def placed(study: Study, split: Split, ranking: np.ndarray | None = None) -> str:
-    """In words, where the images of a split and their ranking will be during training."""
-    device = device_of(study)
-    size, limit = split.images.nbytes + (0 if ranking is None else ranking.nbytes), room(study, device)
-    where = f"are kept on {device}" if size <= limit else "stream from the disk, read ahead by a thread"
-    return f"images and ranking ({size / 1e9:.2f} GB; room for {limit / 1e9:.2f} GB) {where}"
-
-
-@dataclass
-class Degraded:
-    """A split with its removal: gives normalised, degraded batches and their labels on the device.
-
-    ranking: uint8 (N, C, H, W) or (N, 1, H, W), or None for untouched images. Removed inputs become 0, which after
-    normalisation is the training set's mean of their channel. room: bytes it may keep on the device, None for any; a
-    larger split streams from its file, the next batches being read while the last is used.
-    """
-
-    split: Split
-    data: Data
-    device: torch.device
-    ranking: np.ndarray | None = None
-    percent: int = 0
-    mode: str = "remove"
-    room: int | None = None
-
-    def __post_init__(self):
-        if self.ranking is not None and len(self.ranking) != len(self.split):
-            raise ValueError(f"ranking of {len(self.ranking)} images for a split of {len(self.split)}")
-        self.mean, self.std = _put(self.data.mean, self.device), _put(self.data.std, self.device)
-        self.labels = _put(self.split.labels, self.device)
-        self.stored = [self.split.images] + ([] if self.ranking is None else [self.ranking])
-        self.resident = self.room is None or sum(array.nbytes for array in self.stored) <= self.room
-        if self.resident:
-            self.stored = [_put(array, self.device).permute(0, 2, 3, 1).contiguous() for array in self.stored]
-
-    def __len__(self):
-        return len(self.split)
-
-    def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images float32 (B, C, H, W), channels last, and labels int64 (B,) of an index tensor or slice."""
-        return self._degrade(index, self._read(index))
-
-    def batches(self, indices: Iterable[torch.Tensor | slice]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """`batch` of each index in turn; while one is used a thread reads the next two, if they come from disk."""
-        if self.resident:
-            yield from map(self.batch, indices)
-            return
-        with ThreadPoolExecutor(1) as reader:
-            ahead = deque()
-            for index in indices:
-                ahead.append((index, reader.submit(self._read, index)))
-                if len(ahead) > 2:
-                    index, found = ahead.popleft()
-                    yield self._degrade(index, found.result())
-            for index, found in ahead:
-                yield self._degrade(index, found.result())
-
-    def _read(self, index) -> list[torch.Tensor]:
-        """The stored bytes of these images and their ranks, (B, H, W, C): from the device, or from the disk, pinned."""
-        if self.resident:
-            if isinstance(index, slice):
-                return [array[index] for array in self.stored]
-            return [array.index_select(0, index.to(self.device)) for array in self.stored]
-        rows = index if isinstance(index, slice) else index.numpy()
-        found = [torch.from_numpy(np.array(array[rows])).permute(0, 2, 3, 1).contiguous() for array in self.stored]
-        release(*self.stored)
-        return [array.pin_memory() for array in found] if self.device.type == "cuda" else found
-
-    def _degrade(self, index, found: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        images, *ranks = (array.to(self.device, non_blocking=True).permute(0, 3, 1, 2) for array in found)
-        images = normalise(images, self.mean, self.std)  # channels last in memory, as what was read
-        for array in ranks:
-            images.mul_(~removed(array, self.percent, self.mode))  # a third of the time of masked_fill_
-        return images, self.labels[index if isinstance(index, slice) else index.to(self.device)]
-
-
-def _put(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    array = array if array.flags.writeable else np.array(array)  # torch warns of read-only arrays
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def train(
@@ -170,7 +37,7 @@ def train(
     drop_epochs, no selection of any kind.
     """
     device = device_of(study)
-    images = Degraded(data.train, data, device, ranking, percent, mode, room(study, device))
+    images = degraded(study, data, "train", ranking, percent, mode)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # first weights, and what the model itself draws: dropout, stochastic depth
         model = models.build(study.model, len(data.classes), data.shape)
@@ -248,8 +115,7 @@ def evaluate(
     mode: str = "remove",
 ) -> float:
     """Share of the degraded test images that the model classifies correctly, 0 to 1. ranking: of the test split."""
-    device = device_of(study)
-    images = Degraded(data.test, data, device, ranking, percent, mode, room(study, device))
+    images = degraded(study, data, "test", ranking, percent, mode)
     return float((predict(study, model, images, study.flip_average) == data.test.labels).mean())
 
 
@@ -257,9 +123,7 @@ def save_base(study: Study, data: Data, model: nn.Module) -> dict[str, np.ndarra
     """Keep the base model (safetensors) and its predictions on both splits; returns split -> int64 (N,)."""
     folder = study.folder / "01-train" / "base"
     folder.mkdir(parents=True, exist_ok=True)
-    device = device_of(study)
-    splits = {name: Degraded(data.split(name), data, device, room=room(study, device)) for name in SPLITS}
-    found = {name: predict(study, model, split) for name, split in splits.items()}
+    found = {name: predict(study, model, degraded(study, data, name)) for name in SPLITS}
     for name, classes in found.items():
         np.save(folder / f"predictions-{name}.npy", classes)
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}

@@ -4,11 +4,12 @@ import torch
 from conftest import Net, tiny_study
 from torch import nn
 
-from roarlib import attribute, draws, params
+from roarlib import attribute, draws
+from roarlib.names import BASES, CONTROLS, PAPER, REGISTERED
 from roarlib.params import InputError
 
 IDS = torch.tensor([4, 9, 2, 0, 7])
-NAMES = [name for name in params.PAPER if name not in params.CONTROLS]
+NAMES = [name for name in PAPER if name not in CONTROLS]
 
 
 def images(dtype=torch.float64):
@@ -36,7 +37,7 @@ def same(ours, theirs):
 
 
 @pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
-@pytest.mark.parametrize("base", params.BASES)
+@pytest.mark.parametrize("base", BASES)
 def test_all_six_of_a_base_equal_captum_under_the_same_noise(base):
     model, x = Net(), images()
     targets = model(x).argmax(1)
@@ -69,7 +70,7 @@ def test_integrated_gradients_sum_to_the_difference_of_logits_the_better_the_mor
 
 def test_without_noise_smoothgrad_is_the_base_and_vargrad_is_nothing():
     scores = explained(Net(), NAMES, noise_level=0.0)
-    for base in params.BASES:
+    for base in BASES:
         assert same(scores[f"{base}-sg"], scores[base])
         assert same(scores[f"{base}-sgsq"], scores[f"{base}-squared"])
         assert scores[f"{base}-var"].abs().max() < 1e-25 and scores[f"{base}-var"].min() >= 0
@@ -233,7 +234,7 @@ def test_a_model_that_cannot_be_traced_or_shares_its_layers_still_works():
 def registered():
     yield
     attribute.BASES.pop("mine", None)
-    params.REGISTERED.discard("mine")
+    REGISTERED.discard("mine")
 
 
 def test_a_function_registered_in_a_notebook_is_an_estimator_with_its_ensembles(registered):

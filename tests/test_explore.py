@@ -51,7 +51,7 @@ def done(study):
 @pytest.fixture
 def trained(done, monkeypatch):
     """The same study with a base model, which knows nothing. Estimators registered are forgotten afterwards."""
-    monkeypatch.setattr(params, "REGISTERED", set())
+    monkeypatch.setattr("roarlib.names.REGISTERED", set())
     monkeypatch.setattr(attribute, "BASES", dict(attribute.BASES))
     prepared = data.load(done)
     torch.manual_seed(0)

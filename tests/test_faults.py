@@ -258,7 +258,7 @@ def test_two_clients_share_a_study(place, undisturbed):
 
 
 def test_workers_that_cannot_write_or_have_other_versions_are_refused(place, monkeypatch):
-    from roarlib import runner
+    from roarlib import cluster
 
     address, _, _ = place.cluster()
     elsewhere = place.environment | {"ROAR_OUTPUTS": "/proc/nowhere"}
@@ -267,17 +267,17 @@ def test_workers_that_cannot_write_or_have_other_versions_are_refused(place, mon
     assert done.returncode == 2 and "cannot write" in done.stderr
     monkeypatch.setenv("ROAR_OUTPUTS", str(place.outputs))
     monkeypatch.syspath_prepend(place.folder)
-    monkeypatch.setattr(runner, "here", lambda: {"python": "2.7"})  # on this side only: workers run their own
+    monkeypatch.setattr(cluster, "here", lambda: {"python": "2.7"})  # on this side only: workers run their own
     study = params.load(place.file)
     params.save(study)
     from distributed import Client
 
     with Client(address, set_as_default=False) as client:
         monkeypatch.setattr(
-            client, "run", lambda f, *a, **k: {address: {"python": "3.99"} if f is runner.here else True}
+            client, "run", lambda f, *a, **k: {address: {"python": "3.99"} if f is cluster.here else True}
         )
         with pytest.raises(params.InputError, match="has other versions: python 2.7 here, 3.99 there"):
-            runner._able(client, study)
+            cluster.able(client, study)
 
 
 def test_no_scheduler_there_is_one_line(place):

@@ -3,14 +3,15 @@ import pandas as pd
 import pytest
 from conftest import tiny_study
 
-from roarlib import paper, params, results, stats
+from roarlib import paper, results, stats
+from roarlib.names import PAPER
 
 
 def test_the_table_is_whole_and_in_our_names():
     table = paper.table2()
     assert len(table) == 420 and not table.isna().any().any()
     assert set(table.dataset) == set(paper.DATASETS) and set(table["mode"]) == {"remove", "keep"}
-    assert set(table.estimator) < set(params.PAPER) and table.estimator.nunique() == 14
+    assert set(table.estimator) < set(PAPER) and table.estimator.nunique() == 14
     assert sorted(set(table.percent)) == [10, 30, 50, 70, 90] and table.accuracy.between(0, 1).all()
     assert table[table.suspect].values.tolist() == [["imagenet", "grad-var", "keep", 10, 0.5338, True]]
 

@@ -3,6 +3,7 @@ import yaml
 from conftest import tiny_study
 
 from roarlib import params
+from roarlib.names import PAPER, split_name
 from roarlib.params import InputError
 
 
@@ -13,9 +14,9 @@ def written(tmp_path, text):
 
 
 def test_the_papers_estimators_are_eighteen_and_two_controls():
-    assert len(params.PAPER) == 20 and len(set(params.PAPER)) == 20
-    assert params.PAPER[:6] == ("grad", "grad-squared", "grad-sg", "grad-sg-squared", "grad-sgsq", "grad-var")
-    assert tiny_study(estimators=["paper", "oracle"]).estimators == [*params.PAPER, "oracle"]
+    assert len(PAPER) == 20 and len(set(PAPER)) == 20
+    assert PAPER[:6] == ("grad", "grad-squared", "grad-sg", "grad-sg-squared", "grad-sgsq", "grad-var")
+    assert tiny_study(estimators=["paper", "oracle"]).estimators == [*PAPER, "oracle"]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_the_papers_estimators_are_eighteen_and_two_controls():
     ],
 )
 def test_names_split_into_base_and_ensemble(name, wanted):
-    assert params.split_name(name) == wanted
+    assert split_name(name) == wanted
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 from roarlib import data, photos, rankings, stored, train
+from roarlib.degrade import Degraded
+from roarlib.device import device_of
 from roarlib.params import InputError
 
 CLASSES = ["ant", "bee", "cat"]
@@ -187,6 +189,8 @@ def test_a_part_takes_all_classes_alike(tmp_path):
 KILLED = """
 import os, signal, sys
 from roarlib import data, params, stored
+from roarlib.degrade import Degraded
+from roarlib.device import device_of
 stored.CHUNK = 8
 def stop(done, total):
     if done >= 40:
@@ -245,9 +249,9 @@ def test_resnet50_trains_and_is_explained_at_224_pixels(tmp_path):
     found, losses = data.load(study), []
     model = train.train(study, found, 0, progress=losses.append)
     assert len(losses) == 2 and all(0 < loss < 2 for loss in losses)
-    predictions = {"test": train.predict(study, model, train.Degraded(found.test, found, train.device_of(study)))}
+    predictions = {"test": train.predict(study, model, Degraded("test", found, device_of(study)))}
     scores = rankings.explain_stored(
-        study, found, model, "test", predictions["test"], names, slice(0, 2), train.device_of(study), 4
+        study, found, model, "test", predictions["test"], names, slice(0, 2), device_of(study), 4
     )
     for name in names:
         assert scores[name].shape == (2, 3, 224, 224) and scores[name].isfinite().all() and scores[name].std() > 0

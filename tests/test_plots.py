@@ -8,7 +8,8 @@ import pytest
 from matplotlib.colors import to_hex
 from test_stats import CLEAN, EVERY, simulated
 
-from roarlib import params, plots
+from roarlib import labels, params, plots
+from roarlib.names import BASES, CONTROLS, ENSEMBLES, KNOWN_ANSWER
 
 mpl.use("Agg")
 plt = plots.plt
@@ -140,6 +141,45 @@ def test_roar_and_deletion_share_one_scale(table):
     assert right.get_title(loc="left").startswith("retrained")
 
 
+def test_remove_and_keep_share_one_scale_and_say_what_is_good(table):
+    left, right = plots.remove_and_keep(table, highlight=["grad"], chance=0.1).axes
+    assert left.get_ylim() == right.get_ylim()
+    assert "removed" in left.get_xlabel() and "kept" in right.get_xlabel()
+    assert left.get_xlim()[0] < left.get_xlim()[1] and right.get_xlim()[0] > right.get_xlim()[1]  # emptier rightwards
+    assert left.get_title(loc="left").startswith("ROAR, lower is better\nretrained")
+    assert right.get_title(loc="left").startswith("KAR, higher is better\nretrained")
+    for ax in (left, right):
+        assert set(names_on(ax)) == {"GRAD", "Random", "Sobel", "Oracle", "Anti-oracle"}
+        assert_readable(ax)
+
+
+def test_remove_and_keep_draw_every_estimator_of_each_mode(table):
+    figure = plots.remove_and_keep(table, "pixel", estimators=["ig", "random"], interval=False)
+    for ax, mode in zip(figure.axes, ("remove", "keep"), strict=True):
+        rows = table[(table.measure == "retrain") & (table.estimator == "ig") & (table.unit == "pixel")
+                     & (table["mode"] == mode)]
+        drawn = next(line for line in ax.lines if line.get_label() == "IG")
+        points = dict(zip(*drawn.get_data(), strict=True))
+        for percent, accuracy in rows.groupby("percent").accuracy.mean().items():
+            assert points[percent] == pytest.approx(100 * accuracy)
+        assert set(names_on(ax)) == {"IG", "Random"} and not ax.collections[:-1]  # leaders alone, no band
+
+
+def test_remove_and_keep_need_both_modes(table, sparse):
+    before = plt.get_fignums()
+    with pytest.raises(LookupError, match="mode keep yet"):
+        plots.remove_and_keep(sparse, unit="pixel")
+    with pytest.raises(LookupError, match="no results of gb yet"):
+        plots.remove_and_keep(table[(table.estimator != "gb") | (table["mode"] == "remove")], estimators=["gb"])
+    assert plt.get_fignums() == before
+
+
+def test_dots_an_inch_can_be_asked_for(monkeypatch):
+    usual = plots.subplots()[0].dpi
+    monkeypatch.setenv("ROAR_DPI", "200")
+    assert plots.subplots()[0].dpi == 200 != usual
+
+
 def test_paper_stays_white_under_a_dark_style(table):
     with plt.style.context("dark_background"):
         figure = plots.by_base(table)
@@ -176,11 +216,11 @@ def test_missing_results_are_said_and_leave_no_figure(table, sparse):
 
 
 def test_apart_by_hand():
-    np.testing.assert_allclose(plots.apart(np.array([0.5, 0.1, 0.5]), 0.2), [0.4, 0.1, 0.6])
-    np.testing.assert_allclose(plots.apart(np.array([0.0, 0.0]), 0.1), [0.0, 0.1])  # pushed up from the floor
-    np.testing.assert_allclose(plots.apart(np.array([0.2, 0.8]), 0.1), [0.2, 0.8])  # far enough: left alone
-    np.testing.assert_allclose(plots.apart(np.array([1.0, 1.0, 1.0]), 0.9), [0.0, 0.5, 1.0])  # gap shrinks
-    assert plots.apart(np.array([0.3]), 0.2).tolist() == [0.3]
+    np.testing.assert_allclose(labels.apart(np.array([0.5, 0.1, 0.5]), 0.2), [0.4, 0.1, 0.6])
+    np.testing.assert_allclose(labels.apart(np.array([0.0, 0.0]), 0.1), [0.0, 0.1])  # pushed up from the floor
+    np.testing.assert_allclose(labels.apart(np.array([0.2, 0.8]), 0.1), [0.2, 0.8])  # far enough: left alone
+    np.testing.assert_allclose(labels.apart(np.array([1.0, 1.0, 1.0]), 0.9), [0.0, 0.5, 1.0])  # gap shrinks
+    assert labels.apart(np.array([0.3]), 0.2).tolist() == [0.3]
 
 
 def test_degrade_by_hand():
@@ -221,5 +261,5 @@ def test_save_writes_three_formats_the_same_each_time(table, tmp_path):
 
 
 def test_labels_cover_the_names_of_params():
-    assert set(plots.BASES) == set(params.BASES) and set(plots.ENSEMBLES) == {"", *params.ENSEMBLES}
-    assert set(plots.CONTROLS) == {*params.CONTROLS, *params.KNOWN_ANSWER}
+    assert set(plots.BASES) == set(BASES) and set(plots.ENSEMBLES) == {"", *ENSEMBLES}
+    assert set(plots.CONTROLS) == {*CONTROLS, *KNOWN_ANSWER}

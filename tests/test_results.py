@@ -22,6 +22,7 @@ def write(study, percent=50, seed=0, accuracy=0.5, **changes):
         n_test=8,
         n_classes=4,
         device="cpu",
+        hardware="2 cores",
         precision="float32",
     )
     return results.write(study, "04-retrain", "grad", **values | changes)
@@ -74,6 +75,32 @@ def test_a_partial_rerun_keeps_the_rows_of_a_published_table(outputs):
     write(study, 10, accuracy=0.2)  # a row file wins over the table
     assert results.table(study).accuracy.tolist() == [0.2, 0.9]
     assert pd.read_csv(results.collect(study)).accuracy.tolist() == [0.2, 0.9]
+
+
+def test_parquet_and_csv_hold_the_same_table(outputs, monkeypatch):
+    study, said = tiny_study(), results.provenance()
+    monkeypatch.setattr(results, "provenance", lambda: said | {"commit": "1234567"})  # a hash of digits alone
+    write(study, 10, accuracy=1 / 3)
+    write(study, 90, accuracy=0.1 + 0.2)  # 0.30000000000000004: every digit counts
+    write(study, measure="ranking", mode="all", percent=0, accuracy=None)
+    file = results.collect(study)
+    text, typed = pd.read_csv(file, dtype=results.TEXT), pd.read_parquet(file.with_suffix(".parquet"))
+    assert list(typed.columns) == results.COLUMNS and len(typed) == 3
+    pd.testing.assert_frame_equal(typed, text, check_exact=True)
+    assert typed.accuracy.isna().tolist() == [True, False, False] and (typed.commit == "1234567").all()
+    assert typed.seed.dtype == typed.percent.dtype == int and typed.accuracy.dtype == float
+
+
+def test_a_published_table_and_new_rows_collect_together(outputs, monkeypatch):
+    study, said = tiny_study(), results.provenance()
+    monkeypatch.setattr(results, "provenance", lambda: said | {"commit": "1234567"})
+    write(study, 10)
+    results.collect(study)
+    (outputs / "tiny" / "04-retrain" / "grad" / "rows" / "retrain_grad_pixel_remove_p10_s0.json").unlink()
+    monkeypatch.setattr(results, "provenance", lambda: said | {"commit": "abc1234"})
+    write(study, 90)
+    found = pd.read_parquet(results.collect(study).with_suffix(".parquet"))
+    assert found.commit.tolist() == ["1234567", "abc1234"] and results.known(study).percent.tolist() == [10, 90]
 
 
 def test_rows_of_two_recipes_do_not_mix(outputs):

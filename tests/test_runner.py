@@ -11,7 +11,8 @@ import yaml
 from conftest import tiny_study
 from test_grid import finish
 
-from roarlib import grid, kernel, params, runner, train
+from roarlib import cluster, device, grid, kernel, params, runner
+from roarlib.device import room
 from roarlib.params import InputError
 
 
@@ -44,25 +45,26 @@ def test_a_claim_whose_holder_died_is_taken_over(outputs, monkeypatch):
 
 
 def test_every_cell_has_a_gpu_of_its_own_and_gives_it_back(monkeypatch):
-    monkeypatch.setattr(runner, "GPUS", queue.Queue())
+    monkeypatch.setattr(cluster, "GPUS", queue.Queue())
     for number in ("2", "5"):
-        runner.GPUS.put(number)
-    with runner._gpu() as one, runner._gpu() as two:
-        assert {one["CUDA_VISIBLE_DEVICES"], two["CUDA_VISIBLE_DEVICES"]} == {"2", "5"} and runner.GPUS.empty()
-    with suppress(ValueError), runner._gpu():
+        cluster.GPUS.put(number)
+    with cluster.gpu() as one, cluster.gpu() as two:
+        assert {one["CUDA_VISIBLE_DEVICES"], two["CUDA_VISIBLE_DEVICES"]} == {"2", "5"} and cluster.GPUS.empty()
+    with suppress(ValueError), cluster.gpu():
         raise ValueError
-    assert runner.GPUS.qsize() == 2
+    assert cluster.GPUS.qsize() == 2
 
 
 def test_cells_at_a_time_follow_cores_and_gpus(monkeypatch):
-    monkeypatch.setattr(runner.results, "cores", lambda: 8)
-    assert runner.machine(tiny_study()) == (8, 1) and runner.machine(tiny_study(workers=3)) == (3, 2)
+    monkeypatch.setattr(cluster.results, "cores", lambda: 8)
+    assert cluster.machine(tiny_study()) == (8, 1) and cluster.machine(tiny_study(workers=3)) == (3, 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert runner.machine(tiny_study(device="auto")) == (4, 2) and runner.machine(tiny_study(device="cuda:1")) == (1, 8)
-    assert runner.gpus_of(tiny_study(device="cuda")) == ["0", "1", "2", "3"] and not runner.gpus_of(tiny_study())
+    assert cluster.machine(tiny_study(device="auto")) == (4, 2)
+    assert cluster.machine(tiny_study(device="cuda:1")) == (1, 8)
+    assert cluster.gpus_of(tiny_study(device="cuda")) == ["0", "1", "2", "3"] and not cluster.gpus_of(tiny_study())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
-    assert runner.gpus_of(tiny_study(device="auto")) == ["3", "7"] and not runner.gpus_of(tiny_study(device="cuda:1"))
+    assert cluster.gpus_of(tiny_study(device="auto")) == ["3", "7"] and not cluster.gpus_of(tiny_study(device="cuda:1"))
 
 
 @pytest.mark.parametrize(
@@ -79,10 +81,10 @@ def test_cells_at_a_time_follow_cores_and_gpus(monkeypatch):
 def test_a_bad_cluster_file_is_one_line(tmp_path, text, says):
     (tmp_path / "cluster.yaml").write_text(text)
     with pytest.raises(InputError, match="cluster.yaml") as error:
-        runner.slurm_settings(tmp_path / "cluster.yaml")
+        cluster.slurm_settings(tmp_path / "cluster.yaml")
     assert says in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(InputError, match="No such file"):
-        runner.slurm_settings(tmp_path / "nothing.yaml")
+        cluster.slurm_settings(tmp_path / "nothing.yaml")
 
 
 def test_slurm_jobs_ask_for_what_the_file_says(tmp_path, outputs, monkeypatch):
@@ -92,7 +94,7 @@ def test_slurm_jobs_ask_for_what_the_file_says(tmp_path, outputs, monkeypatch):
     values = dict(jobs=4, queue="gpu", account="me", gpus=1, cores=8, memory="30GB", walltime="01:00:00",
                   directives=["--constraint=h100"], prologue=["module load cuda"])  # fmt: skip
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(values))
-    runner._slurm_cluster(runner.slurm_settings(tmp_path / "cluster.yaml"))
+    cluster._slurm_cluster(cluster.slurm_settings(tmp_path / "cluster.yaml"))
     assert made["job_extra_directives"] == ["--constraint=h100", "--gres=gpu:1"] and made["job_cpu"] == 8
     assert made["job_script_prologue"] == [f"export ROAR_OUTPUTS={outputs.resolve()}", "module load cuda"]
     assert (made["queue"], made["account"], made["memory"], made["cores"]) == ("gpu", "me", "30GB", 1)
@@ -136,15 +138,15 @@ def test_a_run_keeps_its_own_lists_and_knows_of_others(outputs):
 def test_room_is_shared_by_the_cells_at_a_time(monkeypatch):
     cpu = torch.device("cpu")
     free = lambda: type("Memory", (), {"available": 12 * 10**9})  # noqa: E731
-    monkeypatch.setattr(train.psutil, "virtual_memory", free)
-    monkeypatch.setattr(train, "_allowed", lambda: [])
-    assert train.room(tiny_study(workers=2), cpu) == 2 * 10**9 and train.room(tiny_study(memory_gb=7), cpu) == 7 * 10**9
-    monkeypatch.setattr(train, "_allowed", lambda: [3 * 10**9])  # a job's limit
-    assert train.room(tiny_study(workers=1), cpu) == 10**9
+    monkeypatch.setattr(device.psutil, "virtual_memory", free)
+    monkeypatch.setattr(device, "_allowed", lambda: [])
+    assert room(tiny_study(workers=2), cpu) == 2 * 10**9 and room(tiny_study(memory_gb=7), cpu) == 7 * 10**9
+    monkeypatch.setattr(device, "_allowed", lambda: [3 * 10**9])  # a job's limit
+    assert room(tiny_study(workers=1), cpu) == 10**9
 
 
 def test_a_local_run_listens_on_loopback_alone(outputs):
     before = {c.laddr for c in psutil.Process().net_connections() if c.status == "LISTEN"}
-    with runner._client(tiny_study(), 2, None, None):
+    with cluster.client(tiny_study(), 2, None, None):
         found = {c.laddr for c in psutil.Process().net_connections() if c.status == "LISTEN"} - before
     assert found and all(address.ip == "127.0.0.1" for address in found)

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from roarlib import params, stats
+from roarlib import stats
+from roarlib.names import KNOWN_ANSWER, PAPER
 
 CLEAN, CHANCE = 0.9, 0.1
-EVERY = params.PAPER + params.KNOWN_ANSWER
+EVERY = PAPER + KNOWN_ANSWER
 
 
 def row(measure, estimator, unit, mode, percent, seed, accuracy):
@@ -183,3 +184,31 @@ def test_paired_without_common_points_says_so():
 def test_binomial_error_by_hand():
     assert stats.binomial_error(0.5, 100) == pytest.approx(0.05)
     np.testing.assert_allclose(stats.binomial_error([0.0, 0.2, 1.0], 400), [0, 0.02, 0])
+
+
+def test_kendall_by_hand():
+    # 1 of 10 pairs is discordant: tau = (9 - 1) / 10; p: 5 of the 120 orders have at most one, twice for two sides.
+    found = stats.kendall([1, 2, 3, 4, 5], [20, 10, 30, 40, 50])
+    assert found["n"] == 5 and found["tau"] == pytest.approx(0.8) and found["p"] == pytest.approx(2 * 5 / 120)
+    # artanh 0.8 = 1.098612; 1.959964 sqrt(0.437 / 1) = 1.295654; tanh(-0.197042), tanh(2.394266)
+    np.testing.assert_allclose([found["low"], found["high"]], [-0.194531, 0.983486], atol=2e-5)
+    tied = stats.kendall([1, 1, 2], [1, 2, 3])  # tau-b: 2 / sqrt((3 - 1) (3 - 0))
+    assert tied["tau"] == pytest.approx(2 / 6**0.5) and np.isnan(tied["low"])
+
+
+def test_kendall_without_an_interval():
+    same = stats.kendall(range(6), range(6))
+    assert same["tau"] == pytest.approx(1) and np.isnan(same["low"]) and np.isnan(same["high"])
+    few = stats.kendall([1, 2, 3, 4], [1, 3, 2, 4])
+    assert few["tau"] == pytest.approx(4 / 6) and np.isnan(few["low"])
+    assert np.isnan(stats.kendall([1], [1])["tau"]) and np.isnan(stats.kendall([1, 1, 1], [1, 2, 3])["tau"])
+    assert stats.kendall([], [])["n"] == 0
+
+
+def test_errors_of_seeds_and_test_set_by_hand():
+    table = table_of({"grad": {50: (0.4, 0.6), 90: (0.2,)}})  # n_test 500
+    found = stats.seeds_and_test_set(table, "pixel", "remove").set_index("percent")
+    assert found.n.tolist() == [2, 1] and (found.estimator == "grad").all()
+    np.testing.assert_allclose(found["std"], [0.02**0.5, np.nan])
+    np.testing.assert_allclose(found.binomial, [(0.25 / 500) ** 0.5, (0.16 / 500) ** 0.5])
+    assert stats.seeds_and_test_set(table, "pixel", "keep").empty

@@ -4,6 +4,8 @@ import torch
 from conftest import random_data, tiny_study
 
 from roarlib import data, train
+from roarlib.degrade import Degraded, placed
+from roarlib.device import device_of, room
 from roarlib.params import InputError
 
 CPU = torch.device("cpu")
@@ -60,8 +62,8 @@ def test_training_leaves_the_callers_random_numbers_alone():
 
 def test_first_weights_and_order_do_not_depend_on_the_ranking(monkeypatch):
     found, study, seen = random_data(shape=(3, 16, 16)), tiny_study(batch_size=8), []
-    original = train.Degraded.batch
-    monkeypatch.setattr(train.Degraded, "batch", lambda self, i: (seen.append(i.tolist()), original(self, i))[1])
+    original = Degraded.batch
+    monkeypatch.setattr(Degraded, "batch", lambda self, i: (seen.append(i.tolist()), original(self, i))[1])
     nothing = np.full((20, 1, 16, 16), 99, np.uint8)
     plain, ranked = train.train(study, found, 3), train.train(study, found, 3, nothing, 50)
     assert seen[:2] == seen[2:]  # two batches each
@@ -72,8 +74,8 @@ def test_first_weights_and_order_do_not_depend_on_the_ranking(monkeypatch):
 def test_removed_inputs_take_the_training_mean_and_the_others_stay(mode):
     found = random_data()
     ranking = np.random.default_rng(1).integers(0, 100, (20, 3, 8, 8), dtype=np.uint8)
-    x, y = train.Degraded(found.train, found, CPU, ranking, 30, mode).batch(slice(0, 20))
-    clean, _ = train.Degraded(found.train, found, CPU).batch(slice(0, 20))
+    x, y = Degraded("train", found, CPU, ranking, 30, mode).batch(slice(0, 20))
+    clean, _ = Degraded("train", found, CPU).batch(slice(0, 20))
     gone = torch.from_numpy(ranking < 30 if mode == "remove" else ranking >= 30)
     assert (x[gone] == 0).all() and torch.equal(x[~gone], clean[~gone])
     assert y.tolist() == found.train.labels.tolist()
@@ -82,14 +84,14 @@ def test_removed_inputs_take_the_training_mean_and_the_others_stay(mode):
 def test_a_pixel_ranking_removes_all_channels():
     found = random_data()
     ranking = np.random.default_rng(1).integers(0, 100, (20, 1, 8, 8), dtype=np.uint8)
-    x, _ = train.Degraded(found.train, found, CPU, ranking, 50).batch(slice(0, 20))
+    x, _ = Degraded("train", found, CPU, ranking, 50).batch(slice(0, 20))
     assert ((x == 0).all(1, keepdim=True).numpy() == (ranking < 50)).all()
 
 
 def test_a_ranking_of_another_split_is_refused():
     found = random_data()
     with pytest.raises(ValueError, match="ranking of 10 images for a split of 20"):
-        train.Degraded(found.train, found, CPU, np.zeros((10, 1, 8, 8), np.uint8), 50)
+        Degraded("train", found, CPU, np.zeros((10, 1, 8, 8), np.uint8), 50)
 
 
 def test_evaluation_counts_right_answers_on_degraded_test_images():
@@ -120,7 +122,7 @@ def test_without_a_base_model_the_error_says_what_to_run(outputs):
 
 def test_an_unusable_device_is_named():
     with pytest.raises(InputError, match="device 'cuda:99' is not usable"):
-        train.device_of(tiny_study(device="cuda:99"))
+        device_of(tiny_study(device="cuda:99"))
 
 
 def test_learning_rate_rises_then_falls_to_nothing():
@@ -178,15 +180,15 @@ def test_streamed_training_gives_the_very_numbers_of_a_resident_one(outputs, uni
         made.append((train.evaluate(chosen, model, found, ranking["test"], 50), *model.state_dict().values()))
     assert made[0][0] == made[1][0]
     assert all(torch.equal(a, b) for a, b in zip(made[0][1:], made[1][1:], strict=True))
-    few = train.Degraded(found.train, found, CPU, ranking["train"], 50, room=train.room(chosen, CPU))
-    assert not few.resident and train.Degraded(found.train, found, CPU, ranking["train"], 50, room=10**7).resident
+    few = Degraded("train", found, CPU, ranking["train"], 50, room=room(chosen, CPU))
+    assert not few.resident and Degraded("train", found, CPU, ranking["train"], 50, room=10**7).resident
 
 
 def test_streamed_batches_come_in_order_while_the_next_are_read():
     found = random_data(train=40)
     indices = list(torch.randperm(40, generator=torch.Generator().manual_seed(0)).split(6))
-    streamed = train.Degraded(found.train, found, CPU, room=0)
-    resident = train.Degraded(found.train, found, CPU)
+    streamed = Degraded("train", found, CPU, room=0)
+    resident = Degraded("train", found, CPU)
     for made, index in zip(streamed.batches(indices), indices, strict=True):
         wanted = resident.batch(index)
         assert torch.equal(made[0], wanted[0]) and torch.equal(made[1], wanted[1])
@@ -203,13 +205,13 @@ def test_flip_averaging_adds_the_mirror_images_logits():
             lighter = x[..., :4].mean((1, 2, 3)) - x[..., 4:].mean((1, 2, 3))
             return torch.stack([torch.full_like(lighter, -1e-4), lighter, *[torch.full_like(lighter, -9)] * 2], 1)
 
-    images = train.Degraded(found.test, found, CPU)
+    images = Degraded("test", found, CPU)
     plain, both = (train.predict(tiny_study(), Left(), images, flip) for flip in (False, True))
     assert 5 < plain.sum() < 25 and (both == 1).all()  # the two halves' differences cancel to 0 > -2e-4
 
 
 def test_where_images_will_be_is_said():
     found = random_data()
-    assert train.placed(tiny_study(memory_gb=1.0), found.train).endswith("are kept on cpu")
-    words = train.placed(tiny_study(memory_gb=1e-6), found.train, np.zeros((20, 1, 8, 8), np.uint8))
+    assert placed(tiny_study(memory_gb=1.0), found.train).endswith("are kept on cpu")
+    words = placed(tiny_study(memory_gb=1e-6), found.train, np.zeros((20, 1, 8, 8), np.uint8))
     assert "stream from the disk" in words and "0.00 GB" in words

@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from roarlib import params, plots, verdicts
+from roarlib import plots, verdicts
+from roarlib.names import PAPER
 
 
 def table_of(differences: dict, seeds=5, percents=(30, 70), spread=0.0, mode="remove", rng=None, shared=0.0):
@@ -45,9 +46,12 @@ def test_words_in_both_modes_and_with_one_seed():
     kept = verdicts.verdicts(table_of(differences, spread=0.004, mode="keep"), "pixel", "keep").set_index("estimator")
     assert kept.verdict["grad"] == "better" and kept.verdict["grad-sgsq"] == "worse"
     alone = verdicts.verdicts(table_of(differences, seeds=1), "pixel", "remove")
-    assert set(alone.verdict) == {"too few seeds"} and "too few seeds" in verdicts.in_words(alone, plots.label)
+    assert set(alone.verdict) == {"too few seeds"}
+    said = verdicts.in_words(alone, plots.label)
+    assert said.startswith("With 1 seed and") and "too few seeds" in said
     said = verdicts.in_words(found.reset_index(), plots.label)
-    assert "better than Random: SG-SQ-GRAD" in said and "worse than Random: GRAD" in said and "5 seed(s)" in said
+    assert said.startswith("With 5 seeds and")
+    assert "better than Random: SG-SQ-GRAD" in said and "worse than Random: GRAD" in said
 
 
 def test_ensembles_are_compared_with_the_base_they_wrap():
@@ -90,7 +94,7 @@ def test_kendalls_w_by_hand():
 def test_false_and_missed_findings_are_as_promised(seeds):
     """Simulated studies of known truth: 12 estimators exactly like Random, and 2 each better by 1, 2 and 5 points."""
     rng, studies = np.random.default_rng(seeds), 150
-    names = [n for n in plots.in_order(params.PAPER) if n not in ("random", "sobel")]
+    names = [n for n in plots.in_order(PAPER) if n not in ("random", "sobel")]
     truth = dict(zip(names, [0] * 12 + [-1, -1, -2, -2, -5, -5], strict=True))
     any_false, seen = 0, {1: 0, 2: 0, 5: 0}
     for _ in range(studies):
@@ -115,3 +119,56 @@ def test_seeds_of_unlike_precision_are_no_pairs():
 
 def test_undefined_spread_has_no_power_and_two_seeds_no_effect_size():
     assert np.isnan(verdicts.power(0.02, np.nan, 5)) and np.isnan(verdicts.hedges_g([0.1, 0.2]))
+
+
+ORDER = {"grad": -4, "gb": -3, "ig": -2, "grad-sg": -1}  # and random, 0: the last in mode remove
+
+
+def test_goodness_is_larger_for_better_in_both_modes():
+    removed = verdicts.goodness(table_of(ORDER, percents=(50,)), "pixel", "remove")
+    kept = verdicts.goodness(table_of({"grad": 4, "ig": 2}, percents=(50,), mode="keep"), "pixel", "keep")
+    assert removed["grad"] == pytest.approx(-(0.7 - 0.1 - 0.04)) and removed.idxmax() == "grad"
+    assert kept["grad"] == pytest.approx(0.7 - 0.1 + 0.04) and kept.idxmax() == "grad"
+    partly = table_of(ORDER)
+    partly = partly[~((partly.estimator == "gb") & (partly.percent == 70) & (partly.seed == 1))]
+    assert "gb" not in verdicts.goodness(partly, "pixel", "remove")
+
+
+def test_agreement_over_units_and_modes_means_the_same_estimators_are_good():
+    removed = table_of(ORDER)
+    kept = table_of({name: -points for name, points in ORDER.items()}, mode="keep", percents=(10,))
+    values = removed.assign(unit="value")
+    found = verdicts.agreement(pd.concat([removed, kept, values]), "pixel", "remove").set_index("over")
+    assert found.index.tolist() == ["seeds", "percents", "units", "modes"]
+    assert found.w.tolist() == pytest.approx([1, 1, 1, 1]) and found.m.tolist() == [5, 2, 2, 2]
+    mirrored = pd.concat([removed, table_of(ORDER, mode="keep")])  # what helps to remove hurts to keep
+    assert verdicts.agreement(mirrored, "pixel", "remove").set_index("over").w["modes"] == pytest.approx(0)
+    alone = verdicts.agreement(removed, "pixel", "remove").set_index("over")
+    assert alone.m[["units", "modes"]].tolist() == [1, 1] and alone.w[["units", "modes"]].isna().all()
+
+
+def test_tau_between_units_and_modes_by_hand():
+    swapped = table_of({**ORDER, "grad": -3, "gb": -4}).assign(unit="value")  # 1 of 10 pairs is turned: tau 0.8
+    kept = table_of({name: -points for name, points in ORDER.items()}, mode="keep", percents=(10,))
+    found = verdicts.agreement_within(pd.concat([table_of(ORDER), swapped, kept]))
+    assert found[["one", "other"]].values.tolist() == [
+        ["single values removed", "whole pixels removed"],
+        ["single values removed", "whole pixels kept"],
+        ["whole pixels removed", "whole pixels kept"],
+    ]
+    assert found.tau.tolist() == pytest.approx([0.8, 0.8, 1]) and (found.n == 5).all()
+    assert verdicts.agreement_within(table_of(ORDER)).empty
+
+
+def test_tau_between_studies_takes_what_both_have():
+    first = table_of(ORDER, percents=(30, 70))
+    second = table_of({**ORDER, "sobel": -9}, percents=(30, 90)).assign(study="t")
+    second.loc[second.percent == 90, "accuracy"] *= -1  # would reverse the order, but only one of the two has it
+    third = table_of({"grad": -1, "gb": -2}, percents=(30,)).assign(study="u")  # gb, grad, random
+    found = verdicts.agreement_of({"a": first, "b": second, "c": third}, "pixel", "remove").set_index(["one", "other"])
+    assert found.n.tolist() == [5, 3, 3]
+    assert found.tau["a", "b"] == pytest.approx(1) and found.tau["a", "c"] == pytest.approx(1 / 3)
+    elsewhere = verdicts.agreement_of({"a": first, "b": second}, "value", "remove").iloc[0]
+    assert elsewhere.n == 0 and np.isnan(elsewhere.tau)
+    with pytest.raises(ValueError, match="mixes the studies s, t"):
+        verdicts.agreement_of({"a": pd.concat([first, second]), "b": second}, "pixel", "remove")

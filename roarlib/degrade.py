@@ -1,0 +1,141 @@
+"""Degraded images on the device: gather, normalise, remove or impute, batch by batch.
+
+Images and ranking stay on the device where they fit, else batches stream from their memory-mapped files, with the very
+same numbers.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from roarlib import impute
+from roarlib.data import Data, Split, image_ids, normalise
+from roarlib.device import device_of, room
+from roarlib.params import Study
+from roarlib.remove import imputes, removed
+from roarlib.stored import release
+
+
+def placed(study: Study, split: Split, ranking: np.ndarray | None = None) -> str:
+    """In words, where the images of a split and their ranking will be during training."""
+    device = device_of(study)
+    size, limit = split.images.nbytes + (0 if ranking is None else ranking.nbytes), room(study, device)
+    where = f"are kept on {device}" if size <= limit else "stream from the disk, read ahead by a thread"
+    return f"images and ranking ({size / 1e9:.2f} GB; room for {limit / 1e9:.2f} GB) {where}"
+
+
+@dataclass
+class Degraded:
+    """A split of the data (`train` or `test`) with its removal: gives normalised, degraded batches and their labels.
+
+    ranking: uint8 (N, C, H, W) or (N, 1, H, W), or None for untouched images. Removed inputs become 0, which after
+    normalisation is the training set's mean of their channel; in the modes that impute, 8-bit values from their
+    neighbours with noise (standard deviation, 0..1) of a seed; in mode `mask` the mask is all there is. room: bytes it
+    may keep on the device, None for any; a larger split streams from its file, the next batches being read while the
+    last is used.
+    """
+
+    part: str
+    data: Data
+    device: torch.device
+    ranking: np.ndarray | None = None
+    percent: int = 0
+    mode: str = "remove"
+    room: int | None = None
+    noise: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self):
+        self.split = self.data.split(self.part)
+        if self.ranking is not None and len(self.ranking) != len(self.split):
+            raise ValueError(f"ranking of {len(self.ranking)} images for a split of {len(self.split)}")
+        self.mean, self.std = _put(self.data.mean, self.device), _put(self.data.std, self.device)
+        self.labels = _put(self.split.labels, self.device)
+        self.stored = [self.split.images] + ([] if self.ranking is None else [self.ranking])
+        self.resident = self.room is None or sum(array.nbytes for array in self.stored) <= self.room
+        if self.resident:
+            self.stored = [_put(array, self.device).permute(0, 2, 3, 1).contiguous() for array in self.stored]
+            if self.ranking is not None and imputes(self.mode):  # once, not once an epoch
+                self.stored = [self._all_imputed()]
+
+    def __len__(self):
+        return len(self.split)
+
+    def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images float32 (B, C, H, W), channels last, and labels int64 (B,) of an index tensor or slice."""
+        return self._degrade(index, self._read(index))
+
+    def batches(self, indices: Iterable[torch.Tensor | slice]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """`batch` of each index in turn; while one is used a thread reads the next two, if they come from disk."""
+        if self.resident:
+            yield from map(self.batch, indices)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            ahead = deque()
+            for index in indices:
+                ahead.append((index, reader.submit(self._read, index)))
+                if len(ahead) > 2:
+                    index, found = ahead.popleft()
+                    yield self._degrade(index, found.result())
+            for index, found in ahead:
+                yield self._degrade(index, found.result())
+
+    def _read(self, index) -> list[torch.Tensor]:
+        """The stored bytes of these images and their ranks, (B, H, W, C): from the device, or from the disk, pinned."""
+        if self.resident:
+            if isinstance(index, slice):
+                return [array[index] for array in self.stored]
+            return [array.index_select(0, index.to(self.device)) for array in self.stored]
+        rows = index if isinstance(index, slice) else index.numpy()
+        found = [torch.from_numpy(np.array(array[rows])).permute(0, 2, 3, 1).contiguous() for array in self.stored]
+        release(*self.stored)
+        return [array.pin_memory() for array in found] if self.device.type == "cuda" else found
+
+    def _degrade(self, index, found: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        images, *ranks = (array.to(self.device, non_blocking=True).permute(0, 3, 1, 2) for array in found)
+        gone = removed(ranks[0], self.percent, self.mode) if ranks else None
+        if ranks and self.mode == "mask":
+            images = (2.0 * gone - 1).expand(images.shape)
+        elif ranks and imputes(self.mode):
+            images = normalise(self._imputed(images, gone, index), self.mean, self.std)
+        else:
+            images = normalise(images, self.mean, self.std)  # channels last in memory, as what was read
+            if ranks:
+                images.mul_(~gone)  # a third of the time of masked_fill_
+        return images, self.labels[index if isinstance(index, slice) else index.to(self.device)]
+
+    def _imputed(self, images: torch.Tensor, gone: torch.Tensor, index) -> torch.Tensor:
+        """Images (B, C, H, W) with what is gone imputed, uint8 again as stored images are."""
+        ids = image_ids(self.part, index, self.device)
+        scaled = normalise(images, self.mean, self.std).contiguous()
+        filled = impute.noisy_linear(scaled, gone, ids, self.seed, self.noise / self.std)
+        values = (filled * self.std[:, None, None] + self.mean[:, None, None]) * 255
+        return values.round_().clamp_(0, 255).to(torch.uint8)
+
+    def _all_imputed(self) -> torch.Tensor:
+        """Every image of the split imputed: uint8 (N, H, W, C)."""
+        images, ranks = (array.permute(0, 3, 1, 2) for array in self.stored)
+        out = torch.empty_like(self.stored[0])
+        for first in range(0, len(images), 256):
+            index = slice(first, min(first + 256, len(images)))
+            gone = removed(ranks[index], self.percent, self.mode)
+            out[index] = self._imputed(images[index], gone, index).permute(0, 2, 3, 1)
+        return out
+
+
+def degraded(
+    study: Study, data: Data, part: str, ranking: np.ndarray | None = None, percent: int = 0, mode: str = "remove"
+) -> Degraded:
+    """A split as the study degrades it, on the study's device, in memory if there is room."""
+    device = device_of(study)
+    where = room(study, device)
+    return Degraded(part, data, device, ranking, percent, mode, where, study.imputation_noise, study.base_seed)
+
+
+def _put(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    array = array if array.flags.writeable else np.array(array)  # torch warns of read-only arrays
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -1,0 +1,220 @@
+"""Can a study's ROAR be trusted? What other ways of asking say, estimator by estimator, and what each of them costs.
+
+Everything here reads rows and rankings: masks alone (`mask`, Rong et al., ICML 2022), smoothed and unsigned variants
+(Song et al., 2023; Cai et al., 2025), imputed holes (ROAD, Rong et al.), keep and retrain, the other unit, importance
+recomputed (Madsen et al., 2022), and on data that knows it the truth.
+"""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from roarlib import data as datasets
+from roarlib import params, rankings, remove, stats, verdicts
+from roarlib.names import CONTROLS, KNOWN_ANSWER, variant_of
+
+METRICS = {  # name -> measure and mode of its rows
+    "ROAR": ("retrain", "remove"),
+    "KAR": ("retrain", "keep"),
+    "ROAR, imputed": ("retrain", "remove-imputed"),
+    "KAR, imputed": ("retrain", "keep-imputed"),
+    "deletion": ("deletion", "remove"),
+    "deletion, kept": ("deletion", "keep"),
+    "ROAD, most relevant first": ("deletion", "remove-imputed"),
+    "ROAD, least relevant first": ("deletion", "keep-imputed"),
+}
+CHECKS = ("keep", "imputed", "other unit", "without sign", "blurred", "recomputed")
+BETTER, WORSE, OPEN, MISSING = "better", "worse", "open", "–"
+LEAK = 0.05  # accuracy above chance of a model that sees only masks, from which on it is called a leak
+
+
+def leak(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Accuracy of models that saw nothing but the removal masks: stats.summary's columns, and above_chance (0..1)."""
+    rows = table[(table.measure == "retrain") & (table["mode"] == "mask") & (table.unit == unit)]
+    found = stats.summary(rows)
+    return found.assign(above_chance=found["mean"].astype(float) - _chance(table))
+
+
+def scores(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """How good each metric finds each estimator, higher is better: metrics (rows) by estimators, mean over percents.
+
+    Minus the accuracy (0..1) where inputs are removed, the accuracy where they are kept. Only estimators with all
+    percents of a metric count there; metrics without rows are left out.
+    """
+    found = {}
+    for name, (measure, mode) in METRICS.items():
+        rows = table[(table.measure == measure) & (table["mode"] == mode) & (table.unit == unit)]
+        wide = rows.pivot_table(index="estimator", columns="percent", values="accuracy").dropna()
+        if len(wide):
+            found[name] = wide.mean(axis=1) * (1 if remove.keeps(mode) else -1)
+    return pd.DataFrame(found).T
+
+
+def metrics_agree(found: pd.DataFrame) -> pd.DataFrame:
+    """Whether two metrics order the estimators alike: one, other, n, rho and tau with their 95 percent intervals.
+
+    found: of `scores`, or any rows by estimators. See stats.spearman and stats.kendall.
+    """
+    rows = []
+    for one, other in combinations(found.index, 2):
+        both = found.loc[[one, other]].dropna(axis=1).to_numpy()
+        rho, tau = stats.spearman(*both), stats.kendall(*both)
+        tau = {"tau": tau["tau"], "tau_low": tau["low"], "tau_high": tau["high"]}
+        rows.append({"one": one, "other": other, **rho, **tau})
+    return pd.DataFrame(rows, columns=["one", "other", "n", "rho", "low", "high", "tau", "tau_low", "tau_high"])
+
+
+def costs(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """What each metric took: metric, rows, seconds in all, seconds an estimator and percent (all seeds).
+
+    table: accuracies (results.table); rows: with rankings (results.rows), whose seconds every metric needs on top.
+    """
+    out, ranked = [], rows[rows.measure == "ranking"]
+    for name, (measure, mode) in METRICS.items():
+        part = table[(table.measure == measure) & (table["mode"] == mode)]
+        if len(part):
+            points = len(part[["estimator", "unit", "percent"]].drop_duplicates())
+            total = part.seconds.sum()
+            out.append({"metric": name, "rows": len(part), "seconds": total, "seconds a point": total / points})
+    if len(ranked):
+        total = ranked.seconds.sum()
+        one = {"metric": "rankings, for all", "rows": len(ranked), "seconds": total}
+        out.append(one | {"seconds a point": total / ranked.estimator.nunique()})
+    return pd.DataFrame(out, columns=["metric", "rows", "seconds", "seconds a point"])
+
+
+def truth(study: params.Study, data: datasets.Data, unit: str, percents, count: int = 500) -> pd.DataFrame:
+    """Share of truly informative inputs among each estimator's top t: estimators by percents, 0..1, on test images.
+
+    Mean over the first `count` images. Only for data that carries masks, and estimators that are ranked.
+    """
+    masks, found = data.test.masks[:count], {}
+    for name in ranked(study, unit):
+        ranking = np.asarray(rankings.load(study, name, unit, "test")[:count])
+        true = np.broadcast_to(masks, ranking.shape)
+        top = {percent: remove.removed(ranking, percent) for percent in percents}
+        found[name] = {percent: float((true & gone).sum() / max(gone.sum(), 1)) for percent, gone in top.items()}
+    return pd.DataFrame(found).T.rename_axis(index="estimator", columns="percent")
+
+
+def clumpiness(study: params.Study, unit: str, percent: int, count: int = 500) -> pd.Series:
+    """Moran's I of each estimator's removal masks at t, mean over the first `count` test images and the channels."""
+    found = {}
+    for name in ranked(study, unit):
+        ranking = np.asarray(rankings.load(study, name, unit, "test")[:count])
+        found[name] = float(np.nanmean(moran(remove.removed(ranking, percent))))
+    return pd.Series(found, name="moran", dtype=float)
+
+
+def moran(masks: np.ndarray) -> np.ndarray:
+    """Moran's I of 2-d patterns (.., H, W): near 0 for scattered, towards 1 for clumped, below 0 for alternating ones.
+
+    I = (N / W) sum of w_ij (m_i - m)(m_j - m) / sum of (m_i - m)^2, w_ij = 1 for the four direct neighbours and W their
+    sum. NaN where all values are the same. Source: Moran, Biometrika 37 (1950).
+    """
+    deviations = masks - masks.mean((-2, -1), keepdims=True, dtype=float)
+    height, width = masks.shape[-2:]
+    down = (deviations[..., 1:, :] * deviations[..., :-1, :]).sum((-2, -1))
+    across = (deviations[..., 1:] * deviations[..., :-1]).sum((-2, -1))
+    pairs = (height - 1) * width + height * (width - 1)
+    squares = (deviations**2).sum((-2, -1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(squares > 0, height * width / pairs * (down + across) / squares, np.nan)
+
+
+def ranked(study: params.Study, unit: str) -> list[str]:
+    """The study's estimators whose test images are ranked."""
+    return [name for name in study.estimators if rankings.path(study, name, unit, "test").is_file()]
+
+
+def survival(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Whether each estimator's ROAR verdict survives: one row an estimator that is neither a control nor a variant.
+
+    Columns: estimator; ROAR, the verdict against Random after Holm's correction (verdicts.verdicts); one word for each
+    of CHECKS: better or worse than its reference if the 95 percent interval of the difference leaves out 0, open if
+    not, – if not measured; leak, largest accuracy above chance of models that saw only its masks (0..1, NaN); survives,
+    in words. The reference is Random under the same check, for a blurred estimator blurred Random. Checks are not
+    corrected for their number: they are there to cast doubt.
+    """
+    claims = verdicts.verdicts(table, unit, "remove").set_index("estimator").verdict
+    leaks = leak(table, unit).groupby("estimator").above_chance.max()
+    rows = []
+    for name in claims.index:
+        if variant_of(name) or name in CONTROLS + KNOWN_ANSWER:
+            continue
+        checks = {check: _word(*_difference(table, unit, name, check)) for check in CHECKS}
+        row = {"estimator": name, "ROAR": claims[name], **checks, "leak": leaks.get(name, np.nan)}
+        rows.append(row | {"survives": _said(claims[name], checks, row["leak"])})
+    return pd.DataFrame(rows, columns=["estimator", "ROAR", *CHECKS, "leak", "survives"])
+
+
+def _said(claim: str, checks: dict[str, str], leaked: float) -> str:
+    if claim not in (BETTER, WORSE):
+        return "nothing claimed"
+    against = [check for check, word in checks.items() if word in (BETTER, WORSE) and word != claim]
+    held = [check for check, word in checks.items() if word == claim]
+    doubts = ([f"contradicted: {', '.join(against)}"] if against else []) + (
+        ["its mask tells the class"] if claim == WORSE and leaked > LEAK else []
+    )
+    if doubts:
+        return "; ".join(doubts)
+    return f"yes, in {len(held)} of {sum(word != MISSING for word in checks.values())} checks" if held else "unchecked"
+
+
+def _word(mean: float, low: float, high: float) -> str:
+    if np.isnan(mean):
+        return MISSING
+    return BETTER if low > 0 else WORSE if high < 0 else OPEN
+
+
+def _difference(table: pd.DataFrame, unit: str, name: str, check: str) -> tuple[float, float, float]:
+    """How much better than its reference under a check: mean, low and high (95 percent); NaN where not measured."""
+    other = next((u for u in ("value", "pixel") if u != unit), unit)
+    own = {"without sign": f"{name}-abs", "blurred": f"{name}-blur", "recomputed": f"{name}-recursive"}.get(check, name)
+    unit = other if check == "other unit" else unit
+    mode = {"keep": "keep", "imputed": "remove-imputed"}.get(check, "remove")
+    there = table[(table.unit == unit) & (table["mode"] == mode)]
+    reference = "random-blur" if check == "blurred" and "random-blur" in set(there.estimator) else "random"
+    by_seed = verdicts.by_seed(there[there.measure == "retrain"], own, reference)
+    sign = 1 if mode == "keep" else -1
+    if len(by_seed):
+        found = stats.spread(sign * by_seed)
+        return found["mean"], found["low"], found["high"]
+    return _scored(there[there.measure == "deletion"], own, reference, sign)
+
+
+def _scored(rows: pd.DataFrame, own: str, reference: str, sign: int) -> tuple[float, float, float]:
+    """The difference of one model's scores, mean over percents, with the test set's binomial error, as if unpaired."""
+    wide = rows.pivot_table(index="percent", columns="estimator", values="accuracy")
+    if not {own, reference} <= set(wide.columns) or wide[[own, reference]].dropna().empty:
+        return np.nan, np.nan, np.nan
+    both = wide[[own, reference]].dropna()
+    errors = stats.binomial_error(both, rows.n_test.max())
+    half = 1.96 * float(np.sqrt((errors**2).sum(axis=None))) / len(both)
+    mean = sign * float((both[own] - both[reference]).mean())
+    return mean, mean - half, mean + half
+
+
+def guards(table: pd.DataFrame) -> pd.DataFrame:
+    """The conditions that make the comparison fair, as far as rows can show them: guard, holds, detail."""
+    retrained = table[table.measure == "retrain"]
+    points = retrained[retrained.estimator != "clean"].groupby(["unit", "mode", "percent", "estimator"]).seed
+    seeds = points.agg(lambda values: tuple(sorted(values))).groupby(["unit", "mode", "percent"]).nunique()
+    rows = [("same seeds for every estimator at a point", bool((seeds == 1).all()), f"{len(seeds)} points")]
+    for column, said in (
+        ("n_train", "all trained on the same number of images"),
+        ("n_test", "all tested on the same number of images"),
+        ("epochs", "all trained equally long, the last epoch judged"),
+        ("precision", "all computed in one precision"),
+        ("torch", "all computed with one version of torch"),
+    ):
+        values = sorted(str(value) for value in retrained[column].dropna().unique())
+        rows.append((said, len(values) <= 1, ", ".join(values)))
+    once = not retrained.duplicated(["estimator", "unit", "mode", "percent", "seed"]).any()
+    rows.append(("every point measured once, nothing picked out of several", once, f"{len(retrained)} retrainings"))
+    return pd.DataFrame(rows, columns=["guard", "holds", "detail"])
+
+
+def _chance(table: pd.DataFrame) -> float:
+    return 1 / int(table.n_classes.max())
