@@ -7,8 +7,9 @@ import pandas as pd
 from ipywidgets import Checkbox, Layout
 from matplotlib.figure import Figure
 
-from roarlib import params, plots
-from roarlib.views import FAMILIES, OWN, WIDTH, View, base_of, choice, drawing, many, named, new_ids, run
+from roarlib import plots
+from roarlib.names import split_name
+from roarlib.views import FAMILIES, OWN, WIDTH, View, base_of, choice, drawing, is_control, many, named, new_ids, run
 
 PANEL = {1: (4.6, 3.4), 2: (3.2, 3.4)}  # inches: width and height of axes, where there are so many
 LEFT, RIGHT, BOTTOM, TOP = 0.55, 0.05, 0.45, 0.4  # inches around them
@@ -43,7 +44,7 @@ class Curves(View):
         """Offer what the study has; what was chosen before stays chosen where it is there."""
         found = results(self.tables[self.study.value])
         names = plots.in_order(found["estimator"].unique())
-        own = [n for n in names if n not in plots.CONTROLS]
+        own = [n for n in names if not is_control(n)]
         titles = {b: title for b, (title, _) in plots.BASES.items()} | {OWN: "your own"}
         options = {
             self.unit: named(plots.UNITS, found["unit"]),
@@ -51,7 +52,7 @@ class Curves(View):
             self.measure: [*named(plots.MEASURES, found["measure"]), ("both", "both")],
             self.estimator: [("all in colour", ""), *((plots.label(n), n) for n in names)],
             self.bases: named(titles, map(base_of, own)),
-            self.ensembles: named(FAMILIES, (params.split_name(n)[1] for n in own)),
+            self.ensembles: named(FAMILIES, (split_name(n)[1] for n in own)),
         }
         self.busy = True  # one drawing for all of it
         for control, pairs in options.items():
@@ -106,13 +107,13 @@ class Curves(View):
         table = self.tables[self.study.value]
         same = {"measure": measure, "unit": self.unit.value, "mode": self.mode.value}
         there = table.loc[(table[list(same)] == pd.Series(same)).all(axis=1), "estimator"].unique()
-        names = [n for n in plots.in_order(there) if n in plots.CONTROLS or self.picked(n)]
+        names = [n for n in plots.in_order(there) if is_control(n) or self.picked(n)]
         if len(there) and not names:
             raise LookupError("choose at least one base and one ensemble")
         return names or None
 
     def picked(self, name: str) -> bool:
-        return base_of(name) in self.bases.value and params.split_name(name)[1] in self.ensembles.value
+        return base_of(name) in self.bases.value and split_name(name)[1] in self.ensembles.value
 
     def caption(self) -> str:
         titles = plots.MEASURES | {"both": "retrained and not"}

@@ -13,6 +13,7 @@ from roarlib import params, plots, rankings, results, train
 from roarlib.compareview import Compare
 from roarlib.curveview import Curves
 from roarlib.imageviews import FIRST, Images, TryEstimator
+from roarlib.names import split_name
 from roarlib.views import View, run
 
 
@@ -54,7 +55,7 @@ def try_estimator(study: params.Study, fn: Callable, name: str = "mine",
         if not callable(fn):
             raise params.InputError(f"{name} must be a function of model, images and targets, not {fn!r}")
         for other in known:
-            params.split_name(other)
+            split_name(other)
         if not (study.folder / "01-train" / "base" / "model.safetensors").is_file():
             raise LookupError(f"there is no base model of {study.name} to explain yet: {run(study.name)}")
         data = datasets.load(study)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from roarlib import attribute, params, plots, rankings
 from roarlib import data as datasets
+from roarlib.names import ENSEMBLES, variant_of
 from roarlib.views import FAMILIES, WIDTH, View, choice, heat, many, named, sheet
 
 FIRST = ("grad", "grad-sgsq", "random")  # shown at first, where they are there
@@ -162,7 +163,7 @@ class TryEstimator(Chooser):
         super().__init__(data, base[1], list(datasets.SPLITS), study.units)
         tip = f"{name} itself, and the noise ensembles around it; several with Ctrl or Shift"
         self.ensembles = many("ensembles", [(title, e) for e, title in FAMILIES.items()], ("",), tip)
-        names = plots.in_order({*known, *(e for e, _, _ in found)} - {f"{name}-{e}" for e in params.ENSEMBLES} - {name})
+        names = plots.in_order({*known, *(e for e, _, _ in found)} - {f"{name}-{e}" for e in ENSEMBLES} - {name})
         titles = [(plots.label(n), n) for n in names]
         first = [n for n in known if n in names]
         self.known = many("known", titles, first, "estimators to see beside it; several with Ctrl or Shift")
@@ -182,6 +183,8 @@ class TryEstimator(Chooser):
             self.made_for, self.made = (split, unit, number), {}
         if name not in own and (name, unit, split) in self.found:
             return self.found[name, unit, split][number]
+        if variant_of(name) == "recursive":
+            raise LookupError(f"{name} is not ranked for this split and unit, and only `roar run` can: it retrains")
         if name not in self.made:
             attribute.register(self.name, self.function)  # now: another view may have taken the name since
             missing = [n for n in (own if name in own else [name]) if n not in self.made]

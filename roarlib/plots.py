@@ -117,8 +117,8 @@ def chosen(found: pd.DataFrame, names=None) -> list[str]:
 
 def line(found: pd.DataFrame, estimator: str, ax, interval: bool = True, **keywords):
     """Draw one curve of `points`, accuracy in percent over t, interval as a band; returns the line."""
-    rows = found.loc[found["estimator"] == estimator, ["percent", "mean", "low", "high"]]
-    percents, mean, low, high = rows.to_numpy(dtype=float).T
+    own = (found["estimator"] == estimator).to_numpy()
+    percents, mean, low, high = (found[c].to_numpy(dtype=float)[own] for c in ("percent", "mean", "low", "high"))
     (drawn,) = ax.plot(percents, 100 * mean, **{**style(estimator), "label": label(estimator), **keywords})
     if interval and not np.isnan(low).all():
         band = (100 * np.clip(edge, 0, 1) for edge in (low, high))  # no accuracy lies beyond, though t intervals do

@@ -18,6 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from roarlib import params, plots
+from roarlib.names import split_name
 
 DPI = 110
 WIDTH = "270px"  # of a control
@@ -110,7 +111,7 @@ def drawing(figure: Figure, alt: str, ids: str, titles: list[list[str]]) -> str:
     body = pointable(body, titles)
     body = re.sub(r'( id="|href="#|url\(#)', rf"\1{ids}-", body)
     lines = range(max(map(len, titles)))
-    style = f"#{ids} * {{stroke-linejoin: round; pointer-events: none}} #{ids} .line * {{pointer-events: auto}}"
+    style = f"#{ids} * {{stroke-linejoin: round; pointer-events: none}}#{ids} .line * {{pointer-events: auto}}"
     style += "".join(f"#{ids}:has(.e{k}:hover) .e{k}>path:not(.near) {{stroke-width: 3px !important}}"
                      f"#{ids}:has(.e{k}:hover) .e{k} text {{font-weight: bold}}" for k in lines)
     wide = round(figure.get_figwidth() * DPI)
@@ -174,8 +175,13 @@ def run(name: str) -> str:
 
 def base_of(name: str) -> str:
     """grad, gb, ig, or OWN for estimators of users."""
-    base, _ = params.split_name(name)
+    base, _ = split_name(name)
     return base if base in plots.BASES else OWN
+
+
+def is_control(name: str) -> bool:
+    """Random, Sobel and the like, and their variants."""
+    return split_name(name)[0] in plots.CONTROLS
 
 
 def named(titles: dict, values) -> list[tuple[str, str]]:

@@ -133,6 +133,16 @@ def test_curves_follow_the_ensembles(done):
     assert names(view) == {"VAR-IG", "Random"}
 
 
+def test_variants_go_with_what_they_vary(done):
+    table = simulated([*ESTIMATORS, "grad-sgsq-blur", "random-blur"])
+    view = Curves({"made-up": table})
+    assert [base for _, base in view.bases.options] == ["grad", "ig"]
+    view.ensembles.value = ("var",)
+    assert names(view) == {"VAR-IG", "Random", "Random blurred"}
+    view.ensembles.value = ("sgsq",)
+    assert "SG-SQ-GRAD blurred" in names(view)
+
+
 def test_several_studies_share_a_view(done):
     other = done.model_copy(update={"name": "other", "units": ["pixel"]})
     other.folder.mkdir()
@@ -172,6 +182,9 @@ def test_lines_tell_their_numbers_when_pointed_at(done):
     view = explore.curves(done)
     view.measure.value, view.estimator.value = "both", "ig-var"
     groups = [g for g in parts(view).iter("g") if "line" in g.get("class", "").split()]
+    unseen = [g for g in groups if g.find("{*}path[@class='near']") is not None]
+    assert len(unseen) == 2 * 4 and all("stroke-opacity: 0" in g.find("{*}path").get("style") for g in unseen)
+    groups = [g for g in groups if g not in unseen]
     of_grad = [g for g in groups if g.find("title").text.startswith("GRAD, ")]
     assert len({g.get("class") for g in of_grad}) == 1 and len(of_grad) == 2  # a grey line in each panel, no label
     titles = [g.find("title").text for g in groups if g.find("title").text.startswith("VAR-IG, ")]
@@ -466,6 +479,11 @@ def test_after_a_failure_other_images_are_shown_again(trained):
     assert view.figure is None and "shape" in view.message.value
     view.index.value = 2
     assert view.figure is not None and view.message.layout.display == "none"
+
+
+def test_what_must_be_retrained_cannot_be_tried_at_once(trained):
+    said = tried(trained, known=("grad-recursive",)).message.value
+    assert "Grad-recursive is not ranked for this split and unit" in said and "<code>roar run</code>" in said
 
 
 def test_names_that_are_taken_or_unknown_are_sentences(trained):
