@@ -41,8 +41,8 @@ def linear(images, missing, fill=0.0, tolerance: float = TOLERANCE) -> torch.Ten
         for image, gone, target in zip(images.split(size), missing.split(size), made.split(size), strict=True):
             if levels is None or len(image) < size:
                 levels = _levels(height, width, len(image) * channels, images.device)
-            start = image.permute(2, 3, 1, 0).flatten(2)  # (H, W, B): columns channel by channel
-            mask = gone.permute(2, 3, 1, 0).flatten(2).float()
+            start = image.permute(2, 3, 1, 0).flatten(2).contiguous()  # (H, W, B): columns channel by channel
+            mask = gone.permute(2, 3, 1, 0).flatten(2).contiguous().float()
             values = fill[:, None].expand(channels, len(image)).flatten()
             solved = _solved(levels, start, mask, values, tolerance)
             target.copy_(solved.unflatten(2, (channels, -1)).permute(3, 2, 0, 1))
@@ -83,7 +83,7 @@ def _conjugate_gradients(levels, start, tolerance):
 
     def dot(a, b):
         torch.mul(a, b, out=work)
-        return _reduced(finest.halves).clone()
+        return _reduced(finest.halves).clone()  # the buffer is needed again
 
     direction.inside.copy_(start)
     residual = finest.residual.copy_(direction.blur(out=work).sub_(diagonal * direction.inside))
@@ -105,7 +105,7 @@ def _conjugate_gradients(levels, start, tolerance):
                 return start.add_(update)
         before, energy = energy, dot(residual, z)
         torch.addcmul(z, direction.inside, running * energy / before.clamp_(min=1e-30), out=direction.inside)
-    raise ArithmeticError(f"imputation of {int(running.sum())} channels not done in {LIMIT} steps; are images finite?")
+    raise ArithmeticError(f"{int(running.sum())} channels not imputed after {LIMIT} iterations; are the images finite?")
 
 
 class _Frame:
@@ -191,17 +191,20 @@ def _cycle(levels, depth=0):
 
 
 def _blurred(x):
+    """K times an array (H, W, B) with zeros around it, for set-up."""
     frame = _Frame(*x.shape, x.device)
     frame.inside.copy_(x)
     return frame.blur(out=torch.empty_like(x))
 
 
 def _pooled(x):
+    """Sums over cells of 2 x 2."""
     rows = x[0::2] + x[1::2]
     return rows[:, 0::2] + rows[:, 1::2]
 
 
 def _even(x):
+    """With a row or column of zeros added where a side is odd."""
     height, width, _ = x.shape
     return F.pad(x, (0, 0, 0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
 
@@ -217,6 +220,7 @@ def _halves(work):
 
 
 def _reduced(halves, function=torch.add):
+    """The buffer behind these views folded on itself until one row is left, a view of it: (B,)."""
     for low, high in halves:
         function(low, high, out=low)
     return low[0]
@@ -224,4 +228,4 @@ def _reduced(halves, function=torch.add):
 
 def _sum(x):
     """Sum over the pixels: (H, W, B) to (B,)."""
-    return _reduced(_halves(x.clone())).clone()
+    return _reduced(_halves(_even(x).clone())).clone()

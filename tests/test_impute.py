@@ -1,149 +1,200 @@
-"""Imputation beside a direct sparse solve in float64, written here for this purpose."""
+"""Imputation against a sparse direct solve in float64, written here from the paper's equations alone."""
 
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import coo_matrix
+from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
-from roarlib import impute, textures
+from roarlib import draws, impute
 
-WEIGHTS = {(i, j): (1 / 6 if 0 in (i, j) else 1 / 12) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)}
+WEIGHTS = {(dy, dx): 1 / 6 if 0 in (dy, dx) else 1 / 12 for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)}
 
 
 def direct(image, missing):
-    """One channel (H, W): d_i u_i - sum over missing j of w_ij u_j = sum over known j of w_ij x_j, solved at once."""
+    """One channel float64 (H, W) with its missing pixels (H, W) solved for."""
     height, width = image.shape
-    number = {tuple(place): k for k, place in enumerate(np.argwhere(missing))}
-    rows, columns, values, right = [], [], [], np.zeros(len(number))
-    for (i, j), k in number.items():
-        total = 0.0
-        for (di, dj), weight in WEIGHTS.items():
-            there = (i + di, j + dj)
+    number = np.cumsum(missing).reshape(missing.shape) - 1
+    matrix, right = sparse.lil_matrix((missing.sum(), missing.sum())), np.zeros(missing.sum())
+    for y, x in np.argwhere(missing):
+        row = number[y, x]
+        for (dy, dx), weight in WEIGHTS.items():
+            there = (y + dy, x + dx)
             if not (0 <= there[0] < height and 0 <= there[1] < width):
                 continue
-            total += weight
-            if there in number:
-                rows.append(k), columns.append(number[there]), values.append(-weight)
+            matrix[row, row] += weight
+            if missing[there]:
+                matrix[row, number[there]] -= weight
             else:
-                right[k] += weight * image[there]
-        rows.append(k), columns.append(k), values.append(total)
-    out = image.copy()
-    if not number:
-        return out
-    out[missing] = spsolve(coo_matrix((values, (rows, columns))).tocsc(), right)
-    return out
+                right[row] += weight * image[there]
+    solved = image.copy()
+    solved[missing] = spsolve(matrix.tocsc(), right) if missing.any() else []
+    return solved
 
 
-def images(count, size=32, seed=0):
-    pixels = textures.make(count, seed, size)[0].astype(np.float64)
-    return torch.from_numpy((pixels - pixels.mean()) / pixels.std()).float()
+def directs(images, missing):
+    missing = missing.expand(images.shape).numpy()
+    solved = [
+        [direct(*pair) for pair in zip(*both, strict=True)]
+        for both in zip(images.double().numpy(), missing, strict=True)
+    ]
+    return torch.tensor(np.array(solved))
 
 
-def hole(kind, size):
-    y, x = np.mgrid[:size, :size]
-    scattered = np.random.default_rng(5).random((size, size))
-    return {
-        "scattered 10": scattered < 0.1,
-        "scattered 50": scattered < 0.5,
-        "scattered 90": scattered < 0.9,
-        "scattered 97": scattered < 0.97,
-        "disc": (x - size / 2) ** 2 + (y - size / 2) ** 2 < (0.4 * size) ** 2,
-        "border": x < 0.6 * size,
-        "all but one": (x != 3) | (y != 7),
-        "chessboard": (x + y) % 2 == 0,
-        "nothing": x < 0,
-    }[kind]
+def scattered(height, width, percent, seed=0):
+    """Missing (H, W), exactly percent of the pixels."""
+    order = np.random.default_rng(seed).permutation(height * width).reshape(height, width)
+    return torch.tensor(order < percent * height * width // 100)
 
 
-KINDS = ["scattered 10", "scattered 50", "scattered 90", "scattered 97", "disc", "border", "all but one", "chessboard",
-         "nothing"]  # fmt: skip
+def disc(size, radius, y, x):
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return (rows - y) ** 2 + (columns - x) ** 2 < radius**2
 
 
-@pytest.mark.parametrize("size", [32, 33])
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_equals_the_sparse_solve(kind, size):
-    x, missing = images(2, size), hole(kind, size)
-    found = impute.linear(x, torch.from_numpy(missing).expand(2, 1, size, size))
-    assert torch.equal(found[:, :, ~missing], x[:, :, ~missing])
-    for got, given in zip(found.flatten(0, 1), x.flatten(0, 1), strict=True):
-        assert np.abs(got.numpy() - direct(given.numpy().astype(np.float64), missing)).max() < 1e-4
+def but(size, *known):
+    """All missing (size, size) but the pixels at these indices."""
+    missing = torch.ones(size, size, dtype=torch.bool)
+    for index in known:
+        missing[index] = False
+    return missing
 
 
-def test_each_channel_may_have_a_mask_of_its_own():
-    x, missing = images(2), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) < 0.8
-    found = impute.linear(x, missing)
-    for got, given, gone in zip(*(t.flatten(0, 1).numpy() for t in (found, x, missing)), strict=True):
-        assert np.abs(got - direct(given.astype(np.float64), gone)).max() < 1e-4
+MASKS = {f"{percent} percent": scattered(32, 32, percent) for percent in (0, 10, 50, 90, 97)} | {
+    "solid": disc(32, 13, 15, 17),
+    "border": disc(32, 12, 3, 30),
+    "one pixel known": but(32, (20, 9)),
+    "two pixels known": but(32, (3, 5), (30, 16)),
+    "a corner known": but(32, (0, 0)),
+    "a side known": but(32, 0),
+    "a line known": but(32, (slice(None), 16)),
+    "a net known": but(32, slice(0, 32, 5), (slice(None), slice(0, 32, 7))),
+    "checks": torch.arange(32)[:, None] // 4 % 2 == torch.arange(32) // 4 % 2,
+    "64 px": scattered(64, 64, 95),
+    "64 px, solid": disc(64, 30, 32, 20),
+    "odd sides": scattered(27, 45, 80),
+    "flat": scattered(2, 33, 70),
+}
 
 
-@pytest.mark.parametrize("kind", ["scattered 90", "disc"])
-def test_large_images(kind):
-    x, missing = images(1, 224)[:, :1], hole(kind, 224)
-    found = impute.linear(x, torch.from_numpy(missing)[None, None])[0, 0].numpy()
-    assert np.abs(found - direct(x[0, 0].numpy().astype(np.float64), missing)).max() < 1e-4
+def images_like(mask, count=1, channels=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, channels, *mask.shape[-2:], generator=generator)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_solves_the_papers_equations(name):
+    missing = MASKS[name]
+    images = images_like(missing)
+    made = impute.linear(images, missing[None, None])
+    assert made.dtype == torch.float32 and torch.equal(made[..., ~missing], images[..., ~missing])
+    assert (made - directs(images, missing)).abs().max() < 1e-4
+
+
+def test_many_masks_at_once_value_by_value():
+    missing = torch.stack([scattered(32, 32, p, seed) for seed, p in enumerate((5, 30, 60, 90, 95, 99))]).reshape(
+        2, 3, 32, 32
+    )
+    images = images_like(missing, 2, 3)
+    made = impute.linear(images, missing)
+    assert torch.equal(made[~missing], images[~missing])
+    assert (made - directs(images, missing)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("missing", [disc(224, 90, 100, 130), scattered(224, 224, 90)], ids=["solid", "90 percent"])
+def test_photograph_size(missing):
+    images = images_like(missing, 1, 1)
+    assert (impute.linear(images, missing[None, None]) - directs(images, missing)).abs().max() < 1e-4
 
 
 def test_one_missing_pixel_by_hand():
-    """Amid ones, with a 13 on its right: 1 + 12 / 6 = 3; in a corner: (1/6 a + 1/6 b + 1/12 c) / (5/12)."""
-    x = torch.ones(1, 1, 3, 3)
-    x[0, 0, 1, 2] = 13
-    missing = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
-    missing[0, 0, 1, 1] = True
-    assert impute.linear(x, missing)[0, 0, 1, 1] == pytest.approx(3, abs=1e-4)
-    corner = torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]]])
-    missing = torch.tensor([[[[True, False], [False, False]]]])
-    assert impute.linear(corner, missing)[0, 0, 0, 0] == pytest.approx((1 / 6 + 2 / 6 + 4 / 12) / (5 / 12), abs=1e-4)
+    image = torch.tensor([[1.0, 2, 3], [4, 0, 5], [6, 7, 8]])
+    for place, wanted in {
+        (1, 1): (2 + 4 + 5 + 7) / 6 + (1 + 3 + 6 + 8) / 12,
+        (0, 1): ((1 + 3 + 0) / 6 + (4 + 5) / 12) / (3 / 6 + 2 / 12),
+        (2, 0): ((4 + 7) / 6 + 0 / 12) / (2 / 6 + 1 / 12),
+    }.items():
+        made = impute.linear(image[None, None], ~but(3, place)[None, None])
+        assert made[0, 0][place].item() == pytest.approx(wanted, abs=1e-5)
 
 
-def test_where_nothing_is_known_there_is_the_fill():
-    x, missing = images(3), torch.zeros(3, 3, 32, 32, dtype=torch.bool)
-    missing[1], missing[2, 1] = True, True
-    found = impute.linear(x, missing, torch.tensor([0.5, -1.0, 2.0]))
-    assert torch.equal(found[0], x[0]) and torch.isfinite(found).all()
-    assert torch.allclose(found[1], torch.tensor([0.5, -1.0, 2.0])[:, None, None].expand(3, 32, 32), atol=1e-5)
-    assert torch.allclose(found[2, 1], torch.full((32, 32), -1.0), atol=1e-5) and torch.equal(found[2, 0], x[2, 0])
+def test_nothing_known_gives_the_fill():
+    images = torch.randn(2, 3, 32, 32)
+    missing = torch.ones(2, 1, 32, 32, dtype=torch.bool)
+    missing[1, 0, 4, 4] = False
+    made = impute.linear(images, missing, torch.tensor([0.5, -1.0, 2.0]))
+    assert torch.equal(made[0], torch.tensor([0.5, -1.0, 2.0])[:, None, None].expand(3, 32, 32))
+    assert torch.allclose(made[1], images[1, :, 4, 4][:, None, None].expand(3, 32, 32), atol=1e-5)
+    assert torch.equal(impute.linear(images, missing)[0], torch.zeros(3, 32, 32))
 
 
-def test_an_image_does_not_depend_on_those_beside_it():
-    """To the bit, alone or among images that need more steps, with whole pixels or values missing."""
-    x = images(70)
-    for shape in ((70, 1, 32, 32), (70, 3, 32, 32)):
-        share = torch.linspace(0, 1, 70)[:, None, None, None]
-        missing = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < share
-        whole = impute.linear(x, missing)
-        for size in (1, 7, 33):
-            parts = zip(x.split(size), missing.split(size), strict=True)
-            assert torch.equal(torch.cat([impute.linear(*part) for part in parts]), whole)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_does_not_depend_on_its_neighbours(channels, monkeypatch):
+    missing = torch.stack(
+        [scattered(32, 32, 3 + 7 * k, k) for k in range(13)] + [MASKS["one pixel known"], MASKS["solid"]]
+    )[:, None]
+    images = images_like(missing, len(missing), channels)
+    alone = torch.cat([impute.linear(images[k : k + 1], missing[k : k + 1]) for k in range(len(images))])
+    for size in (2, 5, len(images)):
+        parts = zip(images.split(size), missing.split(size), strict=True)
+        assert torch.equal(torch.cat([impute.linear(*part) for part in parts]), alone)
+    monkeypatch.setitem(impute.CHUNK, "cpu", 4 * channels * 32 * 32)  # four at a time, then the rest
+    assert torch.equal(impute.linear(images, missing), alone)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(impute.linear(images, missing), alone)
+    finally:
+        torch.set_num_threads(threads)
 
 
-def test_noise_belongs_to_the_image_and_to_what_is_missing():
-    x, ids = images(40), torch.arange(40)
-    missing = torch.rand(40, 1, 32, 32, generator=torch.Generator().manual_seed(2)) < 0.5
-    sigma = torch.tensor([0.01, 0.1, 1.0])
-    noise = impute.noisy_linear(x, missing, 0.0, sigma, 3, ids) - impute.linear(x, missing)
-    assert not noise[(~missing).expand_as(noise)].any()
-    spread = [noise[:, c][missing[:, 0]].std().item() for c in range(3)]
-    assert spread == pytest.approx(sigma.tolist(), rel=0.03)
-    few = impute.noisy_linear(x[10:12], missing[10:12], 0.0, sigma, 3, ids[10:12]) - impute.linear(x, missing)[10:12]
-    assert torch.equal(few, noise[10:12])
-    other = impute.noisy_linear(x, missing, 0.0, sigma, 4, ids) - impute.linear(x, missing)
-    assert not torch.equal(other, noise)
+def test_shared_masks_are_those_of_every_channel():
+    missing = scattered(32, 32, 80)[None, None]
+    images = images_like(missing, 1, 3)
+    assert torch.equal(impute.linear(images, missing), impute.linear(images, missing.expand(1, 3, 32, 32)))
 
 
-def test_what_cannot_be_solved_is_an_error():
-    x = images(1)
+def test_float64_images():
+    missing = MASKS["90 percent"]
+    images = images_like(missing).double()
+    made = impute.linear(images, missing[None, None])
+    assert made.dtype == torch.float64 and torch.equal(made[..., ~missing], images[..., ~missing])
+    assert (made - directs(images, missing)).abs().max() < 1e-4
+
+
+def test_noise_belongs_to_the_image():
+    missing = torch.stack([scattered(32, 32, 60, k) for k in range(4)])[:, None]
+    images, ids, sigma = images_like(missing, 4, 3), torch.tensor([7, 0, 3, 12]), torch.tensor([0.1, 0.2, 0.4])
+    plain = impute.linear(images, missing)
+    noisy = impute.noisy_linear(images, missing, 0.0, sigma, 5, ids)
+    alone = [impute.noisy_linear(images[k, None], missing[k, None], 0.0, sigma, 5, ids[k, None]) for k in range(4)]
+    assert torch.equal(noisy, torch.cat(alone))
+    missing = missing.expand(images.shape)
+    assert torch.equal(noisy[~missing], images[~missing])
+    for channel in range(3):
+        noise = (noisy - plain)[:, channel][missing[:, channel]]
+        assert noise.std().item() == pytest.approx(sigma[channel].item(), rel=0.06)  # 2456 draws: 1.4 percent
+        assert abs(noise.mean().item()) < 4 * sigma[channel].item() / len(noise) ** 0.5
+    assert not torch.equal(noisy, impute.noisy_linear(images, missing, 0.0, sigma, 6, ids))
+    one = draws.normal(5, ids, 0, (3, 32, 32))
+    assert not torch.equal(one, draws.normal(5, ids, 0, (3, 32, 32), draws.IMPUTATION))
+
+
+def test_what_cannot_be_solved_is_told():
+    images, missing = torch.randn(1, 1, 8, 8), but(8, (1, 1))[None, None]
+    images[0, 0, 1, 1] = float("nan")
+    with pytest.raises(ArithmeticError, match="1 channels not imputed"):
+        impute.linear(images, missing)
+    with pytest.raises(ArithmeticError, match="not imputed"):
+        impute.linear(torch.randn(1, 3, 32, 32), MASKS["90 percent"][None, None], tolerance=0.0)
     with pytest.raises(ValueError, match="does not fit"):
-        impute.linear(x, torch.zeros(1, 2, 32, 32, dtype=torch.bool))
+        impute.linear(images, missing[0])
     with pytest.raises(ValueError, match="does not fit"):
-        impute.linear(x, torch.zeros(1, 1, 32, 32))
-    with pytest.raises(ArithmeticError):
-        impute.linear(x * float("nan"), torch.from_numpy(hole("disc", 32))[None, None])
+        impute.linear(images, missing.float())
 
 
-def test_float64_is_solved_as_float64():
-    x = images(1).double()
-    before = x.clone()
-    found = impute.linear(x, torch.from_numpy(hole("disc", 32))[None, None])
-    assert found.dtype == torch.float64 and torch.equal(x, before)  # the caller's images are left alone
-    assert np.abs(found[0, 0].numpy() - direct(x[0, 0].numpy(), hole("disc", 32))).max() < 1e-4
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_the_callers_images_are_left_alone(kind):
+    images, missing = torch.randn(1, 1, 32, 32).to(kind), MASKS["solid"][None, None]
+    before = images.clone()
+    assert impute.linear(images, missing).dtype == kind and torch.equal(images, before)
