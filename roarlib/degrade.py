@@ -112,7 +112,7 @@ class Degraded:
         """Images (B, C, H, W) with what is gone imputed, uint8 again as stored images are."""
         ids = image_ids(self.part, index, self.device)
         scaled = normalise(images, self.mean, self.std).contiguous()
-        filled = impute.noisy_linear(scaled, gone, ids, self.seed, self.noise / self.std)
+        filled = impute.noisy_linear(scaled, gone, 0.0, self.noise / self.std, self.seed, ids)
         values = (filled * self.std[:, None, None] + self.mean[:, None, None]) * 255
         return values.round_().clamp_(0, 255).to(torch.uint8)
 

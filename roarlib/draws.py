@@ -9,7 +9,7 @@ import math
 
 import torch
 
-NOISE, TIES, RANDOM = 1, 2, 3  # streams: independent numbers for one image under one seed
+NOISE, TIES, RANDOM, IMPUTATION = 1, 2, 3, 4  # streams: independent numbers for one image under one seed
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit: torch has no unsigned arithmetic, but wraps alike
 _MUL1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -43,11 +43,11 @@ def uniform(seed: int, stream: int, ids: torch.Tensor, count: int) -> torch.Tens
     return _shift(bits(seed, stream, ids, 0, count), 40).float() * 2**-24
 
 
-def normal(seed: int, ids: torch.Tensor, sample: int, shape: tuple[int, ...]) -> torch.Tensor:
+def normal(seed: int, ids: torch.Tensor, sample: int, shape: tuple[int, ...], stream: int = NOISE) -> torch.Tensor:
     """Standard normal noise number `sample` of each image: float32 (N, *shape), by Box and Muller (1958)."""
     count = math.prod(shape)
     half = (count + 1) // 2  # one hash gives two numbers
-    z = bits(seed, NOISE, ids, sample * half, half)
+    z = bits(seed, stream, ids, sample * half, half)
     radius = ((_shift(z, 40) + 1).float() * 2**-24).log_().mul_(-2).sqrt_()  # of a uniform in (0, 1]
     angle = (z & 0xFFFFFF).float() * (2 * math.pi * 2**-24)
     both = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
