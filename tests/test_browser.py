@@ -29,21 +29,30 @@ FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-ba
 NOTEBOOKS = ("10-accuracy-curves.ipynb", "11-degraded-images.ipynb")
 
 # Run the notebook, once everything is connected: a click on a button that looks ready is lost half the time.
-RUN_ALL = """async name => {
+RUN_ALL = """name => {
   const app = window.jupyterapp, nap = () => new Promise(done => setTimeout(done, 50));
-  await app.restored;
-  while (app.shell.currentWidget?.context?.path !== name) await nap();
-  const {context, sessionContext} = app.shell.currentWidget;
-  await context.ready;
-  await sessionContext.ready;
-  while (sessionContext.session?.kernel?.connectionStatus !== 'connected') await nap();
-  await sessionContext.session.kernel.info;
-  app.commands.execute('notebook:run-all-cells');
+  const run = async () => {
+    await app.restored;
+    while (app.shell.currentWidget?.context?.path !== name) await nap();
+    const {context, sessionContext} = app.shell.currentWidget;
+    await context.ready;
+    await sessionContext.ready;
+    while (sessionContext.session?.kernel?.connectionStatus !== 'connected') await nap();
+    await sessionContext.session.kernel.info;
+    app.commands.execute('notebook:run-all-cells');
+  };
+  const late = new Promise((_, fail) => setTimeout(fail, 60000, new Error(`${name} did not open within a minute`)));
+  return Promise.race([run(), late]);
 }"""
 HAS_RUN = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(
   cell => cell.model.type === 'code').every(cell => cell.model.executionCount)"""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(
   cell => cell.outputs ?? []).filter(output => output.output_type === 'error').map(output => output.evalue)"""
+CHOSEN = "box => box.selectedOptions[0]?.text.replaceAll('\u00a0', ' ')"  # ipywidgets' spaces do not break
+BESIDE = """line => {  // a point two dots from a line, and what it points at: the line, or another that lies there too
+  const at = line.getPointAtLength(line.getTotalLength() / 6).matrixTransform(line.getScreenCTM());
+  return [[at.x, at.y + 2], document.elementFromPoint(at.x, at.y + 2).closest('g.line').classList[0]];
+}"""
 # Take the time of the next change in a cell, and of the new picture that follows it.
 WATCH = """cell => {
   const seen = window.seen = {pictures: 0};
@@ -154,6 +163,7 @@ def view_of(page, call):
         picture=lambda: cell.locator("figure").inner_html(),
         caption=lambda: cell.locator("figcaption").inner_text(),
         slider=lambda name: cell.locator(".widget-slider", has_text=name).locator(".noUi-handle"),
+        chosen=lambda: [box.evaluate(CHOSEN) for box in cell.locator("select").all()],
         words=lambda: cell.locator("figure img").get_attribute("alt"),
     )
 
@@ -170,6 +180,10 @@ def after(page, view, act, what) -> int:
     return seen["pictures"]
 
 
+def widths(lines) -> list[str]:
+    return [line.evaluate("line => getComputedStyle(line).strokeWidth") for line in lines.all()]
+
+
 def shoot(place, name):
     """A picture for people to look at, where $ROAR_SCREENSHOTS names a folder."""
     if folder := os.environ.get("ROAR_SCREENSHOTS"):
@@ -181,19 +195,19 @@ def test_curves_in_jupyterlab(notebook):
     view = view_of(page, "explore.curves(study)")
     svg = view.cell.locator("figure svg")
     assert svg.get_attribute("role") == "img" and "VAR-IG, retrained, t = 0: " in svg.get_attribute("aria-label")
-    chosen = [box.evaluate("box => box.selectedOptions[0]?.text") for box in view.cell.locator("select").all()]
-    assert chosen[:4] == ["single values", "removed", "retrained", "all in colour"]  # none is blank
+    assert view.chosen()[:4] == ["single values", "removed", "retrained", "all in colour"]  # none is blank
     shoot(view.cell, "curves")
     after(page, view, lambda: view.cell.get_by_label("highlight").select_option("VAR-IG"), "curves, dropdown")
     assert "VAR-IG in colour" in view.caption()
     after(page, view, lambda: view.cell.get_by_label("models").select_option("both"), "curves, both panels")
     assert "models retrained and not" in view.caption()
-    label = svg.locator("text", has_text="VAR-IG").first
-    lines = svg.locator("g.line", has_text="VAR-IG, ").locator("> path")
-    widths = [line.evaluate("line => getComputedStyle(line).strokeWidth") for line in lines.all()]
-    label.hover()
-    wider = [line.evaluate("line => getComputedStyle(line).strokeWidth") for line in lines.all()]
-    assert len(widths) == 2 and "3px" not in widths and set(wider) == {"3px"}  # in both panels
+    lines = svg.locator("g.line", has_text="VAR-IG, ").locator("> path:not(.near)")
+    assert len(widths(lines)) == 2 and "3px" not in widths(lines)
+    svg.locator("text", has_text="VAR-IG").first.hover()
+    assert widths(lines) == ["3px", "3px"]  # in both panels
+    at, hit = lines.first.evaluate(BESIDE)
+    page.mouse.move(*at)
+    assert widths(svg.locator(f"g.line.{hit} > path:not(.near)")) == ["3px", "3px"]
     shoot(view.cell, "curves-both")
     after(page, view, lambda: view.cell.get_by_label("bases").select_option("IG"), "curves, bases")
     assert "VAR-GRAD" not in svg.get_attribute("aria-label") and "VAR-IG" in svg.get_attribute("aria-label")
@@ -203,8 +217,7 @@ def test_curves_in_jupyterlab(notebook):
 def test_images_in_jupyterlab(notebook):
     page = notebook("11-degraded-images.ipynb")
     view = view_of(page, "explore.images(study)")
-    chosen = [box.evaluate("box => box.selectedOptions[0]?.text") for box in view.cell.locator("select").all()]
-    assert chosen[:4] == ["test", "single values", "all", "all"]
+    assert view.chosen()[:4] == ["test", "single values", "all", "all"]
     shoot(view.cell, "images")
     after(page, view, lambda: view.cell.get_by_label("prediction").select_option("wrong"), "images, dropdown")
     assert "(wrong)" in view.caption() and view.cell.locator("figure img").evaluate("img => img.naturalWidth") > 300
