@@ -31,7 +31,7 @@ NAMES = [name for name in PAPER if name not in CONTROLS]
 
 def ours(study, model, x, targets, batch, estimators=NAMES):
     """All 18, `batch` images at a time, by what the streaming engine does with a model."""
-    model = attribute.folded(model).to(memory_format=torch.channels_last)
+    model = models.folded(model).to(memory_format=torch.channels_last)
     found = [
         attribute.explain(
             study,
@@ -179,7 +179,7 @@ def overlaps(device, count=64, percents=(10, 30, 50, 70, 90)):
     exact = removed_sets("float32", copy.deepcopy(model).double(), x.double())  # no autocast: float64 throughout
     made = {}
     for precision in ("float32", "bfloat16"):
-        both = removed_sets(precision, attribute.folded(model), x) & exact
+        both = removed_sets(precision, models.folded(model), x) & exact
         made[precision] = (both.flatten(2).sum(2) / exact.flatten(2).sum(2)).cpu().numpy()
     print("share of removed pixels in common with float64, at " + " ".join(f"{p}%" for p in percents))
     for k, name in enumerate(NAMES):

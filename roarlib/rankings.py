@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roarlib import attribute
+from roarlib import attribute, models
 from roarlib.data import Data, Split, image_ids
 from roarlib.degrade import Degraded
 from roarlib.device import device_of
@@ -51,7 +51,7 @@ def make(
     if len({group_of(name) for name in estimators}) != 1:
         raise ValueError(f"{estimators} are not of one group, which is what shares passes and files")
     device = device_of(study)
-    model = attribute.folded(model).to(device, memory_format=torch.channels_last)
+    model = models.folded(model).to(device, memory_format=torch.channels_last)
     total, computed, started = len(data.train) + len(data.test), 0, time.perf_counter()
     for before, split in ((0, "train"), (len(data.train), "test")):
         steps = _split(study, data, model, predictions[split], estimators, split, device)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roarlib import attribute, rankings, train
+from roarlib import models, rankings, train
 from roarlib.data import SPLITS, Data, image_ids
 from roarlib.degrade import degraded
 from roarlib.device import device_of
@@ -53,7 +53,7 @@ def make(
                 now = train.train(study, data, study.base_seed, found["train"], percent)
                 images = {split: degraded(study, data, split, found[split], percent) for split in SPLITS}
                 classes = {split: train.predict(study, now, images[split]) for split in SPLITS}
-            folded = attribute.folded(now).to(device, memory_format=torch.channels_last)
+            folded = models.folded(now).to(device, memory_format=torch.channels_last)
             for split in SPLITS:
                 found[split] = found[split] if percent else _file(files[split], data, unit, split)
                 for index in _step(study, data, folded, classes, estimator, unit, split, found[split], percent):

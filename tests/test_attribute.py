@@ -4,7 +4,7 @@ import torch
 from conftest import Net, tiny_study
 from torch import nn
 
-from roarlib import attribute, draws
+from roarlib import attribute, draws, models
 from roarlib.names import BASES, CONTROLS, PAPER, REGISTERED
 from roarlib.params import InputError
 
@@ -205,7 +205,7 @@ def test_a_users_function_and_a_captum_class_by_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("functional", [False, True])
 def test_folded_batch_norms_change_nothing_but_the_cost(functional):
     model = Net(functional)
-    lean = attribute.folded(model)
+    lean = models.folded(model)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 2  # the user's model is not touched
     assert "batch_norm" not in str(lean.graph) and len([n for n in lean.graph.nodes if n.op == "call_module"]) < 11
     found, wanted = explained(lean, NAMES), explained(model, NAMES)
@@ -226,8 +226,8 @@ def test_a_model_that_cannot_be_traced_or_shares_its_layers_still_works():
             return self.norm(self.conv(self.norm(self.conv(x)))).mean((2, 3))
 
     model, shared = Branching(), Shared().double().eval()
-    assert attribute.folded(model) is model
-    torch.testing.assert_close(attribute.folded(shared)(images()), shared(images()))
+    assert models.folded(model) is model
+    torch.testing.assert_close(models.folded(shared)(images()), shared(images()))
 
 
 @pytest.fixture
