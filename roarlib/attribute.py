@@ -11,7 +11,6 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -20,9 +19,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import gaussian_blur
 
-from roarlib import draws, names
+from roarlib import draws, models, names
 from roarlib.device import precision_of
-from roarlib.models import users_own
 from roarlib.names import split_name, variant_of
 from roarlib.params import InputError, Study
 
@@ -178,8 +176,8 @@ def base_function(name: str, options: dict | None = None) -> Callable:
     if name in BASES:
         return BASES[name]
     if name.startswith("captum:"):
-        return functools.partial(_captum, users_own(name.replace("captum:", "captum.attr:")), options or {})
-    return functools.partial(users_own(name), **options or {})
+        return functools.partial(_captum, models.users_own(name.replace("captum:", "captum.attr:")), options or {})
+    return functools.partial(models.users_own(name), **options or {})
 
 
 def _captum(method, options, model, images, targets):
@@ -213,7 +211,7 @@ def explain(
         wanted.setdefault(base, {})[name] = ensemble
     scores, half = {}, precision_of(study.attribution_precision, images.device) == "bfloat16"
     with (
-        _evaluating(model),
+        models.evaluating(model),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=half),
         torch.autocast(images.device.type, torch.bfloat16, enabled=half),
     ):
@@ -289,15 +287,3 @@ def _with_extras(name: str, function: Callable, extras: dict) -> Callable:
         return scores.detach()
 
     return call
-
-
-@contextmanager
-def _evaluating(model: nn.Module):
-    """Every module in evaluation mode, and back to what it was, whatever happens."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -8,7 +8,8 @@ import difflib
 import importlib
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import fx, nn
@@ -199,3 +200,15 @@ def folded(model: nn.Module) -> nn.Module:
             traced.graph.erase_node(node)
     traced.recompile()
     return traced.requires_grad_(False)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and back to what it was, whatever happens."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
