@@ -5,6 +5,7 @@ a state of its own, half a second after the call. Elsewhere than on Linux ordina
 """
 
 import atexit
+import contextvars
 import gc
 import logging
 import os
@@ -62,8 +63,12 @@ def execute(source: Path, target: Path, parameters: dict, *,
     if threads:
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(threads)
     try:
-        papermill.execute_notebook(source, part, parameters, kernel_name="python3", language="python",
-                                   engine_name="roarlib", progress_bar=False, env=env, timeout=timeout)
+        # In a context of its own: jupyter_core keeps an event loop in a context variable, and threads whose contexts
+        # were copied from one that has a loop (Dask does so) would all run that loop at once.
+        contextvars.Context().run(
+            papermill.execute_notebook, source, part, parameters, kernel_name="python3", language="python",
+            engine_name="roarlib", progress_bar=False, env=env, timeout=timeout,
+        )  # fmt: skip
     except Exception as error:
         name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
         raise NotebookFailed(target, f"{name}: {message}".partition("\n")[0], str(error).strip()) from None

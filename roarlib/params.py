@@ -98,6 +98,13 @@ class Study(BaseModel):
             raise ValueError(f"has an entry twice: {values}")
         return values
 
+    @field_validator("modes")
+    @classmethod
+    def _first_judges(cls, modes):
+        if modes[0] == "mask":
+            raise ValueError("mask shows what masks tell, and judges nothing: name it after another mode")
+        return modes
+
     @field_validator("recursive_steps")
     @classmethod
     def _rising(cls, values):
@@ -185,7 +192,12 @@ def agree(study: Study) -> Path:
     if path.is_file():
         old = load(path).model_dump()
         old["estimator_options"] = new["estimator_options"] | old["estimator_options"]  # more names may have options
-        fixed = [k for k in new if k not in SELECTION + MACHINE]
+        free = SELECTION + MACHINE
+        if not any(name.endswith("-recursive") for name in old["estimators"]):
+            free += ("recursive_steps",)  # nothing there depends on it
+        if not any(mode.endswith("-imputed") for mode in (*old["modes"], *old["scored_modes"])):
+            free += ("imputation_noise",)
+        fixed = [k for k in new if k not in free]
         unlike = [f"{k}: {old[k]} there, {new[k]} now" for k in fixed if old[k] != new[k]]
         if unlike:
             raise InputError(

@@ -108,12 +108,13 @@ def _cost(study: Study, found: data.Data, cell: grid.Cell, measure: str, step: f
     inference = one_pass / 3 * len(found.test)
     training = study.epochs * max(1, len(found.train) // study.batch_size) * step
     if measure == "ranking":
-        base, _ = split_name(cell.parameters["estimators"][0])
+        base, ensemble = split_name(cell.parameters["estimators"][0])
         inputs = 0 if cell.name == "controls" else (study.ig_steps if base == "ig" else 1) * (1 + study.noise_samples)
-        sweep = images * (inputs * one_pass / len(cell.rows) + 1e-4)  # it is shared; ranking takes its own
-        if variant_of(cell.parameters["estimators"][0]) == "recursive":  # explained, trained, explained again ..
+        if variant_of(cell.parameters["estimators"][0]) == "recursive":  # explained, trained, explained .., each unit
+            noisy = study.noise_samples if ensemble not in ("", "squared") else 1
+            sweep = images * (inputs / (1 + study.noise_samples) * noisy * one_pass + 1e-4)
             return sweep + len(study.recursive_steps) * (sweep + training)
-        return sweep
+        return images * (inputs * one_pass / len(cell.rows) + 1e-4)  # the sweep is shared; ranking takes its own
     return inference if measure == "deletion" else training + inference
 
 

@@ -12,7 +12,7 @@ from roarlib import attribute, models
 from roarlib.data import Data, Split, image_ids
 from roarlib.degrade import Degraded
 from roarlib.device import device_of
-from roarlib.names import group_of
+from roarlib.names import group_of, variant_of
 from roarlib.params import InputError, Study, write_atomically
 from roarlib.remove import rank, to_unit
 from roarlib.stored import new_file, release
@@ -50,6 +50,8 @@ def make(
     """
     if len({group_of(name) for name in estimators}) != 1:
         raise ValueError(f"{estimators} are not of one group, which is what shares passes and files")
+    if variant_of(estimators[0]) == "recursive":
+        raise ValueError(f"{estimators[0]} is ranked by recursive.make: it needs models of its own")
     device = device_of(study)
     model = models.folded(model).to(device, memory_format=torch.channels_last)
     total, computed, started = len(data.train) + len(data.test), 0, time.perf_counter()

@@ -66,7 +66,12 @@ def _block(rng: np.random.Generator, size: int, kind: str) -> Arrays:
     elif kind:
         first, second = _pairs(rng, size)
         pixels, contrast = _object(rng, labels, *first)
-        others = labels if kind == "twice" else (labels + rng.integers(1, 10, BLOCK)) % 10
+        if kind == "twice":
+            others = labels
+        elif kind == "against":
+            others = (labels + rng.integers(1, 10, BLOCK)) % 10
+        else:  # of any class, so that the tint of the rings tells nothing
+            others = rng.integers(0, 10, BLOCK)
         faint = FAINT * contrast if kind == "against" else None
         objects = [(pixels, first[2]), (_object(rng, others, *second, faint, kind == "distractor")[0], second[2])]
         masks = first[2] if kind == "distractor" else first[2] | second[2]

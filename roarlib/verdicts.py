@@ -181,8 +181,9 @@ def agreement_of(tables: dict[str, pd.DataFrame], unit: str, mode: str) -> pd.Da
 
 
 def _sides(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Every unit and mode of which something was retrained."""
-    there = set(table[table.measure == "retrain"][["unit", "mode"]].itertuples(index=False, name=None))
+    """Every unit and mode that judges estimators; a mask alone does not: what it tells is a leak."""
+    judging = table[(table.measure == "retrain") & (table["mode"] != "mask")]
+    there = set(judging[["unit", "mode"]].itertuples(index=False, name=None))
     return [(unit, mode) for unit in plots.UNITS for mode in plots.MODES if (unit, mode) in there]
 
 

@@ -1,5 +1,6 @@
 """A notebook runs in a process of its own, fails in one way, and leaves nothing behind."""
 
+import contextvars
 import os
 import pickle
 import signal
@@ -170,3 +171,17 @@ def test_ordinary_kernels_do_the_same(notebook, tmp_path, monkeypatch):
     with pytest.raises(kernel.NotebookFailed, match="AssertionError: too large"):
         kernel.execute(source, tmp_path / "out.ipynb", {"value": 7}, threads=1)
     assert output(tmp_path / "out.ipynb") == "1 7\n"
+
+
+def test_threads_that_share_a_context_have_event_loops_of_their_own(notebook, tmp_path):
+    """As Dask's workers do after a notebook ran in the main thread: contexts copied from it hold its event loop."""
+    source = notebook("import time; time.sleep(1); print(value)")
+    kernel.execute(source, tmp_path / "first.ipynb", {}, timeout=60)
+    contexts = [contextvars.copy_context() for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(context.run, kernel.execute, source, tmp_path / f"{k}.ipynb", {"value": k}, timeout=60)
+            for k, context in enumerate(contexts)
+        ]
+        assert all(run.exception() is None for run in runs)
+    assert [output(tmp_path / f"{k}.ipynb").strip() for k in range(2)] == ["0", "1"]

@@ -3,7 +3,7 @@ import yaml
 from conftest import tiny_study
 
 from roarlib import params
-from roarlib.names import PAPER, split_name
+from roarlib.names import PAPER, parent_of, split_name, variant_of
 from roarlib.params import InputError
 
 
@@ -108,3 +108,30 @@ def test_an_unwritable_folder_is_an_input_error(tmp_path, monkeypatch):
     monkeypatch.setenv("ROAR_OUTPUTS", str(tmp_path / "file"))  # not a folder: writing fails for root as well
     with pytest.raises(InputError, match="cannot write under"):
         params.save(tiny_study())
+
+
+def test_variants_expand_and_lead_back():
+    study = tiny_study(estimators=["grad", "ig-sgsq", "random", "*-blur", "*-abs"])
+    assert study.estimators == [
+        "grad", "ig-sgsq", "random", "grad-blur", "ig-sgsq-blur", "random-blur", "grad-abs", "ig-sgsq-abs",
+    ]  # fmt: skip
+    assert split_name("ig-sgsq-blur") == ("ig", "sgsq") and variant_of("ig-sgsq-blur") == "blur"
+    chain = ["ig-sg-squared-max"]
+    while parent_of(chain[-1]):
+        chain.append(parent_of(chain[-1]))
+    assert chain == ["ig-sg-squared-max", "ig-sg-squared", "ig"]
+    for wrong in ("random-abs", "grad-blurred", "*-blurred"):
+        with pytest.raises(ValueError):
+            tiny_study(estimators=[wrong])
+
+
+def test_a_mask_alone_is_no_first_mode():
+    with pytest.raises(ValueError, match="mask"):
+        tiny_study(modes=["mask", "remove"])
+
+
+def test_steps_and_noise_that_nothing_depends_on_may_change(outputs):
+    params.save(tiny_study())
+    params.save(tiny_study(estimators=["grad-recursive"], recursive_steps=[20], imputation_noise=0.1))
+    with pytest.raises(params.InputError, match="recursive_steps"):
+        params.save(tiny_study(recursive_steps=[30]))

@@ -94,3 +94,43 @@ def test_hardly_anything_is_clipped(drawn):
 def test_bad_values_are_errors(n, seed, size):
     with pytest.raises(ValueError, match="allowed are"):
         textures.make(n, seed, size)
+
+
+@pytest.mark.parametrize("kind", textures.KINDS)
+def test_every_kind_is_seeded_balanced_and_marks_its_object(kind):
+    images, labels, masks = textures.make(300, 3, 32, kind)
+    again = textures.make(100, 3, 32, kind)
+    assert all(np.array_equal(one[:100], other) for one, other in zip((images, labels, masks), again, strict=True))
+    assert (np.bincount(labels) == 30).all() and images.shape == (300, 3, 32, 32)
+    share = masks.mean((1, 2, 3))
+    assert np.allclose(share, 0.075 if kind == "distractor" else 0.15, atol=0.006)
+
+
+def test_the_outline_alone_tells_its_class():
+    """The direction of the mask's longer axis, by its second moments, is 18 degrees times the class."""
+    _, labels, masks = textures.make(100, 0, 32, "outline")
+    y, x = np.mgrid[:32, :32]
+    for label, mask in zip(labels, masks[:, 0], strict=True):
+        (a, b), (_, d) = np.cov(x[mask], -y[mask])
+        angle = np.degrees(0.5 * np.arctan2(2 * b, a - d)) % 180
+        assert min(abs(angle - 18 * label), 180 - abs(angle - 18 * label)) < 6
+
+
+def test_the_second_object_says_the_same_another_class_or_nothing(monkeypatch):
+    seen, real = [], textures._object
+
+    def spy(rng, labels, *rest):
+        seen.append(labels)
+        return real(rng, labels, *rest)
+
+    monkeypatch.setattr(textures, "_object", spy)
+    for kind in ("twice", "against", "distractor"):
+        seen.clear()
+        _, labels, _ = textures.make(2000, 1, 32, kind)
+        second = np.concatenate(seen[1::2])
+        assert np.array_equal(np.concatenate(seen[::2]), labels)
+        same = (second == labels).mean()
+        if kind == "distractor":  # independent of the class: a tenth is the same, and half has the same tint
+            assert abs(same - 0.1) < 0.03 and abs((second // 5 == labels // 5).mean() - 0.5) < 0.05
+        else:
+            assert same == (kind == "twice")
