@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -54,7 +55,6 @@ class Degraded:
         if self.ranking is not None and len(self.ranking) != len(self.split):
             raise ValueError(f"ranking of {len(self.ranking)} images for a split of {len(self.split)}")
         self.mean, self.std = _put(self.data.mean, self.device), _put(self.data.std, self.device)
-        self.labels = _put(self.split.labels, self.device)
         self.stored = [self.split.images] + ([] if self.ranking is None else [self.ranking])
         self.resident = self.room is None or sum(array.nbytes for array in self.stored) <= self.room
         if self.resident:
@@ -65,9 +65,18 @@ class Degraded:
     def __len__(self):
         return len(self.split)
 
-    def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images float32 (B, C, H, W), channels last, and labels int64 (B,) of an index tensor or slice."""
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """int64 (N,), on the device from the first time they are asked for: explaining images needs none."""
+        return _put(self.split.labels, self.device)
+
+    def images(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """Images float32 (B, C, H, W), channels last, of an index tensor or slice."""
         return self._degrade(index, self._read(index))
+
+    def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """`images`, and their labels int64 (B,)."""
+        return self.images(index), self._labels(index)
 
     def batches(self, indices: Iterable[torch.Tensor | slice]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """`batch` of each index in turn; while one is used a thread reads the next two, if they come from disk."""
@@ -80,9 +89,12 @@ class Degraded:
                 ahead.append((index, reader.submit(self._read, index)))
                 if len(ahead) > 2:
                     index, found = ahead.popleft()
-                    yield self._degrade(index, found.result())
+                    yield self._degrade(index, found.result()), self._labels(index)
             for index, found in ahead:
-                yield self._degrade(index, found.result())
+                yield self._degrade(index, found.result()), self._labels(index)
+
+    def _labels(self, index) -> torch.Tensor:
+        return self.labels[index if isinstance(index, slice) else index.to(self.device)]
 
     def _read(self, index) -> list[torch.Tensor]:
         """The stored bytes of these images and their ranks, (B, H, W, C): from the device, or from the disk, pinned."""
@@ -95,7 +107,7 @@ class Degraded:
         release(*self.stored)
         return [array.pin_memory() for array in found] if self.device.type == "cuda" else found
 
-    def _degrade(self, index, found: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _degrade(self, index, found: list[torch.Tensor]) -> torch.Tensor:
         images, *ranks = (array.to(self.device, non_blocking=True).permute(0, 3, 1, 2) for array in found)
         gone = removed(ranks[0], self.percent, self.mode) if ranks else None
         if ranks and self.mode == "mask":
@@ -106,7 +118,7 @@ class Degraded:
             images = normalise(images, self.mean, self.std)  # channels last in memory, as what was read
             if ranks:
                 images.mul_(~gone)  # a third of the time of masked_fill_
-        return images, self.labels[index if isinstance(index, slice) else index.to(self.device)]
+        return images
 
     def _imputed(self, images: torch.Tensor, gone: torch.Tensor, index) -> torch.Tensor:
         """Images (B, C, H, W) with what is gone imputed, uint8 again as stored images are."""

@@ -109,12 +109,13 @@ def _cost(study: Study, found: data.Data, cell: grid.Cell, measure: str, step: f
     training = study.epochs * max(1, len(found.train) // study.batch_size) * step
     if measure == "ranking":
         base, ensemble = split_name(cell.parameters["estimators"][0])
-        inputs = 0 if cell.name == "controls" else (study.ig_steps if base == "ig" else 1) * (1 + study.noise_samples)
+        passes = 0 if cell.name == "controls" else study.ig_steps if base == "ig" else 1
         if variant_of(cell.parameters["estimators"][0]) == "recursive":  # explained, trained, explained .., each unit
-            noisy = study.noise_samples if ensemble not in ("", "squared") else 1
-            sweep = images * (inputs / (1 + study.noise_samples) * noisy * one_pass + 1e-4)
+            passes *= 1 if ensemble in ("", "squared") else study.noise_samples
+            sweep = images * (passes * one_pass + 1e-4)
             return sweep + len(study.recursive_steps) * (sweep + training)
-        return images * (inputs * one_pass / len(cell.rows) + 1e-4)  # the sweep is shared; ranking takes its own
+        passes *= 1 + study.noise_samples  # shared by the rows of the cell; ranking takes its own
+        return images * (passes * one_pass / len(cell.rows) + 1e-4)
     return inference if measure == "deletion" else training + inference
 
 

@@ -124,7 +124,7 @@ def explain_stored(
     """
     split = data.split(part_name)
     mean, std = torch.from_numpy(data.mean).to(device), torch.from_numpy(data.std).to(device)
-    images, _ = Degraded(part_name, data, device, ranking, percent, room=0).batch(index)
+    images = Degraded(part_name, data, device, ranking, percent, room=0).images(index)
     masks = None if split.masks is None else torch.from_numpy(split.masks[index]).to(device)
     reference = (-mean / std)[:, None, None] if study.ig_reference == "black" else torch.zeros(1, device=device)
     return attribute.explain(
