@@ -117,9 +117,9 @@ def execute(
         study = params.load(study_file)
         target = results.folder(study, cell.stage, cell.name) / f"{cell.part}.ipynb"
         with claim(study, cell) as wanted:
-            target.with_suffix(".part.ipynb").unlink(missing_ok=True)  # of one that was killed
-            if not wanted:  # another run has done it
+            if not wanted:  # another run has done it, and may still be writing its notebook
                 return Outcome(cell, 0.0)
+            target.with_suffix(".part.ipynb").unlink(missing_ok=True)  # of one that was killed
             parameters = {"study_file": str(study_file), **cell.parameters}
             source = params.root() / "notebooks" / f"{cell.stage}.ipynb"
             threads = threads or cluster.machine(study)[1]

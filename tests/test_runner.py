@@ -11,7 +11,7 @@ import yaml
 from conftest import tiny_study
 from test_grid import finish
 
-from roarlib import cluster, device, grid, kernel, params, runner
+from roarlib import cluster, device, grid, kernel, params, results, runner
 from roarlib.device import room
 from roarlib.params import InputError
 
@@ -30,9 +30,13 @@ def test_a_claimed_cell_is_waited_for_and_not_run_twice(outputs, monkeypatch):
         thread.start()
         time.sleep(1)
         assert thread.is_alive() and not ran
+        growing = results.folder(study, cell.stage, cell.name) / f"{cell.part}.part.ipynb"
+        growing.parent.mkdir(parents=True, exist_ok=True)
+        growing.touch()  # its rows come before the end of its notebook
         finish(study, cell)
         thread.join(5)
     assert found[0].error == "" and not ran and grid.state(study, cell) == "done"
+    assert growing.exists()  # the other process is about to give it its name
 
 
 def test_a_claim_whose_holder_died_is_taken_over(outputs, monkeypatch):
