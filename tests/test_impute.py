@@ -74,6 +74,7 @@ MASKS = {f"{percent} percent": scattered(32, 32, percent) for percent in (0, 10,
     "64 px, solid": disc(64, 30, 32, 20),
     "odd sides": scattered(27, 45, 80),
     "flat": scattered(2, 33, 70),
+    "a line": scattered(1, 17, 70),
 }
 
 
@@ -82,8 +83,14 @@ def images_like(mask, count=1, channels=2, seed=0):
     return torch.randn(count, channels, *mask.shape[-2:], generator=generator)
 
 
+@pytest.fixture(params=["by_loops", "by_arrays"])
+def solver(request, monkeypatch):
+    """Both ways to solve; on the CPU, where all of this runs, `linear` takes the loops of itself."""
+    monkeypatch.setattr(impute, "by_loops", getattr(impute, request.param))
+
+
 @pytest.mark.parametrize("name", MASKS)
-def test_solves_the_papers_equations(name):
+def test_solves_the_papers_equations(name, solver):
     missing = MASKS[name]
     images = images_like(missing)
     made = impute.linear(images, missing[None, None])
@@ -91,7 +98,7 @@ def test_solves_the_papers_equations(name):
     assert (made - directs(images, missing)).abs().max() < 1e-4
 
 
-def test_many_masks_at_once_value_by_value():
+def test_many_masks_at_once_value_by_value(solver):
     missing = torch.stack([scattered(32, 32, p, seed) for seed, p in enumerate((5, 30, 60, 90, 95, 99))]).reshape(
         2, 3, 32, 32
     )
@@ -102,12 +109,12 @@ def test_many_masks_at_once_value_by_value():
 
 
 @pytest.mark.parametrize("missing", [disc(224, 90, 100, 130), scattered(224, 224, 90)], ids=["solid", "90 percent"])
-def test_photograph_size(missing):
+def test_photograph_size(missing, solver):
     images = images_like(missing, 1, 1)
     assert (impute.linear(images, missing[None, None]) - directs(images, missing)).abs().max() < 1e-4
 
 
-def test_one_missing_pixel_by_hand():
+def test_one_missing_pixel_by_hand(solver):
     image = torch.tensor([[1.0, 2, 3], [4, 0, 5], [6, 7, 8]])
     for place, wanted in {
         (1, 1): (2 + 4 + 5 + 7) / 6 + (1 + 3 + 6 + 8) / 12,
@@ -118,7 +125,7 @@ def test_one_missing_pixel_by_hand():
         assert made[0, 0][place].item() == pytest.approx(wanted, abs=1e-5)
 
 
-def test_nothing_known_gives_the_fill():
+def test_nothing_known_gives_the_fill(solver):
     images = torch.randn(2, 3, 32, 32)
     missing = torch.ones(2, 1, 32, 32, dtype=torch.bool)
     missing[1, 0, 4, 4] = False
@@ -129,7 +136,7 @@ def test_nothing_known_gives_the_fill():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_does_not_depend_on_its_neighbours(channels, monkeypatch):
+def test_an_image_does_not_depend_on_its_neighbours(channels, solver, monkeypatch):
     missing = torch.stack(
         [scattered(32, 32, 3 + 7 * k, k) for k in range(13)] + [MASKS["one pixel known"], MASKS["solid"]]
     )[:, None]
@@ -138,7 +145,7 @@ def test_an_image_does_not_depend_on_its_neighbours(channels, monkeypatch):
     for size in (2, 5, len(images)):
         parts = zip(images.split(size), missing.split(size), strict=True)
         assert torch.equal(torch.cat([impute.linear(*part) for part in parts]), alone)
-    monkeypatch.setitem(impute.CHUNK, "cpu", 4 * channels * 32 * 32)  # four at a time, then the rest
+    monkeypatch.setattr(impute, "CHUNK", 4 * channels * 32 * 32)  # four at a time, then the rest
     assert torch.equal(impute.linear(images, missing), alone)
     threads = torch.get_num_threads()
     try:
@@ -148,13 +155,13 @@ def test_an_image_does_not_depend_on_its_neighbours(channels, monkeypatch):
         torch.set_num_threads(threads)
 
 
-def test_shared_masks_are_those_of_every_channel():
+def test_shared_masks_are_those_of_every_channel(solver):
     missing = scattered(32, 32, 80)[None, None]
     images = images_like(missing, 1, 3)
     assert torch.equal(impute.linear(images, missing), impute.linear(images, missing.expand(1, 3, 32, 32)))
 
 
-def test_float64_images():
+def test_float64_images(solver):
     missing = MASKS["90 percent"]
     images = images_like(missing).double()
     made = impute.linear(images, missing[None, None])
@@ -180,7 +187,7 @@ def test_noise_belongs_to_the_image():
     assert not torch.equal(one, draws.normal(5, ids, 0, (3, 32, 32), draws.IMPUTATION))
 
 
-def test_what_cannot_be_solved_is_told():
+def test_what_cannot_be_solved_is_told(solver):
     images, missing = torch.randn(1, 1, 8, 8), but(8, (1, 1))[None, None]
     images[0, 0, 1, 1] = float("nan")
     with pytest.raises(ArithmeticError, match="1 channels not imputed"):
@@ -194,7 +201,7 @@ def test_what_cannot_be_solved_is_told():
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_the_callers_images_are_left_alone(kind):
+def test_the_callers_images_are_left_alone(kind, solver):
     images, missing = torch.randn(1, 1, 32, 32).to(kind), MASKS["solid"][None, None]
     before = images.clone()
     assert impute.linear(images, missing).dtype == kind and torch.equal(images, before)
