@@ -148,6 +148,21 @@ def degraded(
     return Degraded(part, data, device, ranking, percent, mode, where, study.imputation_noise, study.base_seed)
 
 
+def as_seen(pixels, ranking, percent: int, mode: str, fill) -> np.ndarray:
+    """An image uint8 (C, H, W) as models see it in a mode; the mask alone as white holes, imputed ones without noise.
+
+    ranking: uint8 (C or 1, H, W). fill: what removed inputs become, per channel (C,) in 0..255, rounded.
+    """
+    gone, pixels = removed(np.asarray(ranking), percent, mode), np.asarray(pixels)
+    fill = np.asarray(fill, dtype=float)
+    if mode == "mask":
+        return np.broadcast_to(255 * gone, pixels.shape).astype(np.uint8)
+    if imputes(mode):
+        values = impute.linear(torch.tensor(pixels / 255)[None], torch.tensor(gone)[None], torch.tensor(fill / 255))
+        return np.rint(255 * values[0].numpy()).astype(np.uint8)  # means of pixels: in range
+    return np.where(gone, np.rint(fill).astype(np.uint8)[:, None, None], pixels)
+
+
 def _put(array: np.ndarray, device: torch.device) -> torch.Tensor:
     array = array if array.flags.writeable else np.array(array)  # torch warns of read-only arrays
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from roarlib import attribute, params, plots, rankings
 from roarlib import data as datasets
+from roarlib.degrade import as_seen
 from roarlib.names import ENSEMBLES, variant_of
 from roarlib.views import FAMILIES, WIDTH, View, choice, heat, many, named, sheet
 
@@ -22,7 +23,7 @@ SMALL = 64 * 64  # pixels
 
 
 class Chooser(View):
-    """A view of one image of a data set: controls split, unit, index and percent, and those of the subclass.
+    """A view of one image of a data set: controls split, unit, index, percent and fill, and those of the subclass.
 
     predictions: split -> the base model's class of every image (N,); may lack splits.
     """
@@ -36,6 +37,8 @@ class Chooser(View):
                                layout=Layout(width=WIDTH))
         tip = "share of inputs that is removed"
         self.percent = IntSlider(30, 0, 100, description="percent t", tooltip=tip, layout=Layout(width=WIDTH))
+        fills = {"mean of the training set": "", "imputed from neighbours": "-imputed"}
+        self.fill = choice("holes", list(fills.items()), "what stands in the place of removed inputs")
         self.split.observe(self.select, "value")  # before View's observers, which draw the new selection
 
     def select(self, _change=None) -> None:
@@ -74,11 +77,11 @@ class Chooser(View):
         pixels, fill, percent = self.pixels(), 255 * self.data.mean, self.percent.value
         tiles = {
             plots.label(name): [pixels, heat(ranking)]
-            + [plots.degrade(pixels, ranking, percent, mode, fill) for mode in ("remove", "keep")]
+            + [as_seen(pixels, ranking, percent, mode + self.fill.value, fill) for mode in ("remove", "keep")]
             for name, ranking in rows.items()
         }
         titles = ["image", "importance", f"top {percent}% removed", f"top {percent}% kept"]
-        self.words = f"Rows: {', '.join(tiles)}. Columns: {', '.join(titles)}."
+        self.words = f"Rows: {', '.join(tiles)}. Columns: {', '.join(titles)}. Holes: {self.fill.label}."
         return sheet(tiles, titles)
 
     def alt(self) -> str:
@@ -111,7 +114,7 @@ class Images(Chooser):
         self.surprise.on_click(self.jump)
         self.select()
         View.__init__(self, [self.split, self.unit, self.class_name, self.prediction, self.index, self.percent,
-                             self.surprise, self.estimators])
+                             self.fill, self.surprise, self.estimators])
 
     def select(self, _change=None) -> None:
         """Find the images that pass the filters and set the image slider to them."""
@@ -167,7 +170,7 @@ class TryEstimator(Chooser):
         titles = [(plots.label(n), n) for n in names]
         first = [n for n in known if n in names]
         self.known = many("known", titles, first, "estimators to see beside it; several with Ctrl or Shift")
-        View.__init__(self, [self.split, self.unit, self.index, self.percent, self.ensembles, self.known])
+        View.__init__(self, [self.split, self.unit, self.index, self.percent, self.fill, self.ensembles, self.known])
 
     @mpl.rc_context(plots.LOOK)
     def draw(self) -> Figure:

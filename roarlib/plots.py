@@ -5,6 +5,7 @@ Okabe and Ito's (2008), which colour-blind readers tell apart; lines are named a
 """
 
 import os
+import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from roarlib import remove, stats
+from roarlib.degrade import as_seen
 from roarlib.labels import name_lines
 from roarlib.names import PAPER, parent_of, split_name, variant_of
 
@@ -262,12 +264,6 @@ def bare(ax, title: str) -> None:
     ax.set_title(title, fontsize=TEXT, color=INK, pad=3)
 
 
-def degrade(pixels, ranking, percent: int, mode: str, fill) -> np.ndarray:
-    """An image uint8 (C, H, W) with its removed inputs at the fill, per channel (C,) in 0..255, rounded."""
-    fill = np.rint(np.asarray(fill, dtype=float)).astype(np.uint8)[:, None, None]
-    return np.where(remove.removed(np.asarray(ranking), percent, mode), fill, np.asarray(pixels))
-
-
 def degraded_sheet(pixels, rankings: dict, percents, mode="remove", fill=(0, 0, 0)):
     """One image as each estimator degrades it: estimators in rows, percents in columns (paper, Figure 1).
 
@@ -276,14 +272,14 @@ def degraded_sheet(pixels, rankings: dict, percents, mode="remove", fill=(0, 0, 
     """
     if not rankings:
         raise LookupError("no rankings to show yet: run `roar run params/<name>.yaml`")
-    columns = ["image", "importance", *(f"{t}% {MODES[mode]}" for t in percents)]
+    columns = ["image", "importance", *(textwrap.fill(f"{t}% {MODES[mode]}", 18) for t in percents)]
     wide, high = len(columns), len(rankings)
     figure, axes = subplots(high, wide, (0.8 + 0.95 * wide, 0.2 + 0.94 * high))
     for row, name in zip(axes, in_order(rankings), strict=True):
         image(row[0], pixels)
         importance(row[1], rankings[name])
         for ax, percent in zip(row[2:], percents, strict=True):
-            image(ax, degrade(pixels, rankings[name], percent, mode, fill))
+            image(ax, as_seen(pixels, rankings[name], percent, mode, fill))
         row[0].set_ylabel(label(name), rotation=0, ha="right", va="center", fontsize=TEXT, color=INK)
     for ax, title in zip(axes[0], columns, strict=True):
         bare(ax, title)

@@ -17,6 +17,7 @@ from test_stats import simulated
 
 from roarlib import attribute, compareview, data, explore, models, params, plots, rankings, remove, train, views
 from roarlib.curveview import Curves
+from roarlib.degrade import as_seen
 
 ESTIMATORS = ["grad", "grad-sgsq", "ig-var", "random"]
 IMAGES = 40
@@ -265,6 +266,11 @@ def test_images_show_what_the_percent_removes_and_keeps(done):
     for tile, mode in ((row[2], "remove"), (row[3], "keep")):
         expected = np.where(remove.removed(ranking, 20, mode), fill, prepared.test.images[3])
         assert (tile == np.moveaxis(expected, 0, -1)).all()
+    view.fill.value = "-imputed"
+    for tile, mode in zip(tiles(view)[0][2:], ("remove-imputed", "keep-imputed"), strict=True):
+        expected = as_seen(prepared.test.images[3], ranking, 20, mode, 255 * prepared.mean)
+        assert (tile == np.moveaxis(expected, 0, -1)).all()
+    assert "imputed from neighbours" in view.alt()
     view.percent.value = 0
     assert (tiles(view)[0][2] == np.moveaxis(prepared.test.images[3], 0, -1)).all()
 

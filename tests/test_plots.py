@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from test_stats import CLEAN, EVERY, simulated
 
 from roarlib import labels, params, plots
+from roarlib.degrade import as_seen
 from roarlib.names import BASES, CONTROLS, ENSEMBLES, KNOWN_ANSWER
 
 mpl.use("Agg")
@@ -223,15 +224,6 @@ def test_apart_by_hand():
     assert labels.apart(np.array([0.3]), 0.2).tolist() == [0.3]
 
 
-def test_degrade_by_hand():
-    pixels = np.full((2, 1, 2), 200, np.uint8)  # (C, H, W)
-    ranking = np.array([[[0, 99]], [[49, 50]]], np.uint8)
-    fill = (10.4, 20.6)
-    assert plots.degrade(pixels, ranking, 50, "remove", fill).tolist() == [[[10, 200]], [[21, 200]]]
-    assert plots.degrade(pixels, ranking, 50, "keep", fill).tolist() == [[[200, 10]], [[200, 21]]]
-    assert plots.degrade(pixels, ranking[:1], 100, "remove", fill).tolist() == [[[10, 10]], [[21, 21]]]
-
-
 def test_degraded_sheet_has_estimators_down_and_percents_across():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (3, 8, 8), np.uint8)
@@ -241,9 +233,12 @@ def test_degraded_sheet_has_estimators_down_and_percents_across():
     assert [ax.get_title() for ax in grid[0]] == ["image", "importance", "10% removed", "90% removed"]
     assert [ax.get_ylabel() for ax in grid[:, 0]] == ["GRAD", "Sobel"]
     shown = np.moveaxis(np.asarray(grid[0, 3].images[0].get_array()), -1, 0)
-    assert (shown == plots.degrade(pixels, maps["grad"], 90, "remove", (1, 2, 3))).all()
+    assert (shown == as_seen(pixels, maps["grad"], 90, "remove", (1, 2, 3))).all()
     bright = np.asarray(grid[1, 1].images[0].get_array())
     assert bright.argmax() == maps["sobel"][0].argmin()  # the first ranked is the brightest
+    masks = plots.degraded_sheet(pixels, maps, (10,), "mask")
+    assert masks.axes[2].get_title() == "10% removed, their\nmask alone"
+    assert np.unique(masks.axes[-1].images[0].get_array()).tolist() == [0, 255]
 
 
 def test_grey_images_are_shown_on_the_whole_range():
