@@ -37,7 +37,7 @@ class Outcome:
 
 @contextmanager
 def claim(study: Study, cell: Cell) -> Iterator[bool]:
-    """Hold the cell's lock; True if it is held and the cell is still to be run.
+    """Hold the cell's lock; False where another process has done the cell and holds it still.
 
     While another process has it, wait outside of the worker's slot, so that others go on.
 
@@ -52,7 +52,7 @@ def claim(study: Study, cell: Cell) -> Iterator[bool]:
                 while not held and grid.due(study, cell):
                     time.sleep(0.5)
                     held = _try_lock(opened, fcntl.LOCK_EX)
-        yield held and grid.due(study, cell)
+        yield held
 
 
 def _try_lock(file, kind: int) -> bool:
@@ -116,10 +116,11 @@ def execute(
     try:
         study = params.load(study_file)
         target = results.folder(study, cell.stage, cell.name) / f"{cell.part}.ipynb"
-        with claim(study, cell) as wanted:
-            if not wanted:  # another run has done it, and may still be writing its notebook
+        with claim(study, cell) as held:
+            if held:  # otherwise another process is still writing this
+                target.with_suffix(".part.ipynb").unlink(missing_ok=True)  # of one that was killed
+            if not held or not grid.due(study, cell):
                 return Outcome(cell, 0.0)
-            target.with_suffix(".part.ipynb").unlink(missing_ok=True)  # of one that was killed
             parameters = {"study_file": str(study_file), **cell.parameters}
             source = params.root() / "notebooks" / f"{cell.stage}.ipynb"
             threads = threads or cluster.machine(study)[1]

@@ -46,6 +46,9 @@ def test_a_claim_whose_holder_died_is_taken_over(outputs, monkeypatch):
     grid.claim_file(study, cell).parent.mkdir(parents=True)
     grid.claim_file(study, cell).write_text("elsewhere 12345\n")  # nobody holds its lock
     assert runner.execute(file, cell, [], 1).error == "" and not grid.missing(study, cell)
+    left = results.folder(study, cell.stage, cell.name) / f"{cell.part}.part.ipynb"
+    left.touch()  # of one that was killed when its rows were all there
+    assert runner.execute(file, cell, [], 1).error == "" and not left.exists()
 
 
 def test_every_cell_has_a_gpu_of_its_own_and_gives_it_back(monkeypatch):
