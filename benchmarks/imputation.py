@@ -60,7 +60,7 @@ def holes(count: int, size: int, percent: int, kind: str) -> np.ndarray:
 def timed(call, device):
     started = time.perf_counter()
     made = call()
-    if device == "cuda":
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter() - started, made
 
@@ -96,7 +96,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    threads = [1, results.cores()] if options.device == "cpu" else [1]
+    threads = sorted({1, results.cores()}) if options.device == "cpu" else [1]
     print(f"{results.hardware(options.device)}; linear imputation, ms an image, with {threads} threads")
     columns = "".join(f"{f'ours, {n}':>9}" for n in threads), "".join(f"{'ratio':>8}" for _ in threads)
     print(f"{'pixels':>6}  {'missing':<16}{columns[0]}{'SciPy':>9}{columns[1]}{'difference':>12}")

@@ -2,15 +2,30 @@
 
 An image's arrays stay in the first caches of a core, which whole batches of them do not. All scales lie in flat arrays,
 one after the other, each h x w with a frame of zeros around it. A loop runs over the frame's sides as well, so that it
-is one long loop; what it leaves there is wiped out by the mask or the weight, which are zero in the frame.
+is one long loop; what it leaves there is wiped out by the mask or the weight, which are zero in the frame. Numba checks
+no bounds: run the tests with NUMBA_BOUNDSCHECK=1 after a change.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
-from numba import njit
+from llvmlite.binding import get_host_cpu_name
+from numba import config, njit
 
-compiled = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})  # sums may be vectorised; NaN counts
+# a folder a kind of processor: nodes that share this one could take each other's code, and die of it
+config.CACHE_DIR = config.CACHE_DIR or str(Path(__file__).with_name("__pycache__") / get_host_cpu_name())
+
+
+def compiled(function):
+    """Compiled at its first call and kept on the disk, where anything can be. Sums may be vectorised; NaN counts."""
+    options = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written
+        return njit(**options)(function)
+
+
 ZERO, ONE, TWO, FOUR, TINY = (np.float32(v) for v in (0, 1, 2, 4, 1e-30))  # times a bare 2, Numba computes in float64
 
 
@@ -18,7 +33,7 @@ def solve(images, missing, fill, tolerance: float, screen: float, limit: int, th
     """Imputed float32 images (N, C, H, W), and how many channels did not reach the tolerance.
 
     images: float32 (N, C, H, W). missing: bool (N, C or 1, H, W). fill: float32 (C,). The rest as in `impute`. Images
-    are shared out among threads; an image's bits depend on nothing but the image.
+    are shared out among threads; on one kind of processor an image's bits depend on nothing but the image.
     """
     made = np.empty_like(images)
     share = -(-len(images) // threads) or 1
@@ -28,6 +43,8 @@ def solve(images, missing, fill, tolerance: float, screen: float, limit: int, th
     def work(part):
         return _images(images[part], missing[part], fill, *numbers, made[part])
 
+    if len(parts) <= 1:
+        return made, sum(map(work, parts))
     with ThreadPoolExecutor(threads) as pool:
         return made, sum(pool.map(work, parts))
 
@@ -75,10 +92,14 @@ def _images(images, missing, fill, tolerance, screen, limit, made):
                 target[:] = image
             else:
                 _start(image, mask, known, direction)
-                failed += not _conjugate_gradients(
+                reached = _conjugate_gradients(
                     scales, softness, buffers, diagonal, direction, solved, tolerance, limit
                 )
                 _copy(solved, target)
+                if not reached:
+                    failed += 1
+                    for buffer in buffers[2:]:
+                        buffer[:] = ZERO  # NaN would survive in the frames: 0 x NaN = NaN
     return failed
 
 

@@ -25,6 +25,11 @@ def path(study: Study, estimator: str, unit: str, split: str) -> Path:
     return folder / f"{estimator.replace(':', '.')}-{unit}-{split}.npy"
 
 
+def ready(study: Study, unit: str, split: str) -> list[str]:
+    """The study's estimators whose rankings of a split are there."""
+    return [name for name in study.estimators if path(study, name, unit, split).is_file()]
+
+
 def load(study: Study, estimator: str, unit: str, split: str) -> np.ndarray:
     """A ranking, memory-mapped: uint8 (N, C, H, W), or (N, 1, H, W) for unit pixel. LookupError if it is not there."""
     file = path(study, estimator, unit, split)

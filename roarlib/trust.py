@@ -90,7 +90,7 @@ def truth(study: params.Study, data: datasets.Data, unit: str, percents, count: 
     Mean over the first `count` images. Only for data that carries masks, and estimators that are ranked.
     """
     masks, found = data.test.masks[:count], {}
-    for name in ranked(study, unit):
+    for name in rankings.ready(study, unit, "test"):
         ranking = np.asarray(rankings.load(study, name, unit, "test")[:count])
         true = np.broadcast_to(masks, ranking.shape)
         top = {percent: remove.removed(ranking, percent) for percent in percents}
@@ -101,7 +101,7 @@ def truth(study: params.Study, data: datasets.Data, unit: str, percents, count: 
 def clumpiness(study: params.Study, unit: str, percent: int, count: int = 500) -> pd.Series:
     """Moran's I of each estimator's removal masks at t, mean over the first `count` test images and the channels."""
     found = {}
-    for name in ranked(study, unit):
+    for name in rankings.ready(study, unit, "test"):
         ranking = np.asarray(rankings.load(study, name, unit, "test")[:count])
         found[name] = float(np.nanmean(moran(remove.removed(ranking, percent))))
     return pd.Series(found, name="moran", dtype=float)
@@ -121,11 +121,6 @@ def moran(masks: np.ndarray) -> np.ndarray:
     squares = (deviations**2).sum((-2, -1))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(squares > 0, height * width / pairs * (down + across) / squares, np.nan)
-
-
-def ranked(study: params.Study, unit: str) -> list[str]:
-    """The study's estimators whose test images are ranked."""
-    return [name for name in study.estimators if rankings.path(study, name, unit, "test").is_file()]
 
 
 def survival(table: pd.DataFrame, unit: str) -> pd.DataFrame:

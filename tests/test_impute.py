@@ -1,5 +1,9 @@
 """Imputation against a sparse direct solve in float64, written here from the paper's equations alone."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -90,7 +94,8 @@ def solver(request, monkeypatch):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_solves_the_papers_equations(name, solver):
+def test_solves_the_papers_equations(name, solver, monkeypatch):
+    monkeypatch.setattr(impute, "LIMIT", 12)  # iterations are few, or the preconditioner is none
     missing = MASKS[name]
     images = images_like(missing)
     made = impute.linear(images, missing[None, None])
@@ -155,6 +160,18 @@ def test_an_image_does_not_depend_on_its_neighbours(channels, solver, monkeypatc
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("size", [(27, 45), (5, 1), (3, 8)], ids=str)
+def test_both_solvers_agree_and_mix_no_images(size):
+    generator = torch.Generator().manual_seed(0)
+    missing = torch.rand(12, 3, *size, generator=generator) < torch.linspace(0, 1.1, 12)[:, None, None, None]
+    images, fill = torch.randn(12, 3, *size, generator=generator), torch.tensor([1.0, 2, 3])
+    (loops, _), (arrays, _) = (f(images, missing, fill, 5e-5) for f in (impute.by_loops, impute.by_arrays))
+    assert missing[0].sum() == 0 and missing[-1].all() and (loops - arrays).abs().max() < 1e-4
+    order = torch.randperm(12, generator=generator)
+    for solve, made in ((impute.by_loops, loops), (impute.by_arrays, arrays)):
+        assert torch.equal(solve(images[order], missing[order], fill, 5e-5)[0], made[order])
+
+
 def test_shared_masks_are_those_of_every_channel(solver):
     missing = scattered(32, 32, 80)[None, None]
     images = images_like(missing, 1, 3)
@@ -192,12 +209,34 @@ def test_what_cannot_be_solved_is_told(solver):
     images[0, 0, 1, 1] = float("nan")
     with pytest.raises(ArithmeticError, match="1 channels not imputed"):
         impute.linear(images, missing)
+    images, missing = torch.randn(6, 1, 8, 8), missing.expand(6, 1, 8, 8)
+    for bad in (float("nan"), float("inf"), 1e30):
+        images[1, 0, 1, 1] = bad
+        with pytest.raises(ArithmeticError, match="1 channels not imputed"):  # those after it are none the worse
+            impute.linear(images, missing)
     with pytest.raises(ArithmeticError, match="not imputed"):
         impute.linear(torch.randn(1, 3, 32, 32), MASKS["90 percent"][None, None], tolerance=0.0)
     with pytest.raises(ValueError, match="does not fit"):
         impute.linear(images, missing[0])
     with pytest.raises(ValueError, match="does not fit"):
         impute.linear(images, missing.float())
+    with pytest.raises(ValueError, match="float images are needed"):
+        impute.linear(images.to(torch.uint8), missing)
+    assert impute.linear(images[:0], missing[:0]).shape == (0, 1, 8, 8)
+    images[:] = float("nan")  # where nothing is missing nothing is solved, and what is missing is not looked at
+    assert impute.linear(images, torch.zeros_like(missing)).isnan().all()
+    assert impute.linear(images, torch.ones_like(missing), 3.0).eq(3).all()
+
+
+def test_without_a_place_to_keep_compiled_code_it_still_works(tmp_path):
+    code = (
+        "import torch; from roarlib import impute;"
+        "print(impute.imputeloops._scales.stats.cache_path, impute.imputeloops._scales(5, 3).tolist())"
+    )
+    nowhere = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator", "NUMBA_CACHE_DIR": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=nowhere, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("None [[5, 3, 0, 35], [3, 2, 35, 55]")
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
