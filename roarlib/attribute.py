@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import gaussian_blur
 
-from roarlib import draws, models, names
+from roarlib import draws, models, names, own
 from roarlib.device import precision_of
 from roarlib.names import split_name, variant_of
 from roarlib.params import InputError, Study
@@ -176,13 +177,15 @@ def base_function(name: str, options: dict | None = None) -> Callable:
     if name in BASES:
         return BASES[name]
     if name.startswith("captum:"):
-        return functools.partial(_captum, models.users_own(name.replace("captum:", "captum.attr:")), options or {})
-    return functools.partial(models.users_own(name), **options or {})
+        return functools.partial(_captum, own.load(name.replace("captum:", "captum.attr:")), options or {})
+    return functools.partial(own.load(name), **options or {})
 
 
 def _captum(method, options, model, images, targets):
     lists = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}  # YAML has no tuples
-    return method(model).attribute(images, target=targets, **lists)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
+        return method(model).attribute(images, target=targets, **lists)
 
 
 def explain(
@@ -267,7 +270,12 @@ def sweep(
 
 def _with_extras(name: str, function: Callable, extras: dict) -> Callable:
     """The function with those extras that its signature names; `ids` follows the batch and comes with each call."""
-    accepted = inspect.signature(function).parameters
+    try:
+        accepted = inspect.signature(function).parameters
+    except ValueError:  # keywords that it does not take
+        takes = ", ".join(inspect.signature(function.func).parameters)
+        given = ", ".join(function.keywords)
+        raise InputError(f"{name} takes {takes}; its estimator_options give {given}") from None
     chosen = {k: v for k, v in extras.items() if k in accepted}
     if chosen.get("masks", ...) is None:
         raise InputError(f"{name} needs the masks of the informative pixels, which this data set has not")

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from roarlib import cluster, grid, params, progress, results, runner
+from roarlib import cluster, grid, own, params, progress, results, runner
 from roarlib.params import InputError
 
 study_file = click.argument("study_file", metavar="STUDY.yaml")
@@ -39,6 +39,8 @@ def prepare(study_file):
     if (folder / "meta.json").is_file():
         if damaged := stored.damaged(folder):
             raise InputError(f"{folder}: {' and '.join(damaged)} differ from what was written; delete that folder")
+        if parts := data.changed(study):
+            raise InputError(f"the {' and '.join(parts)} pictures are others now; to take those, delete {folder}")
         click.echo("prepared already, and every byte is as it was written")
     with _images(study) as told:
         data.load(study, told)
@@ -80,6 +82,7 @@ def plan(study_file, only):
         f"data: {counts['train']:,} train and {counts['test']:,} test images of {shape}; still to be written: "
         f"{_size(images)} of images, {_size(ranked)} of rankings"
     )
+    _advise(study)
     if not ready:
         click.echo(f"left: known when the images are prepared (`roar prepare {study_file}`)")
         return
@@ -113,10 +116,12 @@ def run(study_file, only, scheduler, slurm):
     todo = grid.to_do(study, chosen)
     owed = {(f"{c.stage}/{c.name}", row) for c in todo for row in grid.missing(study, c)}
     if not todo:
+        own.check(study)
         click.echo(f"{study.name}: all {len(chosen)} cells are done; `roar report {study_file}` shows them")
         return
     with _images(study) as told:
         preflight.check(study, told)
+    _advise(study)
     with tqdm(
         total=len(chosen),
         initial=len(chosen) - len(todo),
@@ -156,6 +161,12 @@ def _load(study_file):
     study = params.load(study_file)
     params.agree(study)
     return study
+
+
+def _advise(study) -> None:
+    """Say what will be missed later."""
+    if "random" not in study.estimators:
+        click.echo("note: `random` is not among the estimators; without it no verdict is possible", err=True)
 
 
 def _finish(study, outcomes, owed, wall: float):

@@ -90,6 +90,19 @@ def prepared(study: Study) -> Path:
     return outputs() / "_prepared" / f"{word}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
 
 
+def changed(study: Study) -> list[str]:
+    """Splits whose pictures are others than those that were prepared; none where the pictures are gone by now."""
+    if study.dataset in ARRAYS:
+        return []
+    meta = stored.meta(prepared(study))
+    try:
+        splits, _, resize, size = _sources(study)
+    except InputError:
+        return []
+    now = {name: stored.what(split, (3, size, size), resize) for name, split in splits.items()}
+    return [name for name, digest in now.items() if meta[name].get("of", digest) != digest]
+
+
 def sizes(study: Study) -> tuple[dict[str, int], tuple[int, int, int]]:
     """({split: number of images}, (C, H, W)) of the study's data, without decoding any photograph."""
     folder = prepared(study)

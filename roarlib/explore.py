@@ -1,10 +1,11 @@
 """Views to click through in a notebook: stored curves and images, two estimators compared, a new one tried.
 
 Each function gives a widget, the last expression of a cell; where results are missing it is a sentence that says
-what to run. Nothing that comes later may depend on what is chosen there.
+what to run. Nothing that comes later may depend on what is chosen there. A study may also be the path of its YAML.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -17,17 +18,17 @@ from roarlib.names import split_name
 from roarlib.views import View, run
 
 
-def curves(study: params.Study, *more: params.Study) -> Curves:
+def curves(study: params.Study | str | Path, *more: params.Study | str | Path) -> Curves:
     """Accuracy curves of a study to click through; of several studies, with one more control that chooses one."""
-    return Curves({s.name: results.table(s) for s in (study, *more)})
+    return Curves({s.name: results.table(s) for s in map(_study, (study, *more))})
 
 
-def images(study: params.Study) -> View:
+def images(study: params.Study | str | Path) -> View:
     """Images of a study and what estimators remove of them."""
-    return _of_rankings(study, Images)
+    return _of_rankings(_study(study), Images)
 
 
-def compare(study: params.Study, a: str | None = None, b: str | None = None) -> View:
+def compare(study: params.Study | str | Path, a: str | None = None, b: str | None = None) -> View:
     """Two estimators of a study, image by image: importance, where the removed sets differ, overlap over t.
 
     a, b: names, by default the first two of GRAD, SG-SQ-GRAD and Random that are ranked.
@@ -41,16 +42,18 @@ def compare(study: params.Study, a: str | None = None, b: str | None = None) -> 
         first = a or next(iter(rest), b)
         return Compare(data, predictions, found, first, b or next((n for n in rest if n != first), first))
 
+    study = _study(study)
     return _of_rankings(study, make)
 
 
-def try_estimator(study: params.Study, fn: Callable, name: str = "mine",
+def try_estimator(study: params.Study | str | Path, fn: Callable, name: str = "mine",
                   known: tuple[str, ...] = ("grad", "grad-sgsq", "random")) -> View:
     """A function `(model, images, targets) -> scores` tried at once on any image, beside known estimators.
 
     It needs the base model, and neither rankings nor retraining. See `attribute` for what a function gets and gives;
     name: small letters, digits and _. What is wrong with it is a sentence in the view.
     """
+    study = _study(study)
     try:
         if not callable(fn):
             raise params.InputError(f"{name} must be a function of model, images and targets, not {fn!r}")
@@ -62,6 +65,11 @@ def try_estimator(study: params.Study, fn: Callable, name: str = "mine",
         return TryEstimator(study, data, train.load_base(study, data), _found(study), fn, name, tuple(known))
     except (LookupError, ValueError) as problem:  # InputError is a ValueError
         return View([], str(problem.args[0]))
+
+
+def _study(study) -> params.Study:
+    """A study, or the one that a YAML file describes."""
+    return study if isinstance(study, params.Study) else params.load(study)
 
 
 def _of_rankings(study: params.Study, make: Callable) -> View:

@@ -5,8 +5,6 @@ Every model maps normalised images (N, C, H, W) to pre-softmax logits (N, classe
 
 import copy
 import difflib
-import importlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +13,9 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from roarlib import own
 from roarlib.names import USERS_OWN
-from roarlib.params import InputError, root
+from roarlib.params import InputError
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
@@ -139,7 +138,7 @@ def constructor(name: str) -> Callable:
     if name in MODELS:
         return MODELS[name]
     if USERS_OWN.fullmatch(name):
-        return users_own(name)
+        return own.load(name)
     import torchvision
 
     if name in torchvision.models.list_models(module=torchvision.models):
@@ -156,24 +155,6 @@ def _torchvision(name: str) -> Callable:
     import torchvision
 
     return lambda classes, channels: torchvision.models.get_model(name, weights=None, num_classes=classes)
-
-
-def users_own(name: str) -> Callable:
-    """The object behind `module:function`; modules are also looked for in the working folder and the project's root.
-
-    InputError says which half is missing.
-    """
-    module_name, _, attribute = name.partition(":")
-    for folder in (str(root()), ""):
-        if folder not in sys.path:
-            sys.path.append(folder)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's code: a missing module, but also any mistake in it
-        raise InputError(f"{name}: cannot import {module_name} ({type(error).__name__}: {error})") from None
-    if not hasattr(module, attribute):
-        raise InputError(f"{name}: {module_name} has no {attribute}")
-    return getattr(module, attribute)
 
 
 def folded(model: nn.Module) -> nn.Module:

@@ -59,8 +59,10 @@ def split_name(name: str) -> tuple[str, str]:
     ensemble = next((e for e in sorted(ENSEMBLES, key=len, reverse=True) if base.endswith(f"-{e}")), "")
     base = base.removesuffix(f"-{ensemble}")
     if base not in BASES and base not in REGISTERED and not USERS_OWN.fullmatch(base):
-        near = difflib.get_close_matches(name, PAPER + KNOWN_ANSWER, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        stem = base.partition("-")[0]
+        mine = tuple(f"{stem}-{e}" for e in ENSEMBLES) if USERS_OWN.fullmatch(stem) else ()
+        near = difflib.get_close_matches(name, mine or PAPER + KNOWN_ANSWER, 1)
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(
             f"unknown estimator '{name}'{hint} Known: {', '.join(PAPER + KNOWN_ANSWER)}, paper (its 20)"
             f" or your own as module:function; each also with -{', -'.join(VARIANTS)}"

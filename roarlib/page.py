@@ -193,5 +193,5 @@ def _kind(column) -> str:
 
 def text(plain: str) -> str:
     """Plain text as HTML: true minus signs, and no line break within names such as SG-SQ-GRAD."""
-    plain = re.sub(r"(?<!\S)-(?=\d)", "−", escape(plain))
-    return re.sub(r"[(\w]\S*-\S*", r'<span class="whole">\g<0></span>', plain)
+    parts = re.split(r"([(\w]\S*-\S*)", re.sub(r"(?<!\S)-(?=\d)", "−", plain))  # every second one is a name
+    return "".join(f'<span class="whole">{escape(p)}</span>' if k % 2 else escape(p) for k, p in enumerate(parts))

@@ -70,7 +70,8 @@ def _folder(folder: Path, what: str) -> tuple[Photos, Photos, list[str]]:
     """train/ and test/ (or val/), each with one folder of pictures a class."""
     test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
     if test is None or not (folder / "train").is_dir():
-        raise InputError(f"{folder}: put {what} there as train/<class>/ and test/<class>/ (or val/<class>/)")
+        lack = "test/ or val/" if (folder / "train").is_dir() else "train/"
+        raise InputError(f"{folder} has no {lack}; put {what} there as train/<class>/ and test/<class>/ (or val/)")
     parts, names = [], []
     for part in (folder / "train", test):
         try:

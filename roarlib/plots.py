@@ -228,7 +228,7 @@ def about(found: pd.DataFrame, measure: str, unit: str, interval: bool = True, o
 def frame(ax, found: pd.DataFrame, mode: str, chance: float | None = None) -> None:
     """Axes of curves: from the untouched end rightwards, so that images get emptier in both modes."""
     percents = sorted(found["percent"].unique())
-    ends = (100, min(percents)) if remove.keeps(mode) else (0, max(percents))
+    ends = (100, min(percents, default=0)) if remove.keeps(mode) else (0, max(percents, default=100))
     pad = 0.03 * (ends[1] - ends[0])
     ticks = percents if np.diff(percents).min(initial=100) >= 8 else range(0, 101, 20)  # closer would touch
     ax.set(xlim=(ends[0] - pad, ends[1] + pad), xticks=ticks, xlabel=f"t: percent of inputs {MODES[mode]}")

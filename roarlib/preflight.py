@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from roarlib import attribute, cluster, data, grid, models, rankings, results, train
+from roarlib import attribute, cluster, data, grid, models, own, rankings, results, train
 from roarlib.device import device_of
 from roarlib.names import group_of, split_name, variant_of
 from roarlib.params import InputError, Study
@@ -23,7 +23,13 @@ def check(study: Study, progress: Callable[[int, int], None] | None = None) -> d
     """
     device_of(study)
     _check_folder(study)
+    own.check(study)
     found = data.load(study, progress)
+    if parts := data.changed(study):
+        raise InputError(
+            f"the {' and '.join(parts)} pictures are not those that were prepared: delete {data.prepared(study)}, and "
+            "give the study another name if it has results"
+        )
     torch.manual_seed(study.base_seed)
     model = models.build(study.model, len(found.classes), found.shape).to(device_of(study))
     out = copy.deepcopy(model).train()(torch.zeros(2, *found.shape, device=device_of(study)))
@@ -40,7 +46,8 @@ def _try_estimators(study: Study, found: data.Data, model: torch.nn.Module) -> N
         try:
             scores = rankings.explain_stored(study, found, model, "train", predictions, [name], index, device, 256)
         except InputError as error:
-            raise InputError(f"estimator {name}: {error}") from None
+            about = str(error) if str(error).startswith(split_name(name)[0]) else f"{name}: {error}"
+            raise InputError(f"estimator {about}") from None
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             raise InputError(f"estimator {name} fails on two images: {reason}") from error

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 
 from roarlib import kernel, page, params, plots, provenance, results, stats, verdicts
@@ -23,7 +24,7 @@ def render(study: Study) -> str:
     """Run the analyses of a study and write report.html; returns what to tell the user: table, figure, page.
 
     The page holds figures and text of all analyses, without code and widgets, and opens without a server.
-    Raises InputError where there is no retraining yet or an analysis fails.
+    An analysis that fails is left out, and named. Raises InputError where there is no retraining yet.
     """
     table = results.table(study)
     if not (table.measure == "retrain").any():
@@ -34,13 +35,19 @@ def render(study: Study) -> str:
         else params.root() / "params" / f"{study.name}.yaml"
     )
     count = page.Counter()
-    analyses = [page.of_notebook(_execute(study, file, name), name, count) for name in ANALYSES]
+    analyses, failed = [], []
+    for name in ANALYSES:
+        try:
+            analyses.append(page.of_notebook(_execute(study, file, name), name, count))
+        except InputError as problem:  # the others are worth a page
+            failed.append(str(problem))
     sections = [section for section in analyses if section.shows()]  # a published table comes without images
-    sections.append(_how(study, count, [section.title for section in analyses if not section.shows()]))
+    sections.append(_how(study, count, [section.title for section in analyses if not section.shows()], failed))
     target = study.folder / "report.html"
     params.write_atomically(target, page.html(f"ROAR study {study.name}", _head(study, table), sections))
     figure = study.folder / "figures" / f"curves-{study.units[0]}-{study.modes[0]}.png"
-    return f"{summary(study)}\n\nfigure: {figure}\nreport: {target}"
+    left_out = "".join(f"\nLEFT OUT: {problem}" for problem in failed)
+    return f"{summary(study)}\n\nfigure: {figure}\nreport: {target}{left_out}"
 
 
 def summary(study: Study) -> str:
@@ -51,14 +58,16 @@ def summary(study: Study) -> str:
     areas = stats.area_to_random(table, 1 / int(table.n_classes.max())).query("unit == @unit and mode == @mode")
     grid["area"] = areas.set_index("estimator")["mean"]
     grid = grid.sort_values("area", ascending=False)
+    wide = max(14, *(len(plots.label(name)) + 1 for name in grid.index))
     lines = [
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
         f"mean of {points.n.min()} {'seed' if points.n.min() == 1 else 'seeds'}",
         "",
-        f"{'estimator':<14}" + "".join(f"{f't={p}':>8}" for p in grid.columns[:-1]) + f"{'area':>9}",
+        f"{'estimator':<{wide}}" + "".join(f"{f't={p}':>8}" for p in grid.columns[:-1]) + f"{'area':>9}",
     ]
     for name, row in grid.iterrows():
-        lines.append(f"{plots.label(name):<14}" + "".join(f"{v:8.1f}" for v in row.iloc[:-1]) + f"{row.iloc[-1]:9.3f}")
+        cells = "".join(f"{v:8.1f}" for v in row.iloc[:-1]) + f"{row.iloc[-1]:9.3f}"
+        lines.append(f"{plots.label(name):<{wide}}{cells}")
     return "\n".join(
         [*lines, "", "area: between the curve and Random's; 0: like Random, towards 1: better, below 0: worse"]
     )
@@ -82,14 +91,26 @@ def _head(study: Study, table: pd.DataFrame) -> str:
     facts = (
         f"{plots.UNITS[unit].capitalize()} {plots.MODES[mode]}; {len(retrained)} retrainings of {study.model} on "
         f"{study.dataset}, {retrained.n_train.max():,.0f} train and {retrained.n_test.max():,.0f} test images, "
-        f"{retrained.n_classes.max():.0f} classes."
+        f"{retrained.n_classes.max():.0f} classes. {_clean(retrained)}"
     )
     date = f'<time datetime="{today:%Y-%m-%d}">{today.day} {today:%B %Y}</time>'
     return f'<p class="lead">{page.text(sentence)}</p><p class="facts">{escape(facts)} {date}</p>'
 
 
-def _how(study: Study, count: page.Counter, left_out: list[str]) -> page.Section:
-    """How it was made: parameters, versions and machines, cost; and the titles of analyses that had nothing to show."""
+def _clean(retrained: pd.DataFrame) -> str:
+    """Clean accuracy beside chance, in points; what follows where it is no better."""
+    clean, tested = retrained[retrained.estimator == "clean"].accuracy.mean(), retrained.n_test.max()
+    if np.isnan(clean):
+        return ""
+    chance = 1 / retrained.n_classes.max()
+    error = stats.binomial_error(clean, tested)
+    said = f"Clean accuracy {100 * clean:.1f}, chance {100 * chance:.1f}; one accuracy is good to ±{200 * error:.1f}."
+    lost = " It is no better than chance, so nothing can be lost, or learnt." if clean < chance + 2 * error else ""
+    return said + lost
+
+
+def _how(study: Study, count: page.Counter, left_out: list[str], failed: list[str]) -> page.Section:
+    """How it was made: parameters, versions, machines, cost; which analyses had nothing to show, and which failed."""
     rows, given = results.known(study), provenance.parameters(study)
     section = page.Section("How it was made", "how-it-was-made")
     section.blocks = [
@@ -106,4 +127,5 @@ def _how(study: Study, count: page.Counter, left_out: list[str]) -> page.Section
     ]
     if left_out:
         section.blocks.append(f"<p>Left out, for want of rankings and images: {escape(', '.join(left_out))}.</p>")
+    section.blocks += [f"<p>Left out: {escape(problem)}</p>" for problem in failed]
     return section

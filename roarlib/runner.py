@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from roarlib import cluster, grid, params, results
+from roarlib import cluster, grid, own, params, results
 from roarlib.grid import Cell
 from roarlib.params import InputError, Study
 
@@ -157,6 +157,7 @@ def run(
 
     run_id = f"{platform.node()}-{os.getpid()}-{time.time_ns()}"
     params.save(study)
+    own.keep(study)
     todo = grid.to_do(study, grid.select(grid.cells(study), only))
     if not todo:
         return []

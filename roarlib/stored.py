@@ -53,7 +53,7 @@ def _write_split(folder, name, split, resize, size, tell) -> dict:
     decoded = isinstance(split, photos.Photos)
     shape = (3, size, size) if decoded else split.images.shape[1:]
     file, notes = folder / f"{name}-images.npy", folder / f"{name}.progress.json"
-    state = {"of": _what(split, shape, resize), "seen": 0, "kept": 0, "crc32": 0, "bad": {}}
+    state = {"of": what(split, shape, resize), "seen": 0, "kept": 0, "crc32": 0, "bad": {}}
     state["levels"] = [[0] * 256 for _ in range(shape[0])]
     earlier = json.loads(notes.read_text()) if notes.is_file() and file.is_file() else {}
     if earlier.get("of") == state["of"]:
@@ -94,6 +94,7 @@ def _write_split(folder, name, split, resize, size, tell) -> dict:
     missing = split.missing if decoded else []
     return {
         "count": state["kept"],
+        "of": state["of"],
         "crc32": state["crc32"],
         "unreadable": list(bad.values()),
         "missing": missing,
@@ -101,7 +102,7 @@ def _write_split(folder, name, split, resize, size, tell) -> dict:
     }
 
 
-def _what(split, shape: tuple[int, ...], resize: int) -> str:
+def what(split, shape: tuple[int, ...], resize: int) -> str:
     """A digest of what is written, so that work is only ever gone on with for the same pictures in the same order."""
     digest = hashlib.sha256(json.dumps([len(split), list(shape), resize]).encode() + split.labels.tobytes())
     for path in getattr(split, "paths", ()):

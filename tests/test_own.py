@@ -1,0 +1,75 @@
+"""roarlib.own: users' functions are found, and results of two versions of one are not mixed."""
+
+import sys
+
+import pytest
+from conftest import tiny_study
+from test_grid import finish
+
+from roarlib import grid, own
+from roarlib.params import InputError
+
+CODE = """
+FACTOR = 2
+
+def helper(x):
+    return FACTOR * x
+
+def edges(model, images, targets):
+    return helper(images)  # as they are
+
+def other(model, images, targets):
+    return -images
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes the module `mine_own`, as an editor and a new process would."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(old="", new=""):
+        (tmp_path / "mine_own.py").write_text(CODE.replace(old, new) if old else CODE)
+        sys.modules.pop("mine_own", None)
+
+    write()
+    yield write
+    sys.modules.pop("mine_own", None)
+
+
+def test_a_mark_is_of_the_function_and_what_it_names(write):
+    first, other = own.mark("mine_own:edges"), own.mark("mine_own:other")
+    for free in (("# as they are", "# yes"), ("return -images", "return images"), ("\n\n", "\n\n\n")):
+        write(*free)
+        assert own.mark("mine_own:edges") == first, free
+    for matters in (("FACTOR = 2", "FACTOR = 3"), ("FACTOR * x", "FACTOR + x"), ("helper(images)", "helper(-images)")):
+        write(*matters)
+        assert own.mark("mine_own:edges") != first and own.mark("mine_own:other") == other, matters
+
+
+def test_changed_functions_with_results_are_an_error(outputs, write):
+    study = tiny_study(estimators=["mine_own:edges", "mine_own:edges-sgsq", "mine_own:other", "random"])
+    own.keep(study)
+    write("FACTOR = 2", "FACTOR = 3")
+    own.check(study)  # nothing was made with it yet
+    for cell in grid.cells(study):
+        finish(study, cell)
+    with pytest.raises(InputError, match="mine_own:edges is not what it was .* 0.-./mine_own.edges"):
+        own.check(study)
+    write("return -images", "return images - 1")
+    with pytest.raises(InputError, match="mine_own:other is not what it was"):
+        own.check(study)
+    write()
+    own.check(study)
+    own.check(tiny_study(estimators=["grad", "random"]))
+
+
+def test_what_is_missing_is_named(write):
+    for name, says in (
+        ("no_such_module_x:f", "cannot import no_such_module_x .it is neither in "),
+        ("mine_own:nothing", "mine_own has no nothing"),
+        ("mine_own:FACTOR", "FACTOR is a int, and not a function"),
+        ("mine_own.py:edges", "write it without .py"),
+    ):
+        with pytest.raises(InputError, match=says):
+            own.load(name)
