@@ -27,6 +27,8 @@ def name_lines(ax, size: float = 7.5) -> None:
     right = np.argmax if ax.get_xlim()[1] > ax.get_xlim()[0] else np.argmin
     ends = np.array([drawn.get_xydata()[right(drawn.get_xdata())] for drawn in lines]).reshape(-1, 2)
     ends = (ax.transData + ax.transAxes.inverted()).transform(ends)  # (lines, 2), 0..1 of the axes
+    if not lines:
+        return
     height = 72 * ax.get_position().height * ax.figure.get_size_inches()[1]  # points
     size = min(size, 0.92 * height / max(len(lines), 1))
     places = apart(ends[:, 1], 1.15 * size / height, 0.0, 1.04)

@@ -248,7 +248,18 @@ def test_a_function_registered_in_a_notebook_is_an_estimator_with_its_ensembles(
             attribute.register(taken, None)
 
 
-@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks", "ignore:Input Tensor")
+def test_options_that_do_not_fit_are_named(tmp_path, monkeypatch):
+    (tmp_path / "with_options.py").write_text("def f(model, images, targets, power=1):\n    return images**power\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert torch.equal(
+        explained(Net(), ["with_options:f"], estimator_options={"with_options:f": {"power": 2}})["with_options:f"],
+        images() ** 2,
+    )
+    with pytest.raises(InputError, match="with_options:f takes model, images, targets, power; .* give nope"):
+        explained(Net(), ["with_options:f"], estimator_options={"with_options:f": {"nope": 3}})
+
+
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
 def test_captums_classes_by_name_with_arguments_from_the_study():
     model = Net()
     options = {"captum:Occlusion": {"sliding_window_shapes": [3, 2, 2], "strides": [3, 2, 2]}}

@@ -100,6 +100,12 @@ def test_frames_are_tables_too_and_empty_ones_are_left_out():
     assert page.table(pd.DataFrame().style.to_html(), "None", count) == "" and count.tables == 1
 
 
+def test_names_stay_whole_and_quotes_are_no_part_of_them():
+    shown = BeautifulSoup(page.text('put "*-blur" or SG-SQ-GRAD <here>: -3'), "html.parser")
+    assert shown.get_text() == 'put "*-blur" or SG-SQ-GRAD <here>: −3'
+    assert "SG-SQ-GRAD" in [span.text for span in shown.select("span.whole")]
+
+
 def test_a_section_without_figures_and_tables_shows_nothing(section):
     assert section.shows() and not page.Section("Other", "11-x", ["<p>Only words.</p>"]).shows()
 

@@ -40,6 +40,7 @@ def test_names_split_into_base_and_ensemble(name, wanted):
     "line, says",
     [
         ("estimators: [gard]", "unknown estimator 'gard'; did you mean grad?"),
+        ("estimators: ['mine:f-sgqs']", "unknown estimator 'mine:f-sgqs'; did you mean mine:f-sgsq?"),
         ("estimators: []", "estimators"),
         ("estimators: [grad]\npercents: [101]", "percents.0 = 101: input should be less than or equal to 100"),
         ("estimators: [grad]\npercents: [12.5]", "percents.0 = 12.5: input should be a valid integer"),

@@ -13,7 +13,7 @@ from conftest import tiny_study
 from PIL import Image
 from torchvision import datasets, transforms
 
-from roarlib import data, photos, rankings, stored, train
+from roarlib import data, photos, preflight, rankings, stored, train
 from roarlib.degrade import Degraded
 from roarlib.device import device_of
 from roarlib.params import InputError
@@ -279,6 +279,18 @@ def test_work_is_not_gone_on_with_for_other_pictures(tmp_path, monkeypatch):
     for k, path in enumerate(kept):
         assert np.array_equal(found.test.images[k], photos.view(path, 20, 16))
         assert CLASSES[found.test.labels[k]] == path.parent.name
+
+
+def test_other_pictures_than_those_prepared_are_noticed(tmp_path):
+    root, study = folder_of(tmp_path), study_of(tmp_path)
+    data.load(study)
+    assert data.changed(study) == []
+    paint(root / "test" / "bee" / "new.jpg", seed=7)
+    assert data.changed(study) == ["test"]
+    with pytest.raises(InputError, match="the test pictures are not those that were prepared"):
+        preflight.check(study)
+    root.joinpath("test").rename(root / "elsewhere")  # prepared arrays are enough
+    assert data.changed(study) == []
 
 
 def test_mended_pictures_are_looked_at_again(tmp_path):
