@@ -96,6 +96,8 @@ def test_the_readmes_own_estimator_flows_through_everything(tmp_path):
     readme = (ROOT / "README.md").read_text()
     code = re.search(r"\n((?:    .*\n|\n)*    def edges(?:    .*\n|.*\n)*?)\n\S", readme)[1]
     (tmp_path / "mine.py").write_text(textwrap.dedent(code))
+    described = yaml.safe_load(re.search(r"\n((?:    [a-z_]+: .*\n)*    seeds: .*\n)", readme)[1])
+    assert {"random", "mine:edges", "mine:edges-sgsq"} < set(params.Study(name="my", **described).estimators)
     names = ["mine:edges", "mine:edges-sgsq", "captum:InputXGradient", "random"]
     study = tiny_study(name="own", estimators=names, noise_samples=2)
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(study.model_dump()))
