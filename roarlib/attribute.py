@@ -72,17 +72,22 @@ def ig(model, images, targets, *, steps, reference, batch):
     """IG: Integrated Gradients along the straight line from `reference` (Sundararajan et al., ICML 2017).
 
     steps: k points of Gauss-Legendre quadrature. reference: broadcastable to images. batch: how many inputs the model
-    takes at once; steps are stacked up to it. Sums to f(x) - f(reference) up to the quadrature's error.
+    takes at once; steps are stacked up to it. Sums to f(x) - f(reference) up to the quadrature's error. A traced
+    model's first convolution is affine: it is passed once, and the steps lie on the straight line behind it.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    alphas = torch.as_tensor((nodes + 1) / 2, dtype=images.dtype, device=images.device)
-    weights = torch.as_tensor(weights / 2, dtype=images.dtype, device=images.device)
-    line, total, at_once = images - reference, torch.zeros_like(images), max(1, batch // len(images))
+    nodes, weights = (v[:, None, None, None, None] / 2 for v in np.polynomial.legendre.leggauss(steps))
+    alphas, weights = (torch.as_tensor(v, dtype=images.dtype, device=images.device) for v in (nodes + 0.5, weights))
+    stem, rest = models.stem_and_rest(model)
+    x, dtype = images.detach().requires_grad_(), stem(images[:1]).dtype  # reduced under autocast
+    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        end, start = stem(x), stem(torch.zeros_like(images[:1]) + reference).detach()
+    line, total, at_once = end.detach() - start, torch.zeros_like(end), max(1, batch // len(images))
     for alpha, weight in zip(alphas.split(at_once), weights.split(at_once), strict=True):
-        points = reference + alpha[:, None, None, None, None] * line  # (k, N, C, H, W)
-        slopes = grad(model, points.flatten(0, 1), targets.repeat(len(alpha)))
-        total += (weight[:, None, None, None, None] * slopes.reshape(points.shape)).sum(0)
-    return total * line
+        points = torch.addcmul(start, alpha, line)  # (k, N, C, H, W)
+        # a copy, since a ReLU may overwrite its input
+        slopes = grad(lambda p: rest(p.to(dtype, copy=True)), points.flatten(0, 1), targets.repeat(len(alpha)))
+        total += (weight * slopes.reshape(points.shape)).sum(0)
+    return torch.autograd.grad(end, x, total)[0] * (images - reference)
 
 
 def random(model, images, targets, *, ids, seed):
@@ -212,6 +217,7 @@ def explain(
     for name in names:
         base, ensemble = split_name(name)
         wanted.setdefault(base, {})[name] = ensemble
+    extras = dict(masks=masks, seed=study.base_seed, steps=study.ig_steps, reference=reference, batch=batch)
     scores, half = {}, precision_of(study.attribution_precision, images.device) == "bfloat16"
     with (
         models.evaluating(model),
@@ -219,13 +225,6 @@ def explain(
         torch.autocast(images.device.type, torch.bfloat16, enabled=half),
     ):
         for base, ensembles in wanted.items():
-            extras = {
-                "masks": masks,
-                "seed": study.base_seed,
-                "steps": study.ig_steps,
-                "reference": reference,
-                "batch": batch,
-            }
             function = _with_extras(base, base_function(base, study.estimator_options.get(base)), extras)
             made = sweep(function, model, images, targets, ids, set(ensembles.values()), study, batch)
             scores |= {name: varied(name, made[ensemble]) for name, ensemble in ensembles.items()}

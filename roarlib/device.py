@@ -1,5 +1,6 @@
 """The device that computes: which one, in what precision, and how much fits on it."""
 
+import ctypes
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,20 @@ def precision_of(choice: str, device: torch.device) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     native = torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
     return "bfloat16" if native else "float32"
+
+
+def keep_memory() -> bool:
+    """Have the C library keep what a pass frees for the next one, for this process; whether it does.
+
+    By default glibc hands the end of its heap and every large block back to the kernel, which then clears the same
+    pages again for each pass. Blocks above 32 MB still go back. Elsewhere than with glibc nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h's numbers
+        return bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_threshold, 32 << 20))
+    except (AttributeError, OSError, TypeError):  # no such function; no such library
+        return False
 
 
 def room(study: Study, device: torch.device) -> int:

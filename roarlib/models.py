@@ -5,6 +5,7 @@ Every model maps normalised images (N, C, H, W) to pre-softmax logits (N, classe
 
 import copy
 import difflib
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -181,6 +182,28 @@ def folded(model: nn.Module) -> nn.Module:
             traced.graph.erase_node(node)
     traced.recompile()
     return traced.requires_grad_(False)
+
+
+@functools.lru_cache(maxsize=2)  # a batch asks for each of its noisy copies
+def stem_and_rest(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A traced model as rest(stem(images)), the stem its first convolution; (identity, model) where that is not so.
+
+    The stem is affine: what lies on a straight line between images lies on one behind it as well. It is all that reads
+    the images. The weights are the model's own.
+    """
+    inputs = model.graph.find_nodes(op="placeholder") if isinstance(model, fx.GraphModule) else []
+    if len(inputs) != 1 or len(inputs[0].users) != 1:
+        return nn.Identity(), model
+    (first,) = inputs[0].users
+    stem = model.get_submodule(first.target) if first.op == "call_module" else None
+    if type(stem) is not nn.Conv2d or first.args != (inputs[0],):
+        return nn.Identity(), model
+    rest = fx.GraphModule(model, copy.deepcopy(model.graph))
+    (passed,) = rest.graph.find_nodes(op="placeholder")[0].users
+    passed.replace_all_uses_with(passed.args[0])
+    rest.graph.erase_node(passed)
+    rest.recompile()
+    return stem, rest
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from roarlib import attribute, models
 from roarlib.data import Data, Split, image_ids
 from roarlib.degrade import Degraded
-from roarlib.device import device_of
+from roarlib.device import device_of, keep_memory
 from roarlib.names import group_of, variant_of
 from roarlib.params import InputError, Study, write_atomically
 from roarlib.remove import rank, to_unit
@@ -58,6 +58,7 @@ def make(
     if variant_of(estimators[0]) == "recursive":
         raise ValueError(f"{estimators[0]} is ranked by recursive.make: it needs models of its own")
     device = device_of(study)
+    keep_memory()
     model = models.folded(model).to(device, memory_format=torch.channels_last)
     total, computed, started = len(data.train) + len(data.test), 0, time.perf_counter()
     for before, split in ((0, "train"), (len(data.train), "test")):
@@ -85,7 +86,7 @@ def _split(study, data, model, predictions, estimators, part_name, device):
     yield first
     saved = time.monotonic()
     while first < len(split):
-        index = slice(first, min(first + batch, len(split)))
+        index = slice(first, min(first + images_at_once(batch), len(split)))
         try:
             scores = explain_stored(study, data, model, part_name, predictions, estimators, index, device, batch)
         except torch.OutOfMemoryError:
@@ -173,9 +174,14 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def batch_size(device: torch.device, shape: tuple[int, int, int]) -> int:
-    """How many inputs a model pass takes: what fits a CPU's caches (64 at 32 x 32), or fills a GPU."""
+    """How many inputs a model pass takes: what keeps a CPU's cores busy (256 at 32 x 32), or fills a GPU."""
     area = shape[1] * shape[2]
-    return max(8, 64 * 1024 // area) if device.type == "cpu" else max(64, 4_000_000 // area)
+    return max(8, 256 * 1024 // area) if device.type == "cpu" else max(64, 4_000_000 // area)
+
+
+def images_at_once(batch: int) -> int:
+    """How many images share passes of that many inputs: few, so that checkpoints come often; copies fill the rest."""
+    return max(1, batch // 4)
 
 
 def _refuse_constant(scores: dict[str, torch.Tensor]) -> None:

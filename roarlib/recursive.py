@@ -17,7 +17,7 @@ import torch
 from roarlib import models, rankings, train
 from roarlib.data import SPLITS, Data, image_ids
 from roarlib.degrade import degraded
-from roarlib.device import device_of
+from roarlib.device import device_of, keep_memory
 from roarlib.names import parent_of
 from roarlib.params import InputError, Study
 from roarlib.remove import to_unit
@@ -41,6 +41,7 @@ def make(
     are those of `rankings.make`. An interrupted unit starts again. Source: Madsen et al. (2022).
     """
     (estimator,) = estimators
+    keep_memory()
     device, started, done = device_of(study), time.perf_counter(), 0
     total = len(study.units) * (1 + len(study.recursive_steps)) * (len(data.train) + len(data.test))
     for unit in study.units:
@@ -78,8 +79,8 @@ def _step(study, data, model, classes, estimator, unit, split, ranking, percent)
     """Generator: ranks what is left at `percent` anew, in place; what is gone keeps its place. Yields each batch."""
     device, name = device_of(study), parent_of(estimator)
     batch = rankings.batch_size(device, data.shape)
-    for first in range(0, len(ranking), batch):
-        index = slice(first, min(first + batch, len(ranking)))
+    for first in range(0, len(ranking), count := rankings.images_at_once(batch)):
+        index = slice(first, min(first + count, len(ranking)))
         before = torch.from_numpy(np.array(ranking[index])).to(device)
         gone = ranking if percent else None
         found = rankings.explain_stored(

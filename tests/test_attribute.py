@@ -212,6 +212,34 @@ def test_folded_batch_norms_change_nothing_but_the_cost(functional):
     assert all(torch.allclose(found[n], wanted[n], rtol=1e-8, atol=1e-12) for n in NAMES)
 
 
+def test_ig_passes_the_first_convolution_once_for_all_its_steps():
+    lean = models.folded(Net())
+    (stem, rest), stems, rests = models.stem_and_rest(lean), [], []
+    stem.register_forward_pre_hook(lambda module, args: stems.append(len(args[0])))
+    rest.register_forward_pre_hook(lambda module, args: rests.append(len(args[0])))
+    explained(lean, [n for n in NAMES if n.startswith("ig")])
+    assert type(stem) is nn.Conv2d and sum(rests) == 5 * (5 + 5 * 4)
+    # `explained` asks for the classes; then each of two calls passes its images, the reference, and one for the precision
+    assert sum(stems) == 5 + (5 + 1 + 1) + (5 * 4 + 1 + 1)
+
+
+def test_only_a_convolution_that_alone_reads_the_images_is_passed_once():
+    class Around(Net):
+        def forward(self, x):
+            return super().forward(x) + x.mean((1, 2, 3))[:, None]
+
+    class Scaled(Net):
+        def forward(self, x):
+            return super().forward(x * x)
+
+    for kind in (Around, Scaled):
+        model = kind()
+        lean = models.folded(model)
+        assert lean is not model and models.stem_and_rest(lean)[1] is lean
+        assert torch.allclose(explained(lean, ["ig-sgsq"])["ig-sgsq"], explained(model, ["ig-sgsq"])["ig-sgsq"])
+    assert models.stem_and_rest(model)[1] is model  # not traced
+
+
 def test_a_model_that_cannot_be_traced_or_shares_its_layers_still_works():
     class Branching(Net):
         def forward(self, x):

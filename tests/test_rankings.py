@@ -87,13 +87,13 @@ def test_running_out_of_memory_halves_the_batch_for_good(outputs, monkeypatch):
 
     def explain(*args):
         sizes.append(args[-1])
-        if args[-1] > 20:
+        if args[-1] > 80:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(*args)
 
     monkeypatch.setattr(rankings, "explain_stored", explain)
     rankings.make(study, found, model, predictions, ["grad"])
-    assert sizes[:4] == [64, 32, 16, 16] and (rankings.load(study, "grad", "pixel", "train") < 100).all()
+    assert sizes[:4] == [256, 128, 64, 64] and (rankings.load(study, "grad", "pixel", "train") < 100).all()
     monkeypatch.setattr(rankings, "explain_stored", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("tiny")))
     with pytest.raises(torch.OutOfMemoryError):
         rankings.make(study, found, model, predictions, ["grad-sgsq"])
