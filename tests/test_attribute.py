@@ -219,7 +219,7 @@ def test_ig_passes_the_first_convolution_once_for_all_its_steps():
     rest.register_forward_pre_hook(lambda module, args: rests.append(len(args[0])))
     explained(lean, [n for n in NAMES if n.startswith("ig")])
     assert type(stem) is nn.Conv2d and sum(rests) == 5 * (5 + 5 * 4)
-    # `explained` asks for the classes; then each of two calls passes its images, the reference, and one for the precision
+    # `explained` asks for the classes; then two calls pass images, reference, and one for the precision
     assert sum(stems) == 5 + (5 + 1 + 1) + (5 * 4 + 1 + 1)
 
 
