@@ -2,9 +2,8 @@
 
 import ast
 import hashlib
-import importlib
+import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from roarlib import results
 from roarlib.names import USERS_OWN, group_of, split_name
 from roarlib.params import InputError, Study, root, write_atomically
 
+IMPORTS = ast.Import | ast.ImportFrom
 FILE = "own.json"  # in a study's folder: what its functions looked like when they were last run
 
 
@@ -45,8 +45,10 @@ def check(study: Study) -> None:
     file = study.folder / FILE
     before = json.loads(file.read_text()) if file.is_file() else {}
     for name, mark in marks(study).items():
-        cell = ("01-train", "base") if name == study.model else ("02-attribute", group_of(name))
-        if before.get(name, mark) != mark and any(results.folder(study, *cell).glob("rows/*")):
+        groups = {group_of(e) for e in [name, *study.estimators] if split_name(e)[0] == name}
+        cells = [("01-train", "base")] if name == study.model else [("02-attribute", group) for group in groups]
+        made = any(file for cell in cells for file in results.folder(study, *cell).glob("rows/*"))
+        if before.get(name, mark) != mark and made:
             what = "the study's folder" if name == study.model else f"its cells, 0?-*/{name.replace(':', '.')}*"
             raise InputError(
                 f"{name} is not what it was when its results were made, and {study.folder} would mix both: give the "
@@ -69,20 +71,60 @@ def marks(study: Study) -> dict[str, str]:
 
 
 def mark(name: str) -> str:
-    """Digest of a function's code and of all that it names in its own file; comments and other functions are free."""
+    """Digest of a function's code and of all that it names in the user's files; comments and other functions are free.
+
+    What it imports is followed, but for roarlib, installed packages and `from module import *`.
+    """
     module_name, _, attribute = name.partition(":")
     load(name)
-    file = getattr(sys.modules[module_name], "__file__", None) or ""
-    if not file.endswith(".py") or not os.path.isfile(file):
-        return ""
-    top, wanted, seen = {}, [attribute], set()
-    for node in ast.parse(Path(file).read_text()).body:
-        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-        for target in [getattr(node, "name", ""), *(t.id for t in targets if isinstance(t, ast.Name))]:
-            top.setdefault(target, []).append(node)
+    known, code, wanted = {}, {}, [(module_name, attribute)]
     while wanted:
-        if (word := wanted.pop()) in top and word not in seen:
-            seen.add(word)
-            wanted += [n.id for node in top[word] for n in ast.walk(node) if isinstance(n, ast.Name)]
-    code = "\n".join(ast.unparse(node) for word in sorted(seen) for node in top[word])
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+        place = module_name, word = wanted.pop()
+        if module_name not in known:
+            known[module_name] = _statements(module_name)
+        package, bound = known[module_name]
+        if place in code or word not in bound:
+            continue
+        code[place] = "\n".join(ast.unparse(node) for node in bound[word] if not isinstance(node, IMPORTS))
+        for node in (n for statement in bound[word] for n in ast.walk(statement)):
+            if isinstance(node, ast.Name):
+                wanted.append((module_name, node.id))
+            elif isinstance(node, IMPORTS):
+                chosen = [a for a in node.names if word in ("*", _binds(a)) or node not in bound[word]]
+                wanted += [place for alias in chosen for place in _behind(node, alias, package)]
+    return hashlib.sha256("\n".join(code[place] for place in sorted(code) if code[place]).encode()).hexdigest()[:16]
+
+
+def _statements(module_name: str) -> tuple[str, dict[str, list[ast.stmt]]]:
+    """A module's package, and name -> the top-level statements that bind it, `*` for all; empty without a file."""
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):  # what is imported is no module but a function of one, for example
+        spec = None
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        return "", {}
+    body = ast.parse(Path(spec.origin).read_text()).body
+    bound = {"*": body}
+    for node in body:
+        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+        names = [getattr(node, "name", ""), *(t.id for t in targets if isinstance(t, ast.Name))]
+        for word in [_binds(a) for a in node.names if a.name != "*"] if isinstance(node, IMPORTS) else names:
+            bound.setdefault(word, []).append(node)
+    return spec.parent, bound
+
+
+def _binds(alias: ast.alias) -> str:
+    return alias.asname or alias.name.split(".")[0]
+
+
+def _behind(node: ast.Import | ast.ImportFrom, alias: ast.alias, package: str) -> list[tuple[str, str]]:
+    """Where in the user's modules the code behind an imported name may be: (module, name), `*` for a whole module."""
+    if isinstance(node, ast.Import):
+        found = [(alias.name, "*")]
+    else:
+        source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+        found = [(source, alias.name), (f"{source}.{alias.name}", "*")]
+    top = found[0][0].split(".")[0]
+    spec = None if top in {*sys.stdlib_module_names, "roarlib"} else importlib.util.find_spec(top)
+    places = [spec.origin or "", *(spec.submodule_search_locations or [])] if spec else ["site-packages"]
+    return [] if any({"site-packages", "dist-packages"} & set(Path(place).parts) for place in places) else found

@@ -47,6 +47,39 @@ def test_a_mark_is_of_the_function_and_what_it_names(write):
         assert own.mark("mine_own:edges") != first and own.mark("mine_own:other") == other, matters
 
 
+def test_what_a_function_imports_belongs_to_its_mark(write, tmp_path):
+    package = tmp_path / "mine_parts"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "deep.py").write_text("def deep(x):\n    return x + 1\n")
+    plain, unused = "def free(x):\n    return x\n", "def unused(x):\n    return x\n"
+    (package / "near.py").write_text("from .deep import deep as d\ndef near(x):\n    return d(x)\n" + plain)
+    (tmp_path / "mine_whole.py").write_text("import os\n" + unused)
+    imports = "import numpy\nimport mine_whole as w\nfrom mine_parts.near import near, free\n"
+
+    changes = (  # what the functions use, what is edited, whether it is theirs
+        ("near(FACTOR) * x", package / "deep.py", True),  # a relative import under another name
+        ("near(FACTOR) * x", package / "near.py", False),  # another function of that module
+        ("w.anything(x)", tmp_path / "mine_whole.py", True),  # a module as a whole
+        ("numpy.abs(x)", tmp_path / "mine_whole.py", False),
+    )
+    for use, file, theirs in changes:
+        (tmp_path / "mine_own.py").write_text(imports + CODE.replace("FACTOR * x", use))
+        before, text = (own.mark("mine_own:edges"), own.mark("mine_own:other")), file.read_text()
+        file.write_text(text.replace("return x", "return 2 * x"))
+        after = own.mark("mine_own:edges"), own.mark("mine_own:other")
+        assert (before[0] != after[0]) == theirs and before[1] == after[1], (use, file)
+        file.write_text(text)
+
+
+def test_an_import_inside_a_function_counts(write, tmp_path):
+    (tmp_path / "mine_late.py").write_text("def late(x):\n    return x\n")
+    write("return helper(images)", "from mine_late import late; return late(images)")
+    before = own.mark("mine_own:edges")
+    (tmp_path / "mine_late.py").write_text("def late(x):\n    return -x\n")
+    assert own.mark("mine_own:edges") != before
+
+
 def test_changed_functions_with_results_are_an_error(outputs, write):
     study = tiny_study(estimators=["mine_own:edges", "mine_own:edges-sgsq", "mine_own:other", "random"])
     own.keep(study)
@@ -62,6 +95,17 @@ def test_changed_functions_with_results_are_an_error(outputs, write):
     write()
     own.check(study)
     own.check(tiny_study(estimators=["grad", "random"]))
+
+
+def test_a_recursive_estimator_is_watched_alone(outputs, write):
+    study = tiny_study(estimators=["mine_own:edges-recursive", "random"], recursive_steps=[50])
+    own.keep(study)
+    for cell in grid.cells(study):
+        finish(study, cell)
+    own.check(study)
+    write("FACTOR = 2", "FACTOR = 3")
+    with pytest.raises(InputError, match="mine_own:edges is not what it was"):
+        own.check(study)
 
 
 def test_what_is_missing_is_named(write):
