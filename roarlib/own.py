@@ -99,11 +99,11 @@ def _statements(module_name: str) -> tuple[str, dict[str, list[ast.stmt]]]:
     """A module's package, and name -> the top-level statements that bind it, `*` for all; empty without a file."""
     try:
         spec = importlib.util.find_spec(module_name)
-    except (ImportError, ValueError):  # what is imported is no module but a function of one, for example
-        spec = None
-    if spec is None or not (spec.origin or "").endswith(".py"):
+        if spec is None or not (spec.origin or "").endswith(".py"):
+            return "", {}
+        body = ast.parse(Path(spec.origin).read_bytes()).body
+    except Exception:  # a function instead of a module, a package that fails, a file that is no Python: not followed
         return "", {}
-    body = ast.parse(Path(spec.origin).read_text()).body
     bound = {"*": body}
     for node in body:
         targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
@@ -119,12 +119,15 @@ def _binds(alias: ast.alias) -> str:
 
 def _behind(node: ast.Import | ast.ImportFrom, alias: ast.alias, package: str) -> list[tuple[str, str]]:
     """Where in the user's modules the code behind an imported name may be: (module, name), `*` for a whole module."""
-    if isinstance(node, ast.Import):
-        found = [(alias.name, "*")]
-    else:
-        source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-        found = [(source, alias.name), (f"{source}.{alias.name}", "*")]
-    top = found[0][0].split(".")[0]
-    spec = None if top in {*sys.stdlib_module_names, "roarlib"} else importlib.util.find_spec(top)
+    try:
+        if isinstance(node, ast.Import):
+            found = [(alias.name, "*")]
+        else:
+            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            found = [(source, alias.name), (f"{source}.{alias.name}", "*")]
+        top = found[0][0].split(".")[0]
+        spec = None if top in {*sys.stdlib_module_names, "roarlib"} else importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # tried and caught in the user's file
+        return []
     places = [spec.origin or "", *(spec.submodule_search_locations or [])] if spec else ["site-packages"]
     return [] if any({"site-packages", "dist-packages"} & set(Path(place).parts) for place in places) else found

@@ -80,6 +80,14 @@ def test_an_import_inside_a_function_counts(write, tmp_path):
     assert own.mark("mine_own:edges") != before
 
 
+def test_imports_that_fail_do_not_matter(write, tmp_path):
+    (tmp_path / "mine_broken.py").write_text("def late(x: return\n")
+    failing = ("from .near import near", "from mine_broken import late", "import __main__", "import no_such_module_x.y")
+    for line in failing:
+        write("return helper(images)", f"try:\n        {line}\n    except Exception: pass\n    return images")
+        assert len(own.mark("mine_own:edges")) == 16, line
+
+
 def test_changed_functions_with_results_are_an_error(outputs, write):
     study = tiny_study(estimators=["mine_own:edges", "mine_own:edges-sgsq", "mine_own:other", "random"])
     own.keep(study)
