@@ -24,11 +24,13 @@ import numpy as np
 import psutil
 import torch
 
-from roarlib import attribute, data, draws, models, rankings, remove, results, train
-from roarlib.degrade import Degraded
-from roarlib.device import keep_memory
-from roarlib.names import BASES, CONTROLS, PAPER, group_of
-from roarlib.params import Study
+from roarlib.engine import attribute, draws, models, rank as rankings, remove, train
+from roarlib.data import datasets as data
+from roarlib.study import results
+from roarlib.engine.degrade import Degraded
+from roarlib.study.machine import keep_memory
+from roarlib.study.names import BASES, CONTROLS, PAPER, group_of
+from roarlib.study.params import Study
 
 J, K, SIGMA = 15, 25, 0.15
 NAMES = [name for name in PAPER if name not in CONTROLS]

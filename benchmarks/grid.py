@@ -14,9 +14,11 @@ import time
 
 import numpy as np
 
-from roarlib import data, grid, kernel, params, results, runner
-from roarlib.names import PAPER
-from roarlib.params import Study
+from roarlib.data import datasets as data
+from roarlib.grid import cells as grid, kernel, runner
+from roarlib.study import params, results
+from roarlib.study.names import PAPER
+from roarlib.study.params import Study
 
 NAMES = [name for name in PAPER if name.startswith("grad")]
 GROWTH = {  # what grows, and through which values

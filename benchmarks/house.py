@@ -62,7 +62,9 @@ def main() -> None:
         "lines": sum(lines.values()),
         "lines of engine": sum(n for name, n in lines.items() if name.startswith("roarlib.engine")),
         "largest file": f"{largest.removeprefix('roarlib.')}, {lines[largest]}",
-        "functions with more than 6 parameters": sum(len([a for a in t if a not in ("self", "cls")]) > 6 for t in taken),
+        "functions with more than 6 parameters": sum(
+            len([a for a in t if a not in ("self", "cls")]) > 6 for t in taken
+        ),
         "function length, median": median(lengths),
         "function length, 90th percentile": round(quantiles(lengths, n=10)[-1]),
         "longest function": max(lengths),

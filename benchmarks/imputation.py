@@ -15,7 +15,9 @@ import torch
 from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
-from roarlib import impute, results, textures
+from roarlib.engine import impute
+from roarlib.study import results
+from roarlib.data import textures
 
 PERCENTS = (30, 50, 90)
 NEIGHBOURS = [(dy, dx, 2 - abs(dy * dx)) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]  # times 12
@@ -107,9 +109,7 @@ def main():
         for percent in PERCENTS:
             for kind in ("scattered", "disc"):
                 missing = holes(count, size, percent, kind)
-                times, ratio, difference = compare(
-                    images, missing, min(solved, count), rounds, options.device, threads
-                )
+                times, ratio, difference = compare(images, missing, min(solved, count), rounds, options.device, threads)
                 ratios[size].append(ratio)
                 worst = max(worst, difference)
                 cells = "".join(f"{t:>9.3f}" for t in times) + "".join(f"{r:>8.1f}" for r in ratio)

@@ -41,9 +41,11 @@ def stage(name: str, options) -> None:
     """Do one stage in this process, telling its progress to the file `progress`."""
     import torch
 
-    from roarlib import data, rankings, results, train
-    from roarlib.degrade import Degraded
-    from roarlib.params import Study
+    from roarlib.data import datasets as data
+    from roarlib.engine import rank as rankings, train
+    from roarlib.study import results
+    from roarlib.engine.degrade import Degraded
+    from roarlib.study.params import Study
 
     torch.set_num_threads(results.cores())
     study = Study(
@@ -131,7 +133,7 @@ def main():
     if options.stage:
         stage(options.stage, options)
         return
-    from roarlib import results
+    from roarlib.study import results
 
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = options.folder or temporary

@@ -23,9 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.datasets import VisionDataset
 
-from roarlib import attribute, data, models, results, train
-from roarlib.device import device_of, precision_of
-from roarlib.params import Study
+from roarlib.engine import attribute, models, train
+from roarlib.data import datasets as data
+from roarlib.study import results
+from roarlib.study.machine import device_of, precision_of
+from roarlib.study.params import Study
 
 PERCENT = 50
 

@@ -1,7 +1,6 @@
 """ROAR, RemOve And Retrain: is a feature-importance estimator any good? (Hooker et al., NeurIPS 2019)
 
-Read the modules in this order. What a study is: params, names. Data: data, textures, photos, stored. Science: own,
-models, device, draws, attribute, remove, rankings, recursive, impute (imputeloops), degrade, augment, train. The
-grid: results, grid, kernel, cluster, runner, leave, preflight, progress, cli. Answers: stats, verdicts, trust, paper,
-toy, plots, labels. To look at: explore (views, curveview, imageviews, compareview), watch, report (page, provenance).
+Six rooms, each of which imports only those above it: study (what a study is and leaves behind), data (images), engine
+(the GPU code: explain, rank, remove, retrain), answers (numbers from tables), grid (running it), views (looking at it).
+`cli` and `explore` are the two faces, terminal and notebook. Each room says in which order to read it.
 """

@@ -10,8 +10,12 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from roarlib import cluster, grid, own, params, progress, results, runner
-from roarlib.params import InputError
+from roarlib.grid import status
+from roarlib.grid.cells import Grid
+from roarlib.study import own, params, results
+from roarlib.study.params import InputError
+
+# the commands import what loads torch, Dask or papermill themselves, so that the others answer at once
 
 study_file = click.argument("study_file", metavar="STUDY.yaml")
 only = click.option(
@@ -32,19 +36,20 @@ def cli(debug: bool):
 @study_file
 def prepare(study_file):
     """Decode, resize and cut the images once into the arrays that all stages read; checks them if they are there."""
-    from roarlib import data, stored
+    from roarlib.data import datasets
+    from roarlib.data import prepare as prepared
 
     study = _load(study_file)
-    folder = data.prepared(study)
+    folder = datasets.prepared(study)
     if (folder / "meta.json").is_file():
-        if damaged := stored.damaged(folder):
+        if damaged := prepared.damaged(folder):
             raise InputError(f"{folder}: {' and '.join(damaged)} differ from what was written; delete that folder")
-        if parts := data.changed(study):
-            raise InputError(f"the {' and '.join(parts)} pictures are others now; to take those, delete {folder}")
+        if parts := datasets.changed(study):
+            raise InputError(f"the {' and '.join(parts)} pictures have changed; to take the new ones, delete {folder}")
         click.echo("prepared already, and every byte is as it was written")
     with _images(study) as told:
-        data.load(study, told)
-    click.echo("\n".join(data.notes(study)) + f"\n{folder}")
+        datasets.load(study, told)
+    click.echo("\n".join(datasets.notes(study)) + f"\n{folder}")
 
 
 @contextmanager
@@ -64,20 +69,22 @@ def _images(study):
 @only
 def plan(study_file, only):
     """List the cells, what is done, the disk space needed and the time left. Decodes no photograph."""
-    from roarlib import data, preflight
+    from roarlib.data import datasets
+    from roarlib.grid import cluster, preflight
 
     study = _load(study_file)
-    counts, shape = data.sizes(study)
-    ready = study.dataset in data.ARRAYS or (data.prepared(study) / "meta.json").is_file()
+    counts, shape = datasets.sizes(study)
+    ready = study.dataset in datasets.ARRAYS or (datasets.prepared(study) / "meta.json").is_file()
     images, ranked = preflight.disk_bytes(study)
     found = preflight.check(study) if ready else None
-    chosen = grid.select(grid.cells(study), only)
-    todo = grid.to_do(study, chosen)
+    grid = Grid(study)
+    chosen = grid.select(only)
+    todo = grid.to_do(chosen)
     for cell in chosen:
-        owed = len(grid.missing(study, cell))
+        owed = len(grid.missing(cell))
         state = "done" if not owed else f"{len(cell.rows) - owed} of {len(cell.rows)} rows"
         click.echo(f"  {cell.id:<46} {state}")
-    click.echo(progress.counts(study, chosen))
+    click.echo(status.counts(grid, chosen))
     click.echo(
         f"data: {counts['train']:,} train and {counts['test']:,} test images of {shape}; still to be written: "
         f"{_size(images)} of images, {_size(ranked)} of rankings"
@@ -87,7 +94,7 @@ def plan(study_file, only):
         click.echo(f"left: known when the images are prepared (`roar prepare {study_file}`)")
         return
     workers, threads = cluster.machine(study)
-    left = progress.duration(preflight.seconds_left(study, found, todo)) if todo else "nothing"
+    left = status.duration(preflight.seconds_left(grid, found, todo)) if todo else "nothing"
     click.echo(f"left: about {left} with {workers} cells at a time of {threads} thread(s) each")
 
 
@@ -103,18 +110,16 @@ def run(study_file, only, scheduler, slurm):
 
     Several runs may work on one study at a time, here or elsewhere: they share its cells.
     """
-    from roarlib import preflight
+    from roarlib.grid import preflight, runner
 
     if scheduler and slurm:
         raise InputError("--scheduler and --slurm: one of them")
-    if slurm:
-        cluster.slurm_settings(slurm)
-
     started = time.perf_counter()
     study = _load(study_file)
-    chosen = grid.select(grid.cells(study), only)
-    todo = grid.to_do(study, chosen)
-    owed = {(f"{c.stage}/{c.name}", row) for c in todo for row in grid.missing(study, c)}
+    going = runner.Run(study, scheduler, slurm, lambda line: tqdm.write(line, file=sys.stderr))
+    chosen = going.grid.select(only)
+    todo = going.grid.to_do(chosen)
+    owed = {row for cell in todo for row in going.grid.missing(cell)}
     if not todo:
         own.check(study)
         click.echo(f"{study.name}: all {len(chosen)} cells are done; `roar report {study_file}` shows them")
@@ -122,13 +127,8 @@ def run(study_file, only, scheduler, slurm):
     with _images(study) as told:
         preflight.check(study, told)
     _advise(study)
-    with tqdm(
-        total=len(chosen),
-        initial=len(chosen) - len(todo),
-        unit="cell",
-        desc=study.name,
-        mininterval=0.5 if sys.stderr.isatty() else 15,
-    ) as bar:
+    interval, there = 0.5 if sys.stderr.isatty() else 15, len(chosen) - len(todo)
+    with tqdm(total=len(chosen), initial=there, unit="cell", desc=study.name, mininterval=interval) as bar:
         failed, fresh = [], []
 
         def report(outcome: runner.Outcome):
@@ -136,25 +136,25 @@ def run(study_file, only, scheduler, slurm):
             if outcome.error:
                 failed.append(outcome)
             elif outcome.seconds:
-                fresh.extend(row for row in outcome.cell.rows if row.startswith("retrain"))
+                fresh.extend(row for row in outcome.cell.rows if row.measure == "retrain")
             rate = 60 * len(fresh) / (time.perf_counter() - started)
             bar.set_postfix_str(f"{rate:.0f} retrainings/min" + (f", {len(failed)} failed" if failed else ""))
             if outcome.error and not outcome.error.startswith((runner.WAITS, runner.INTERRUPTED)):
                 bar.write(f"FAILED {outcome.cell.id}: {outcome.error} (see {outcome.notebook})", file=sys.stderr)
 
-        signal.signal(signal.SIGINT, _stop)
-        signal.signal(signal.SIGTERM, _stop)
-        outcomes = runner.run(study, only, report, scheduler, slurm, lambda line: bar.write(line, file=sys.stderr))
+        def leave(number, frame):
+            """Leave within seconds: kernels here die with this process, those elsewhere are stopped."""
+            going.abandon()
+            said = "\nStopped; finished rows are kept. Run the same command again to go on."
+            print(said, file=sys.stderr, flush=True)
+            os._exit(128 + number)
+
+        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGTERM, leave)
+        outcomes = going.run(only, report)
     if len(results.rows(study)):
         results.collect(study)
-    _finish(study, outcomes, owed, time.perf_counter() - started)
-
-
-def _stop(number, frame):
-    """Leave within seconds: kernels here die with this process, those elsewhere are stopped; rows are on disk."""
-    cluster.abandon()
-    print("\nStopped; finished rows are kept. Run the same command again to go on.", file=sys.stderr, flush=True)
-    os._exit(128 + number)
+    _finish(going.grid, outcomes, owed, time.perf_counter() - started)
 
 
 def _load(study_file):
@@ -169,8 +169,11 @@ def _advise(study) -> None:
         click.echo("note: `random` is not among the estimators; without it no verdict is possible", err=True)
 
 
-def _finish(study, outcomes, owed, wall: float):
+def _finish(grid: Grid, outcomes: list, owed: set[results.Key], wall: float) -> None:
     """Say what a run did and took, and leave with status 1 if a cell failed (2 if only for bad input)."""
+    from roarlib.grid import cluster, runner
+
+    study = grid.study
     if not outcomes:
         click.echo(f"{study.name}: another run has done the rest")
         return
@@ -178,12 +181,11 @@ def _finish(study, outcomes, owed, wall: float):
     waiting = [o for o in failed if o.error.startswith(runner.WAITS)]
     interrupted = [o for o in failed if o.error.startswith(runner.INTERRUPTED)]
     workers, _ = cluster.machine(study)
-    rows = results.rows(study)
-    overhead = 1 - grid.work_seconds(study, owed) / (wall * min(workers, len(outcomes)))
+    overhead = 1 - grid.work_seconds(owed) / (wall * min(workers, len(outcomes)))
     click.echo(
-        f"{study.name}: {len(outcomes) - len(failed)} cells in {progress.duration(wall)}, "
+        f"{study.name}: {len(outcomes) - len(failed)} cells in {status.duration(wall)}, "
         f"{len(failed) - len(waiting) - len(interrupted)} failed; "
-        f"{int((rows.measure == 'retrain').sum())} retrainings in all. Of {workers} workers' time "
+        f"{int((results.rows(study).measure == 'retrain').sum())} retrainings in all. Of {workers} workers' time "
         f"{1 - overhead:.0%} went into training, attribution and scoring, {overhead:.0%} into the rest."
     )
     if interrupted:
@@ -197,12 +199,11 @@ def _finish(study, outcomes, owed, wall: float):
         sys.exit(2 if all(o in waiting or o.error.startswith("InputError") for o in failed) else 1)
 
 
-@cli.command()
+@cli.command("status")
 @study_file
-def status(study_file):
+def status_(study_file):
     """Say what is done, running, failed and waiting, from the files alone, wherever it runs."""
-    study = _load(study_file)
-    click.echo(progress.text(study))
+    click.echo(status.text(Grid(_load(study_file))))
 
 
 @cli.command()
@@ -218,10 +219,9 @@ def collect(study_file):
 @study_file
 def report(study_file):
     """Run the analysis notebooks and render them to one HTML page, with the figure and a table on the terminal."""
-    from roarlib import report
+    from roarlib.views import report
 
-    study = _load(study_file)
-    click.echo(report.render(study))
+    click.echo(report.render(_load(study_file)))
 
 
 def _size(count: int) -> str:

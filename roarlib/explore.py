@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from roarlib import data as datasets
-from roarlib import params, plots, rankings, results, train
-from roarlib.compareview import Compare
-from roarlib.curveview import Curves
-from roarlib.imageviews import FIRST, Images, TryEstimator
-from roarlib.names import split_name
-from roarlib.views import View, run
+from roarlib.data import datasets
+from roarlib.engine import train
+from roarlib.engine.rank import Explainer
+from roarlib.study import params, rankings, results
+from roarlib.study.names import in_order, split_name
+from roarlib.views.compare import Compare
+from roarlib.views.curves import Curves
+from roarlib.views.images import FIRST, Images, TryEstimator
+from roarlib.views.view import View, run
 
 
 def curves(study: params.Study | str | Path, *more: params.Study | str | Path) -> Curves:
@@ -35,7 +37,7 @@ def compare(study: params.Study | str | Path, a: str | None = None, b: str | Non
     """
 
     def make(data, predictions, found):
-        names = plots.in_order({name for name, _, _ in found})
+        names = in_order({name for name, _, _ in found})
         for name in {a, b} - {None, *names}:
             return View([], f"there is no ranking by {name} yet: put it in its estimators and {run(study.name)}")
         rest = [n for n in (*FIRST, *names) if n in names and n not in (a, b)]
@@ -46,8 +48,12 @@ def compare(study: params.Study | str | Path, a: str | None = None, b: str | Non
     return _of_rankings(study, make)
 
 
-def try_estimator(study: params.Study | str | Path, fn: Callable, name: str = "mine",
-                  known: tuple[str, ...] = ("grad", "grad-sgsq", "random")) -> View:
+def try_estimator(
+    study: params.Study | str | Path,
+    fn: Callable,
+    name: str = "mine",
+    known: tuple[str, ...] = ("grad", "grad-sgsq", "random"),
+) -> View:
     """A function `(model, images, targets) -> scores` tried at once on any image, beside known estimators.
 
     It needs the base model, and neither rankings nor retraining. See `attribute` for what a function gets and gives;
@@ -59,10 +65,11 @@ def try_estimator(study: params.Study | str | Path, fn: Callable, name: str = "m
             raise params.InputError(f"{name} must be a function of model, images and targets, not {fn!r}")
         for other in known:
             split_name(other)
-        if not (study.folder / "01-train" / "base" / "model.safetensors").is_file():
+        if not (results.folder(study, results.Key("base").cell) / "model.safetensors").is_file():
             raise LookupError(f"there is no base model of {study.name} to explain yet: {run(study.name)}")
         data = datasets.load(study)
-        return TryEstimator(study, data, train.load_base(study, data), _found(study), fn, name, tuple(known))
+        explainer = Explainer(study, data, *train.load_base(study, data))
+        return TryEstimator(explainer, _found(study), fn, name, tuple(known))
     except (LookupError, ValueError) as problem:  # InputError is a ValueError
         return View([], str(problem.args[0]))
 
@@ -77,7 +84,7 @@ def _of_rankings(study: params.Study, make: Callable) -> View:
     found = _found(study)
     if not found:
         return View([], f"there are no rankings of {study.name} yet: {run(study.name)}")
-    base = study.folder / "01-train" / "base"
+    base = results.folder(study, results.Key("base").cell)
     files = {split: base / f"predictions-{split}.npy" for split in datasets.SPLITS}
     predictions = {s: np.load(file, allow_pickle=False) for s, file in files.items() if file.is_file()}
     try:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from roarlib import params
-from roarlib.data import Data, Split
+from roarlib.study import params
+from roarlib.data.datasets import Data, Split
 
 torch.set_num_threads(1)  # as the grid's workers: the same numbers whatever the machine
 ROOT = params.root()

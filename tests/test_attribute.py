@@ -4,9 +4,9 @@ import torch
 from conftest import Net, tiny_study
 from torch import nn
 
-from roarlib import attribute, draws, models
-from roarlib.names import BASES, CONTROLS, PAPER, REGISTERED
-from roarlib.params import InputError
+from roarlib.engine import attribute, draws, models
+from roarlib.study.names import BASES, CONTROLS, PAPER, REGISTERED
+from roarlib.study.params import InputError
 
 IDS = torch.tensor([4, 9, 2, 0, 7])
 NAMES = [name for name in PAPER if name not in CONTROLS]

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torchvision.transforms import functional as TF
 
-from roarlib.augment import AREA, RATIO, augment, boxes
+from roarlib.engine.augment import AREA, RATIO, augment, boxes
 
 
 def test_shifts_and_flips_of_whole_images_padded_with_the_fill():

@@ -72,15 +72,26 @@ def lab(smoke, tmp_path_factory):
         shutil.copy(ROOT / "notebooks" / name, folder / name)
     places = {f"JUPYTER_{kind}_DIR": folder / ".jupyter" / kind.lower() for kind in ("CONFIG", "RUNTIME", "DATA")}
     places |= {f"JUPYTERLAB_{kind}_DIR": folder / ".jupyter" / kind.lower() for kind in ("SETTINGS", "WORKSPACES")}
-    write(places["JUPYTER_CONFIG_DIR"] / "labconfig" / "page_config.json",
-          {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}})
-    write(places["JUPYTERLAB_SETTINGS_DIR"] / "@jupyterlab/notebook-extension/tracker.jupyterlab-settings",
-          {"windowingMode": "none"})  # cells out of sight are in the page as well
+    write(
+        places["JUPYTER_CONFIG_DIR"] / "labconfig" / "page_config.json",
+        {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},
+    )
+    write(
+        places["JUPYTERLAB_SETTINGS_DIR"] / "@jupyterlab/notebook-extension/tracker.jupyterlab-settings",
+        {"windowingMode": "none"},
+    )  # cells out of sight are in the page as well
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
-               "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     environment = environment | {key: str(place) for key, place in places.items()} | {"JUPYTER_TOKEN": token}
     with (folder / "lab.log").open("w") as log:
         command = [sys.executable, "-m", "jupyterlab", *options]

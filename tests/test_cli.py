@@ -9,8 +9,10 @@ import pytest
 import yaml
 from conftest import tiny_study
 
-from roarlib import cli, grid, params, preflight, runner
-from roarlib.params import InputError
+from roarlib import cli
+from roarlib.grid import cells as grid, preflight, runner
+from roarlib.study import params
+from roarlib.study.params import InputError
 
 ROAR = Path(sys.executable).with_name("roar")
 

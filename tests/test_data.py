@@ -7,8 +7,8 @@ import torch
 import torchvision
 from conftest import REAL_CIFAR10, tiny_study
 
-from roarlib import data
-from roarlib.params import InputError
+from roarlib.data import datasets as data
+from roarlib.study.params import InputError
 
 
 def test_textures_load_with_masks_and_moments():

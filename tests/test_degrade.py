@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import tiny_study
 
-from roarlib import data
-from roarlib.degrade import as_seen, degraded
+from roarlib.data import datasets as data
+from roarlib.engine.degrade import as_seen, degraded
 
 
 def test_one_image_by_hand():

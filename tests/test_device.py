@@ -3,13 +3,13 @@ import sys
 
 import pytest
 
-from roarlib.device import keep_memory
+from roarlib.study.machine import keep_memory
 
 PASSES = """
 import resource
 import torch
-from roarlib import attribute, models
-from roarlib.device import keep_memory
+from roarlib.engine import attribute, models
+from roarlib.study.machine import keep_memory
 
 model, images = models.build("resnet-tiny", 10, (3, 32, 32)).eval(), torch.zeros(256, 3, 32, 32)
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from roarlib import draws
+from roarlib.engine import draws
 
 
 def test_mixing_function_gives_the_published_splitmix64_sequence():

@@ -15,9 +15,13 @@ from ipywidgets import HTML, Button, Dropdown, Output
 from PIL import Image
 from test_stats import simulated
 
-from roarlib import attribute, compareview, data, explore, models, params, plots, rankings, remove, train, views
-from roarlib.curveview import Curves
-from roarlib.degrade import as_seen
+from roarlib.engine import attribute, models, rank as rankings, remove, train
+from roarlib.views import compare as compareview, plots, view as views
+from roarlib.data import datasets as data
+from roarlib import explore
+from roarlib.study import params
+from roarlib.views.curves import Curves
+from roarlib.engine.degrade import as_seen
 
 ESTIMATORS = ["grad", "grad-sgsq", "ig-var", "random"]
 IMAGES = 40
@@ -27,8 +31,14 @@ IMAGES = 40
 def study(tmp_path, monkeypatch):
     """A study on textures that has not run."""
     monkeypatch.setenv("ROAR_OUTPUTS", str(tmp_path))
-    return params.Study(name="made-up", estimators=ESTIMATORS, units=["value", "pixel"],
-                        modes=["remove", "keep"], train_images=100, test_images=IMAGES)
+    return params.Study(
+        name="made-up",
+        estimators=ESTIMATORS,
+        units=["value", "pixel"],
+        modes=["remove", "keep"],
+        train_images=100,
+        test_images=IMAGES,
+    )
 
 
 @pytest.fixture
@@ -287,7 +297,11 @@ def test_a_sheet_is_drawn_dot_for_dot():
         top = len(drawn) - shown.oy - len(part)
         assert (drawn[top : top + len(part), shown.ox : shown.ox + part.shape[1], :3] == part).all()
     assert [tuple(image.get_array()[0, 0]) for image in figure.images] == [
-        tuple(pixels[:, 0, 0]), (grey[0, 0, 0],) * 3, (grey[0, 0, 0],) * 3, tuple(pixels[:, 0, 0])]
+        tuple(pixels[:, 0, 0]),
+        (grey[0, 0, 0],) * 3,
+        (grey[0, 0, 0],) * 3,
+        tuple(pixels[:, 0, 0]),
+    ]
 
 
 def test_heat_is_bright_where_removal_begins():
@@ -463,15 +477,18 @@ def broken(model, images, targets):
     raise KeyError("no such layer")
 
 
-@pytest.mark.parametrize("function, says", [
-    (broken, "Mine raised KeyError: &#x27;no such layer&#x27;"),
-    (lambda model, images, targets: images[:, :1], "gives scores of shape (1, 1, 32, 32)"),
-    (lambda model, images, targets: images * float("nan"), "Mine: scores of image 0 are NaN or infinite"),
-    (lambda model, images, targets: None, "Mine gives a NoneType, not a tensor"),
-    (lambda model, images, targets: torch.zeros_like(images), "the same score"),
-    (lambda model: model, "Mine raised TypeError"),
-    ("grad", "Mine must be a function"),
-])
+@pytest.mark.parametrize(
+    "function, says",
+    [
+        (broken, "Mine raised KeyError: &#x27;no such layer&#x27;"),
+        (lambda model, images, targets: images[:, :1], "gives scores of shape (1, 1, 32, 32)"),
+        (lambda model, images, targets: images * float("nan"), "Mine: scores of image 0 are NaN or infinite"),
+        (lambda model, images, targets: None, "Mine gives a NoneType, not a tensor"),
+        (lambda model, images, targets: torch.zeros_like(images), "the same score"),
+        (lambda model: model, "Mine raised TypeError"),
+        ("grad", "Mine must be a function"),
+    ],
+)
 def test_what_is_wrong_with_a_function_is_one_sentence(trained, function, says):
     view = explore.try_estimator(trained, function)
     assert says in view.message.value and view.figure is None
@@ -517,9 +534,12 @@ def test_threads_are_as_before(trained):
 
 def test_redraws_are_quick(trained):
     """The aim is 0.2 s; the bound is loose, since machines differ."""
-    turns = [(explore.curves(trained), "unit", ["pixel", "value"] * 4),
-             (explore.images(trained), "percent", range(40, 48)),
-             (explore.compare(trained), "percent", range(40, 48)), (tried(trained), "index", range(1, 9))]
+    turns = [
+        (explore.curves(trained), "unit", ["pixel", "value"] * 4),
+        (explore.images(trained), "percent", range(40, 48)),
+        (explore.compare(trained), "percent", range(40, 48)),
+        (tried(trained), "index", range(1, 9)),
+    ]
     for view, control, values in turns:
         seconds = []
         for value in values:

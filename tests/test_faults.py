@@ -16,7 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from roarlib import grid, params, results
+from roarlib.grid import cells as grid
+from roarlib.study import params, results
 
 BIN = Path(sys.executable).parent
 FAULTY = """
@@ -258,7 +259,7 @@ def test_two_clients_share_a_study(place, undisturbed):
 
 
 def test_workers_that_cannot_write_or_have_other_versions_are_refused(place, monkeypatch):
-    from roarlib import cluster
+    from roarlib.grid import cluster
 
     address, _, _ = place.cluster()
     elsewhere = place.environment | {"ROAR_OUTPUTS": "/proc/nowhere"}

@@ -4,8 +4,9 @@ import nbformat
 import pytest
 from conftest import tiny_study
 
-from roarlib import grid, kernel, params, results, runner
-from roarlib.params import InputError
+from roarlib.grid import cells as grid, kernel, runner
+from roarlib.study import params, results
+from roarlib.study.params import InputError
 
 
 def finish(study, cell, rows=None):
@@ -151,7 +152,7 @@ def test_a_failing_notebook_keeps_its_traceback_and_its_finished_rows(outputs):
 
 
 def test_used_rankings_go_and_come_again_when_they_are_needed(fake, outputs):
-    from roarlib import rankings
+    from roarlib.engine import rank as rankings
 
     ran, _ = fake
     study = tiny_study(rankings="recompute", estimators=["grad", "gb", "random"])

@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
-from roarlib import draws, impute
+from roarlib.engine import draws, impute
 
 WEIGHTS = {(dy, dx): 1 / 6 if 0 in (dy, dx) else 1 / 12 for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)}
 

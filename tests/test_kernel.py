@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from roarlib import kernel
+from roarlib.grid import kernel
 
 linux = pytest.mark.skipif(not kernel.FORK, reason="kernels are forked on Linux only")
 
@@ -136,8 +136,16 @@ def test_two_at_once_from_threads_of_one_process(notebook, tmp_path):
         "while not (here / f'at-{1 - value}').exists():\n    time.sleep(0.02)\nprint(value)",
     )
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(kernel.execute, source, tmp_path / f"out-{value}.ipynb",
-                            {"value": value, "words": [str(tmp_path)]}, timeout=20) for value in (0, 1)]
+        runs = [
+            pool.submit(
+                kernel.execute,
+                source,
+                tmp_path / f"out-{value}.ipynb",
+                {"value": value, "words": [str(tmp_path)]},
+                timeout=20,
+            )
+            for value in (0, 1)
+        ]
         [run.result() for run in runs]
     assert [output(tmp_path / f"out-{value}.ipynb") for value in (0, 1)] == ["0\n", "1\n"]
 
@@ -152,10 +160,14 @@ def test_nothing_survives_its_owner(notebook, tmp_path):
         "os.rename(words[0] + '.new', words[0])\ntime.sleep(60)",
     )
     told, script = tmp_path / "told", tmp_path / "driver.py"
-    script.write_text("import sys\nfrom roarlib import kernel\nkernel.PRELOAD = []\n"
-                      "kernel.execute(sys.argv[1], sys.argv[2], {'words': [sys.argv[3]]})\n")
-    owner = subprocess.Popen([sys.executable, script, source, tmp_path / "out.ipynb", told],
-                             env=os.environ | {"PYTHONPATH": str(Path(kernel.__file__).parents[1])})
+    script.write_text(
+        "import sys\nfrom roarlib import kernel\nkernel.PRELOAD = []\n"
+        "kernel.execute(sys.argv[1], sys.argv[2], {'words': [sys.argv[3]]})\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, script, source, tmp_path / "out.ipynb", told],
+        env=os.environ | {"PYTHONPATH": str(Path(kernel.__file__).parents[1])},
+    )
     while not told.exists() and owner.poll() is None:
         time.sleep(0.05)
     os.kill(owner.pid, signal.SIGKILL)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from roarlib import models
-from roarlib.params import InputError
+from roarlib.engine import models
+from roarlib.study.params import InputError
 
 
 @pytest.mark.parametrize("name", models.MODELS)

@@ -15,7 +15,8 @@ import yaml
 from bs4 import BeautifulSoup
 from conftest import ROAR, ROOT, roar, tiny_study
 
-from roarlib import grid, params
+from roarlib.grid import cells as grid
+from roarlib.study import params
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

@@ -6,8 +6,9 @@ import pytest
 from conftest import tiny_study
 from test_grid import finish
 
-from roarlib import grid, own
-from roarlib.params import InputError
+from roarlib.grid import cells as grid
+from roarlib.study import own
+from roarlib.study.params import InputError
 
 CODE = """
 FACTOR = 2

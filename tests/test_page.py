@@ -10,7 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from roarlib import page
+from roarlib.views import page
 
 V4 = nbformat.v4
 

@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 from conftest import tiny_study
 
-from roarlib import paper, results, stats
-from roarlib.names import PAPER
+from roarlib.answers import paper, stats
+from roarlib.study import results
+from roarlib.study.names import PAPER
 
 
 def test_the_table_is_whole_and_in_our_names():

@@ -2,9 +2,9 @@ import pytest
 import yaml
 from conftest import tiny_study
 
-from roarlib import params
-from roarlib.names import PAPER, parent_of, split_name, variant_of
-from roarlib.params import InputError
+from roarlib.study import params
+from roarlib.study.names import PAPER, parent_of, split_name, variant_of
+from roarlib.study.params import InputError
 
 
 def written(tmp_path, text):

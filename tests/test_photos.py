@@ -13,10 +13,12 @@ from conftest import tiny_study
 from PIL import Image
 from torchvision import datasets, transforms
 
-from roarlib import data, photos, preflight, rankings, stored, train
-from roarlib.degrade import Degraded
-from roarlib.device import device_of
-from roarlib.params import InputError
+from roarlib.data import datasets as data, photos, prepare as stored
+from roarlib.grid import preflight
+from roarlib.engine import rank as rankings, train
+from roarlib.engine.degrade import Degraded
+from roarlib.study.machine import device_of
+from roarlib.study.params import InputError
 
 CLASSES = ["ant", "bee", "cat"]
 
@@ -188,9 +190,10 @@ def test_a_part_takes_all_classes_alike(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from roarlib import data, params, stored
-from roarlib.degrade import Degraded
-from roarlib.device import device_of
+from roarlib.data import datasets as data, prepare as stored
+from roarlib.study import params
+from roarlib.engine.degrade import Degraded
+from roarlib.study.machine import device_of
 stored.CHUNK = 8
 def stop(done, total):
     if done >= 40:

@@ -8,9 +8,10 @@ import pytest
 from matplotlib.colors import to_hex
 from test_stats import CLEAN, EVERY, simulated
 
-from roarlib import labels, params, plots
-from roarlib.degrade import as_seen
-from roarlib.names import BASES, CONTROLS, ENSEMBLES, KNOWN_ANSWER
+from roarlib.views import labels, plots
+from roarlib.study import params
+from roarlib.engine.degrade import as_seen
+from roarlib.study.names import BASES, CONTROLS, ENSEMBLES, KNOWN_ANSWER
 
 mpl.use("Agg")
 plt = plots.plt
@@ -46,12 +47,23 @@ def assert_readable(ax):
     assert all(ax.figure.bbox.x1 >= box.x1 and box.y0 >= 0 for box in boxes)
 
 
-@pytest.mark.parametrize(("name", "label"), [
-    ("grad", "GRAD"), ("gb-squared", "GB²"), ("ig-sg", "SG-IG"), ("ig-sg-squared", "(SG-IG)²"),
-    ("grad-sgsq", "SG-SQ-GRAD"), ("gb-var", "VAR-GB"), ("random", "Random"), ("sobel", "Sobel"),
-    ("oracle", "Oracle"), ("anti-oracle", "Anti-oracle"), ("mine:twice", "mine:twice"),
-    ("captum:DeepLift-sg", "SG-captum:DeepLift"),
-])
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("grad", "GRAD"),
+        ("gb-squared", "GB²"),
+        ("ig-sg", "SG-IG"),
+        ("ig-sg-squared", "(SG-IG)²"),
+        ("grad-sgsq", "SG-SQ-GRAD"),
+        ("gb-var", "VAR-GB"),
+        ("random", "Random"),
+        ("sobel", "Sobel"),
+        ("oracle", "Oracle"),
+        ("anti-oracle", "Anti-oracle"),
+        ("mine:twice", "mine:twice"),
+        ("captum:DeepLift-sg", "SG-captum:DeepLift"),
+    ],
+)
 def test_labels(name, label):
     assert plots.label(name) == label
 
@@ -70,8 +82,12 @@ def test_order_is_the_papers_then_users_then_controls():
 def test_curve_draws_the_means_in_percent_from_the_clean_point(table):
     _, axes = plots.subplots()
     drawn = plots.curve(table, "grad", axes[0, 0])
-    rows = table[(table.measure == "retrain") & (table.estimator == "grad") & (table.unit == "value")
-                 & (table["mode"] == "remove")]
+    rows = table[
+        (table.measure == "retrain")
+        & (table.estimator == "grad")
+        & (table.unit == "value")
+        & (table["mode"] == "remove")
+    ]
     assert drawn.get_xdata().tolist() == [0, 10, 30, 50, 70, 90]
     np.testing.assert_allclose(drawn.get_ydata()[1:], 100 * rows.groupby("percent").accuracy.mean())
     assert drawn.get_ydata()[0] == pytest.approx(100 * CLEAN, abs=1)
@@ -157,8 +173,9 @@ def test_remove_and_keep_share_one_scale_and_say_what_is_good(table):
 def test_remove_and_keep_draw_every_estimator_of_each_mode(table):
     figure = plots.remove_and_keep(table, "pixel", estimators=["ig", "random"], interval=False)
     for ax, mode in zip(figure.axes, ("remove", "keep"), strict=True):
-        rows = table[(table.measure == "retrain") & (table.estimator == "ig") & (table.unit == "pixel")
-                     & (table["mode"] == mode)]
+        rows = table[
+            (table.measure == "retrain") & (table.estimator == "ig") & (table.unit == "pixel") & (table["mode"] == mode)
+        ]
         drawn = next(line for line in ax.lines if line.get_label() == "IG")
         points = dict(zip(*drawn.get_data(), strict=True))
         for percent, accuracy in rows.groupby("percent").accuracy.mean().items():

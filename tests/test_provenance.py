@@ -2,7 +2,8 @@ import pandas as pd
 import pytest
 from conftest import tiny_study
 
-from roarlib import params, provenance
+from roarlib.study import params
+from roarlib.views import provenance
 
 
 def rows():

@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import tiny_study
 
-from roarlib import data, models, rankings, stored, train
-from roarlib.degrade import Degraded
-from roarlib.params import InputError
+from roarlib.data import datasets as data, prepare as stored
+from roarlib.engine import models, rank as rankings, train
+from roarlib.engine.degrade import Degraded
+from roarlib.study.params import InputError
 
 
 def setting(**changes):
@@ -16,9 +17,7 @@ def setting(**changes):
     torch.manual_seed(0)
     found = data.load(study)
     model = models.build("resnet-tiny", 10, found.shape).eval()
-    predictions = {
-        s: train.predict(study, model, Degraded(s, found, torch.device("cpu"))) for s in data.SPLITS
-    }
+    predictions = {s: train.predict(study, model, Degraded(s, found, torch.device("cpu"))) for s in data.SPLITS}
     return study, found, model, predictions
 
 

@@ -3,7 +3,9 @@ import pytest
 import torch
 from conftest import tiny_study
 
-from roarlib import data, params, rankings, recursive, remove, train
+from roarlib.data import datasets as data
+from roarlib.study import params
+from roarlib.engine import rank as rankings, recursive, remove, train
 
 
 def prepared(**changes):
@@ -77,7 +79,7 @@ def test_steps_must_rise_within_the_image(steps):
 
 
 def test_it_is_a_cell_of_its_own():
-    from roarlib import grid
+    from roarlib.grid import cells as grid
 
     study = tiny_study(estimators=["grad", "grad-recursive", "grad-blur", "random"])
     made = {c.name: c.parameters["estimators"] for c in grid.cells(study) if c.stage == "02-attribute"}

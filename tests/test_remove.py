@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from roarlib.remove import rank, removed, to_unit
+from roarlib.engine.remove import rank, removed, to_unit
 
 
 @pytest.mark.parametrize("units", [1, 7, 48, 100, 192, 3072])

@@ -7,8 +7,9 @@ import pytest
 import yaml
 from conftest import ROAR, tiny_study
 
-from roarlib import params, report
-from roarlib.params import InputError
+from roarlib.study import params
+from roarlib.views import report
+from roarlib.study.params import InputError
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from conftest import tiny_study
 
-from roarlib import results
-from roarlib.params import InputError
+from roarlib.study import results
+from roarlib.study.params import InputError
 
 
 def write(study, percent=50, seed=0, accuracy=0.5, **changes):

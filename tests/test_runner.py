@@ -11,9 +11,10 @@ import yaml
 from conftest import tiny_study
 from test_grid import finish
 
-from roarlib import cluster, device, grid, kernel, params, results, runner
-from roarlib.device import room
-from roarlib.params import InputError
+from roarlib.grid import cluster, cells as grid, kernel, runner
+from roarlib.study import machine as device, params, results
+from roarlib.study.machine import room
+from roarlib.study.params import InputError
 
 
 def test_a_claimed_cell_is_waited_for_and_not_run_twice(outputs, monkeypatch):

@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 import yaml
 
-from roarlib import params
+from roarlib.study import params
 
 ROOT = params.root()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -7,20 +7,31 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from roarlib import stats
-from roarlib.names import KNOWN_ANSWER, PAPER
+from roarlib.answers import stats
+from roarlib.study.names import KNOWN_ANSWER, PAPER
 
 CLEAN, CHANCE = 0.9, 0.1
 EVERY = PAPER + KNOWN_ANSWER
 
 
 def row(measure, estimator, unit, mode, percent, seed, accuracy):
-    return dict(study="made-up", measure=measure, estimator=estimator, unit=unit, mode=mode, percent=percent,
-                seed=seed, accuracy=accuracy, n_train=1000, n_test=500)
+    return dict(
+        study="made-up",
+        measure=measure,
+        estimator=estimator,
+        unit=unit,
+        mode=mode,
+        percent=percent,
+        seed=seed,
+        accuracy=accuracy,
+        n_train=1000,
+        n_test=500,
+    )
 
 
-def simulated(estimators=EVERY, percents=(10, 30, 50, 70, 90), seeds=(0, 1, 2), units=("value", "pixel"),
-              modes=("remove", "keep")) -> pd.DataFrame:
+def simulated(
+    estimators=EVERY, percents=(10, 30, 50, 70, 90), seeds=(0, 1, 2), units=("value", "pixel"), modes=("remove", "keep")
+) -> pd.DataFrame:
     """A tidy table as a study writes it: accuracy falls as inputs go, for each estimator at its own pace."""
     rng = np.random.default_rng(0)
     pace = {name: rng.uniform(0.6, 3.5) for name in estimators}
@@ -39,8 +50,12 @@ def simulated(estimators=EVERY, percents=(10, 30, 50, 70, 90), seeds=(0, 1, 2), 
 def table_of(curves: dict, clean=(0.9,), mode="remove") -> pd.DataFrame:
     """A retrain table from {estimator: {percent: accuracies, one a seed}}."""
     rows = [row("retrain", "clean", "all", "all", 0, s, a) for s, a in enumerate(clean)]
-    rows += [row("retrain", name, "pixel", mode, t, s, a)
-             for name, points in curves.items() for t, values in points.items() for s, a in enumerate(values)]
+    rows += [
+        row("retrain", name, "pixel", mode, t, s, a)
+        for name, points in curves.items()
+        for t, values in points.items()
+        for s, a in enumerate(values)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -55,8 +70,13 @@ def test_summary_by_hand():
 def test_summary_agrees_with_scipy():
     table = simulated(seeds=range(5))
     found = stats.summary(table).set_index([*stats.CURVE, "percent"])
-    values = table[(table.measure == "retrain") & (table.estimator == "ig-var") & (table.unit == "value")
-                   & (table["mode"] == "keep") & (table.percent == 70)].accuracy
+    values = table[
+        (table.measure == "retrain")
+        & (table.estimator == "ig-var")
+        & (table.unit == "value")
+        & (table["mode"] == "keep")
+        & (table.percent == 70)
+    ].accuracy
     interval = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
     got = found.loc[("retrain", "ig-var", "value", "keep", 70), ["low", "high"]]
     np.testing.assert_allclose(got.to_numpy(float), interval)
@@ -112,15 +132,18 @@ def test_area_by_hand():
 def test_area_in_mode_keep_is_measured_against_clean():
     # Kept 0, 50, 100 (clean): Random 0.1 0.5 0.9 lies 0.8 0.4 0 below clean -> 40. Higher is better here:
     # grad lies 0 0.2 0 above Random -> 10 / 40; ig never falls below clean -> 1.
-    table = table_of({"random": {0: (0.1,), 50: (0.5,)}, "grad": {0: (0.1,), 50: (0.7,)},
-                      "ig": {0: (0.9,), 50: (0.9,)}}, mode="keep")
+    table = table_of(
+        {"random": {0: (0.1,), 50: (0.5,)}, "grad": {0: (0.1,), 50: (0.7,)}, "ig": {0: (0.9,), 50: (0.9,)}}, mode="keep"
+    )
     found = stats.area_to_random(table, CHANCE).set_index("estimator")["mean"]
     np.testing.assert_allclose(found[["grad", "ig"]], [0.25, 1.0])
 
 
 def test_area_is_taken_per_seed_and_then_averaged():
-    table = table_of({"random": {50: (0.5, 0.7, 0.5), 100: (0.1, 0.1, 0.1)},
-                      "grad": {50: (0.3, 0.3, 0.5), 100: (0.1, 0.1, 0.1)}}, clean=(0.9, 0.9, 0.9))
+    table = table_of(
+        {"random": {50: (0.5, 0.7, 0.5), 100: (0.1, 0.1, 0.1)}, "grad": {50: (0.3, 0.3, 0.5), 100: (0.1, 0.1, 0.1)}},
+        clean=(0.9, 0.9, 0.9),
+    )
     areas = [10 / 40, 20 / 50, 0.0]
     found = stats.area_to_random(table, CHANCE).set_index("estimator").loc["grad"]
     low, high = scipy_stats.ttest_1samp(areas, 0).confidence_interval(0.95)
@@ -129,8 +152,9 @@ def test_area_is_taken_per_seed_and_then_averaged():
 
 
 def test_area_leaves_out_seeds_that_are_not_complete():
-    table = table_of({"random": {50: (0.5, 0.5), 90: (0.2, 0.2)}, "grad": {50: (0.3, 0.1), 90: (0.2,)}},
-                     clean=(0.9, 0.9))
+    table = table_of(
+        {"random": {50: (0.5, 0.5), 90: (0.2, 0.2)}, "grad": {50: (0.3, 0.1), 90: (0.2,)}}, clean=(0.9, 0.9)
+    )
     found = stats.area_to_random(table, CHANCE).set_index("estimator")
     assert found.n["grad"] == 1 and found.n["random"] == 2
     no_random = stats.area_to_random(table[table.estimator != "random"], CHANCE)
@@ -154,8 +178,9 @@ def test_paired_agrees_with_scipy():
     table = simulated(seeds=range(4))
     found = stats.paired(table, "grad").set_index(["unit", "mode", "percent"])
     assert len(found) == 2 * 2 * 5
-    rows = table[(table.measure == "retrain") & (table.unit == "pixel") & (table["mode"] == "remove")
-                 & (table.percent == 50)]
+    rows = table[
+        (table.measure == "retrain") & (table.unit == "pixel") & (table["mode"] == "remove") & (table.percent == 50)
+    ]
     own, other = (rows[rows.estimator == name].accuracy.to_numpy() for name in ("grad", "random"))
     expected = scipy_stats.ttest_rel(own, other)
     got = found.loc[("pixel", "remove", 50)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from roarlib import textures
+from roarlib.data import textures
 
 N, SIZE = 3000, 32
 CHANCE_ERROR = 4 * np.sqrt(0.1 * 0.9 / (N // 2))  # four standard errors of an accuracy at chance

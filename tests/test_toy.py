@@ -1,4 +1,4 @@
-from roarlib import toy
+from roarlib.answers import toy
 
 
 def test_without_retraining_the_wrong_ranking_seems_right_and_retraining_tells_them_apart():

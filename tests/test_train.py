@@ -3,10 +3,11 @@ import pytest
 import torch
 from conftest import random_data, tiny_study
 
-from roarlib import data, train
-from roarlib.degrade import Degraded, placed
-from roarlib.device import device_of, room
-from roarlib.params import InputError
+from roarlib.data import datasets as data
+from roarlib.engine import train
+from roarlib.engine.degrade import Degraded, placed
+from roarlib.study.machine import device_of, room
+from roarlib.study.params import InputError
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,11 @@ import pytest
 import torch
 from conftest import tiny_study
 
-from roarlib import data, kernel, params, rankings, results, runner, train, trust
+from roarlib.data import datasets as data
+from roarlib.grid import kernel, runner
+from roarlib.study import params, results
+from roarlib.engine import rank as rankings, train
+from roarlib.answers import trust
 
 
 def table(rows, n_test=1000):

@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from roarlib import plots, verdicts
-from roarlib.names import PAPER
+from roarlib.views import plots
+from roarlib.answers import verdicts
+from roarlib.study.names import PAPER
 
 
 def table_of(differences: dict, seeds=5, percents=(30, 70), spread=0.0, mode="remove", rng=None, shared=0.0):

@@ -5,7 +5,8 @@ import yaml
 from conftest import tiny_study
 from test_grid import finish
 
-from roarlib import grid, progress, watch
+from roarlib.grid import cells as grid, status as progress
+from roarlib.views import watch
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_the_state_of_every_cell_is_read_from_the_files(file):
 
 
 def watch_claim(study, cell):
-    from roarlib import runner
+    from roarlib.grid import runner
 
     return runner.claim(study, cell)
 

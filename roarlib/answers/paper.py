@@ -1,4 +1,10 @@
-"""The paper's published numbers (Hooker et al., NeurIPS 2019, Table 2) and its claims, beside a study's own."""
+"""The paper (Hooker et al., NeurIPS 2019) beside a study: its published numbers, its claims, and its toy problem.
+
+The toy problem (section 3 there): 16 inputs, 4 of them informative, a linear model, and rankings known to be right or
+wrong. x = a z / 10 + d n + e / 10 and y = (z > 0), with z, n and each e standard normal. Only the first 4 values of `a`
+are not 0; `d`, the weights of the noise n that all inputs share, has no 0. So 12 inputs know nothing of y, and yet a
+model uses them, to subtract the noise. Here `a` and `d` are normal, too.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from roarlib import plots, stats
-from roarlib.names import PAPER
+from roarlib.answers import stats
+from roarlib.study.names import BASES, PAPER, label
 
 TABLE2 = Path(__file__).with_name("hooker2019_table2.csv")  # 420 accuracies and their source
 DATASETS = {  # ours -> (its name in the table, clean accuracy of the paper, number of classes)
@@ -18,7 +24,6 @@ DATASETS = {  # ours -> (its name in the table, clean accuracy of the paper, num
 }
 MISPRINT = ("imagenet", "grad-var", "keep", 10)  # 53.38, probably for 63.38; left as printed, and not judged by
 DELETION = {"imagenet": {90: 0.005}}  # Random without retraining, from the paper's text: the only such number in it
-BASES = ("grad", "gb", "ig")
 SLACK = 0.5  # points by which "no better" may be missed
 
 
@@ -45,7 +50,7 @@ class Source:
 def table2() -> pd.DataFrame:
     """Table 2 with our names: dataset, estimator, mode, percent, accuracy (0..1), suspect (the likely misprint)."""
     table = pd.read_csv(TABLE2, comment="#")
-    ours = {plots.label(name): name for name in PAPER}
+    ours = {label(name): name for name in PAPER}
     datasets = {there: here for here, (there, _, _) in DATASETS.items()}
     table = pd.DataFrame(
         {
@@ -98,13 +103,11 @@ def of_study(table: pd.DataFrame, unit: str) -> Source | None:
 def order(source: Source, mode: str = "remove", percents=None) -> pd.Series:
     """How good each estimator is, best first: share of accuracy taken away (remove) or held (keep), mean over t.
 
-    Only estimators with every percent of the table count (or every one of `percents` that it has), so that means are
-    over the same percents.
+    Only estimators with every percent of the table count (or every one of `percents` that it has): `stats.goodness`.
     """
     table = getattr(source, mode)
     shares = source.share(table if percents is None else table[table.columns.intersection(percents)])
-    shares = shares.dropna().mean(axis=1)
-    return ((1 - shares) if mode == "remove" else shares).sort_values(ascending=False)
+    return (stats.goodness(shares, mode) + (mode == "remove")).sort_values(ascending=False)
 
 
 def agreement(one: pd.Series, other: pd.Series) -> dict:
@@ -125,7 +128,7 @@ def _mean_gap(s: Source, names, references) -> pd.Series:
 
 
 def _said(gaps: pd.Series) -> str:
-    return ", ".join(f"{plots.label(name)} {gap:+.1f}" for name, gap in gaps.items()) + " points"
+    return ", ".join(f"{label(name)} {gap:+.1f}" for name, gap in gaps.items()) + " points"
 
 
 def _bases_no_better(s: Source):
@@ -182,51 +185,40 @@ def judge(sources: list[Source]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(ax, source: Source, names, mode: str = "remove", shares: bool = False, **look) -> None:
-    """Curves of a source on an axes, from its clean end, in the look of `plots`; shares: of clean above chance.
+INPUTS, INFORMATIVE = 16, 4
+TOY_RANKINGS = ("true", "random", "inverted")  # informative inputs first, in any order, last
 
-    `plots.name_lines(ax)`, called last, names them.
+
+def toy(seeds: int = 20, images: int = 4000) -> pd.DataFrame:
+    """Accuracy of a least-squares model after removing inputs: ranking, retrained, removed (0..16), seed, accuracy.
+
+    Removed inputs become 0, their mean. Each seed draws a problem, `images` samples to train on and as many to test on.
     """
-    table, end = getattr(source, mode), 0 if mode == "remove" else 100
-    table = table.loc[plots.in_order([n for n in names if n in table.index])].copy()
-    table[end] = source.clean
-    table = (source.share(table) if shares else table).sort_index(axis=1)
-    found = table.rename_axis(columns="percent").stack().rename("mean").reset_index()
-    found.columns = ["estimator", "percent", "mean"]
-    found = found.assign(low=np.nan, high=np.nan)
-    for name in table.index:
-        plots.line(found, name, ax, interval=False, **look)
-    plots.frame(ax, found, mode)
+    rows = []
+    for seed in range(seeds):
+        rng = np.random.default_rng([seed, INPUTS])
+        a, d = rng.standard_normal((2, INPUTS))
+        a[INFORMATIVE:] = 0
+        (x, y), (x_test, y_test) = (_draw(rng, a, d, images) for _ in range(2))
+        orders = {"true": np.arange(INPUTS), "random": rng.permutation(INPUTS), "inverted": np.arange(INPUTS)[::-1]}
+        squares, moments = x.T @ x, x.T @ y  # all that least squares needs of the training samples
+        base = _fit(squares, moments)
+        for ranking, order in orders.items():
+            for removed in range(INPUTS + 1):
+                kept = np.ones(INPUTS)
+                kept[order[:removed]] = 0
+                for retrained in (False, True):
+                    weights = _fit(squares * np.outer(kept, kept), moments * kept) if retrained else base
+                    right = np.mean((x_test * kept @ weights > 0) == (y_test > 0))
+                    rows.append((ranking, retrained, removed, seed, float(right)))
+    return pd.DataFrame(rows, columns=["ranking", "retrained", "removed", "seed", "accuracy"])
 
 
-def scatter(ax, x: pd.Series, y: pd.Series) -> None:
-    """Two orders against each other in percent, one named point an estimator that both have. Set the labels before."""
-    names = plots.in_order(x.index.intersection(y.index))
-    for name in names:
-        look = plots.style(name)
-        ax.plot(100 * x[name], 100 * y[name], look["marker"] or "*", color=look["color"], markersize=5)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.margins(0.2, 0.12)
-    ax.figure.canvas.draw()  # fixes the layout, which the places of the names depend on
-    taken = [ax.transData.transform((100 * x[n], 100 * y[n])) + np.array([[-4, -4], [4, 4]]) for n in names]
-    for name in names:
-        for dx, dy, side in PLACES:
-            text = ax.annotate(plots.label(name), (100 * x[name], 100 * y[name]), (dx, dy), fontsize=6.5, ha=side,
-                               va="center", textcoords="offset points", color=plots.INK)  # fmt: skip
-            box = text.get_window_extent().get_points()
-            if not any((box[0] < other[1]).all() and (other[0] < box[1]).all() for other in taken):
-                break
-            if (dx, dy, side) != PLACES[-1]:
-                text.remove()
-        taken.append(box)
-        if abs(dy) > 12:
-            ax.annotate("", (100 * x[name], 100 * y[name]), (dx, dy), textcoords="offset points",
-                        arrowprops=dict(arrowstyle="-", color=plots.FAINT, linewidth=0.5))  # fmt: skip
+def _draw(rng: np.random.Generator, a: np.ndarray, d: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    z, n = rng.standard_normal((2, count, 1))
+    return a * z / 10 + d * n + rng.standard_normal((count, INPUTS)) / 10, np.sign(z[:, 0])
 
 
-# where a point's name may stand: offsets in points and alignment, the nearest first
-PLACES = [
-    (side * (6 + abs(dy) / 3), dy, "left" if side > 0 else "right")
-    for dy in (0, 8, -8, 16, -16, 24, -24, 32, -32)
-    for side in (1, -1)
-]
+def _fit(squares: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Least squares by its normal equations; the shortest solution where inputs are gone."""
+    return np.linalg.lstsq(squares, moments, rcond=None)[0]

@@ -1,15 +1,17 @@
-"""Numbers from the tidy table: means with intervals, the shared clean point, area to Random, paired tests.
+"""Numbers from the tidy table: means with intervals, the shared clean point, area to Random, differences by seed.
 
-Every function takes one study's table (one row a measurement, accuracy 0..1) and returns a new table.
+Most functions take one study's table (one row per measurement, accuracy 0..1) and return a new table.
 Intervals are Student's t over seeds: mean +- t(0.975, n - 1) s / sqrt(n), NaN where n is 1.
 """
+
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy import integrate
 from scipy import stats as scipy_stats
 
-from roarlib import remove
+from roarlib.study.names import keeps
 
 CURVE = ["measure", "estimator", "unit", "mode"]  # the columns that name one curve
 SPREAD = ["n", "mean", "std", "low", "high"]
@@ -78,7 +80,7 @@ def with_clean(table: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
     clean = table[shared].assign(measure=table.loc[shared, "measure"].replace("base", "deletion"))
     clean = clean.drop(columns=["estimator", "unit", "mode", "percent"])
     ends = curves.loc[curves["mode"] != "mask", CURVE].drop_duplicates().merge(clean, on="measure")
-    ends["percent"] = np.where(ends["mode"].map(remove.keeps).astype(bool), 100, 0)
+    ends["percent"] = np.where(ends["mode"].map(keeps).astype(bool), 100, 0)
     both = pd.concat([ends[table.columns], curves]) if len(ends) else curves
     both = both.drop_duplicates([*CURVE, "percent", "seed"], keep="last")  # a curve's own row wins
     return both.astype({"percent": int}).sort_values([*CURVE, "percent", "seed"], ignore_index=True)
@@ -118,7 +120,7 @@ def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain")
 def seed_areas(own: pd.DataFrame, random: pd.DataFrame, mode: str, chance: float) -> np.ndarray:
     """Normalised area of each seed complete in both grids (see `area_to_random`, `by_seed`) -> (seeds,)."""
     percents = own.columns.intersection(random.columns).sort_values()
-    kept = remove.keeps(mode)
+    kept = keeps(mode)
     clean = 100 if kept else 0
     if clean not in percents or len(percents) < 2:
         return np.empty(0)
@@ -132,29 +134,49 @@ def seed_areas(own: pd.DataFrame, random: pd.DataFrame, mode: str, chance: float
     return gained[room] / possible[room]
 
 
-def paired(table: pd.DataFrame, estimator: str, reference: str = "random",
-           measure: str = "retrain") -> pd.DataFrame:
-    """Accuracy of an estimator minus the reference's, paired by seed, one row per unit, mode and percent.
+def differences(rows: pd.DataFrame, estimator: str, reference: str) -> np.ndarray:
+    """Accuracy of an estimator minus the reference's, mean over percents, for each seed complete in both: (seeds,).
 
-    Columns: unit, mode, percent, n (pairs), mean, std, low, high (95 percent t interval) of the differences
-    (-1..1), p of the two-sided paired t test; NaN where n is 1 or every difference is the same.
-    Raises LookupError where the two share no point. p is not corrected for the number of percents.
-    Source: Student's paired test, scipy.stats.ttest_1samp of the differences.
+    rows: of one measure, unit and mode.
     """
-    one_study(table)
-    keys = ["unit", "mode", "percent"]
-    rows = table[table["measure"] == measure].set_index([*keys, "seed"])
-    own, other = (rows.loc[rows["estimator"] == name, "accuracy"] for name in (estimator, reference))
-    differences = (own - other).dropna()
-    if differences.empty:
-        raise LookupError(f"no {measure} rows of {estimator} and {reference} share a seed and a percent")
-    out = []
-    for point, values in differences.groupby(level=keys):
-        numbers = spread(values)
-        varies = numbers["n"] > 1 and numbers["std"] > 1e-12
-        p = scipy_stats.ttest_1samp(values, 0).pvalue if varies else np.nan
-        out.append(dict(zip(keys, point, strict=True), **numbers, p=p))
-    return pd.DataFrame(out)
+    if "precision" in rows:  # a seed run in float32 and in bfloat16 is no pair
+        rows = rows.assign(seed=rows.seed.astype(str) + rows.precision.fillna("").astype(str))
+    own, other = (by_seed(rows[rows.estimator == name]) for name in (estimator, reference))
+    percents = own.columns.intersection(other.columns)
+    return (own[percents] - other[percents]).dropna().mean(axis=1).to_numpy() if len(percents) else np.empty(0)
+
+
+def tested(values) -> dict:
+    """`spread` of paired differences (n,), and p of their two-sided t test against 0; NaN where they do not vary.
+
+    Source: Student's paired test, scipy.stats.ttest_1samp.
+    """
+    numbers = spread(values)
+    varies = numbers["n"] > 1 and numbers["std"] > 1e-12
+    return numbers | {"p": float(scipy_stats.ttest_1samp(values, 0).pvalue) if varies else np.nan}
+
+
+def goodness(wide: pd.DataFrame, mode: str) -> pd.Series:
+    """How good each estimator is, larger is better: mean accuracy where inputs are kept, minus it where they are removed.
+
+    wide: accuracies, estimators (rows) by points (columns: percents, or seeds and percents). Only estimators with every
+    point count, so that means are over the same points.
+    """
+    return wide.dropna().mean(axis=1) * (1 if keeps(mode) else -1)
+
+
+def pairwise(orders: pd.DataFrame) -> pd.DataFrame:
+    """Whether two orders agree: one, other, n, rho and tau, each with its 95 percent interval, of every two rows.
+
+    orders: rows (metrics, modes ..) by estimators, larger is better; NaN: not measured. See `spearman`, `kendall`.
+    """
+    rows = []
+    for one, other in combinations(orders.index, 2):
+        both = orders.loc[[one, other]].dropna(axis=1).to_numpy(dtype=float)
+        tau = kendall(*both)
+        tau = {"tau": tau["tau"], "tau_low": tau["low"], "tau_high": tau["high"]}
+        rows.append({"one": one, "other": other, **spearman(*both), **tau})
+    return pd.DataFrame(rows, columns=["one", "other", "n", "rho", "low", "high", "tau", "tau_low", "tau_high"])
 
 
 def binomial_error(accuracy, n_test):

@@ -5,14 +5,14 @@ Everything here reads rows and rankings: masks alone (`mask`, Rong et al., ICML 
 recomputed (Madsen et al., 2022), and on data that knows it the truth.
 """
 
-from itertools import combinations
-
 import numpy as np
 import pandas as pd
 
-from roarlib import data as datasets
-from roarlib import params, rankings, remove, stats, verdicts
-from roarlib.names import CONTROLS, KNOWN_ANSWER, variant_of
+from roarlib.answers import stats, verdicts
+from roarlib.answers.verdicts import BETTER, OPEN, WORSE
+from roarlib.study import rankings
+from roarlib.study.names import FIXED, imputes, keeps, variant_of
+from roarlib.study.params import Study
 
 METRICS = {  # name -> measure and mode of its rows
     "ROAR": ("retrain", "remove"),
@@ -25,7 +25,7 @@ METRICS = {  # name -> measure and mode of its rows
     "ROAD, least relevant first": ("deletion", "keep-imputed"),
 }
 CHECKS = ("keep", "imputed", "imputed, kept", "other unit", "without sign", "blurred", "recomputed")
-BETTER, WORSE, OPEN, MISSING = "better", "worse", "open", "–"
+MISSING = "–"
 LEAK = 0.05  # accuracy above chance of a model that sees only masks, from which on it is called a leak
 
 
@@ -37,36 +37,21 @@ def leak(table: pd.DataFrame, unit: str) -> pd.DataFrame:
 
 
 def scores(table: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """How good each metric finds each estimator, higher is better: metrics (rows) by estimators, mean over percents.
+    """How good each metric finds each estimator, higher is better (`stats.goodness`): metrics (rows) by estimators.
 
-    Minus the accuracy (0..1) where inputs are removed, the accuracy where they are kept. Only estimators with all
-    percents of a metric count there; metrics without rows are left out.
+    Metrics without rows are left out.
     """
     found = {}
     for name, (measure, mode) in METRICS.items():
         rows = table[(table.measure == measure) & (table["mode"] == mode) & (table.unit == unit)]
-        wide = rows.pivot_table(index="estimator", columns="percent", values="accuracy").dropna()
-        if len(wide):
-            found[name] = wide.mean(axis=1) * (1 if remove.keeps(mode) else -1)
+        wide = rows.pivot_table(index="estimator", columns="percent", values="accuracy")
+        if len(good := stats.goodness(wide, mode)):
+            found[name] = good
     return pd.DataFrame(found).T
 
 
-def metrics_agree(found: pd.DataFrame) -> pd.DataFrame:
-    """Whether two metrics order the estimators alike: one, other, n, rho and tau with their 95 percent intervals.
-
-    found: of `scores`, or any rows by estimators. See stats.spearman and stats.kendall.
-    """
-    rows = []
-    for one, other in combinations(found.index, 2):
-        both = found.loc[[one, other]].dropna(axis=1).to_numpy()
-        rho, tau = stats.spearman(*both), stats.kendall(*both)
-        tau = {"tau": tau["tau"], "tau_low": tau["low"], "tau_high": tau["high"]}
-        rows.append({"one": one, "other": other, **rho, **tau})
-    return pd.DataFrame(rows, columns=["one", "other", "n", "rho", "low", "high", "tau", "tau_low", "tau_high"])
-
-
 def costs(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """What each metric took: metric, rows, seconds in all, seconds an estimator and percent (all seeds).
+    """What each metric took: metric, rows, seconds in all, seconds per estimator and percent (all seeds).
 
     table: accuracies (results.table); rows: with rankings (results.rows), whose seconds every metric needs on top.
     """
@@ -84,26 +69,27 @@ def costs(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out, columns=["metric", "rows", "seconds", "seconds a point"])
 
 
-def truth(study: params.Study, data: datasets.Data, unit: str, percents, count: int = 500) -> pd.DataFrame:
+def truth(study: Study, masks: np.ndarray, unit: str, percents, count: int = 500) -> pd.DataFrame:
     """Share of truly informative inputs among each estimator's top t: estimators by percents, 0..1, on test images.
 
-    Mean over the first `count` images. Only for data that carries masks, and estimators that are ranked.
+    masks: bool (N, 1, H, W), True where a test image's inputs inform. Mean over the first `count` images, of the
+    estimators that are ranked.
     """
-    masks, found = data.test.masks[:count], {}
+    masks, found = masks[:count], {}
     for name in rankings.ready(study, unit, "test"):
         ranking = np.asarray(rankings.load(study, name, unit, "test")[:count])
         true = np.broadcast_to(masks, ranking.shape)
-        top = {percent: remove.removed(ranking, percent) for percent in percents}
+        top = {percent: rankings.removed(ranking, percent) for percent in percents}
         found[name] = {percent: float((true & gone).sum() / max(gone.sum(), 1)) for percent, gone in top.items()}
     return pd.DataFrame(found).T.rename_axis(index="estimator", columns="percent")
 
 
-def clumpiness(study: params.Study, unit: str, percent: int, count: int = 500) -> pd.Series:
+def clumpiness(study: Study, unit: str, percent: int, count: int = 500) -> pd.Series:
     """Moran's I of each estimator's removal masks at t, mean over the first `count` test images and the channels."""
     found = {}
     for name in rankings.ready(study, unit, "test"):
         ranking = np.asarray(rankings.load(study, name, unit, "test")[:count])
-        found[name] = float(np.nanmean(moran(remove.removed(ranking, percent))))
+        found[name] = float(np.nanmean(moran(rankings.removed(ranking, percent))))
     return pd.Series(found, name="moran", dtype=float)
 
 
@@ -124,7 +110,7 @@ def moran(masks: np.ndarray) -> np.ndarray:
 
 
 def survival(table: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """Whether each estimator's ROAR verdict survives: one row an estimator that is neither a control nor a variant.
+    """Whether each estimator's ROAR verdict survives: one row per estimator that is neither a control nor a variant.
 
     Columns: estimator; ROAR, the verdict against Random after Holm's correction (verdicts.verdicts); one word for each
     of CHECKS: better or worse than its reference if the 95 percent interval of the difference leaves out 0, open if
@@ -137,7 +123,7 @@ def survival(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     leaks = leak(table, unit).groupby("estimator").above_chance.max()
     rows = []
     for name in claims.index:
-        if variant_of(name) or name in CONTROLS + KNOWN_ANSWER:
+        if variant_of(name) or name in FIXED:
             continue
         checks = {check: _word(*_difference(table, unit, name, check)) for check in CHECKS}
         row = {"estimator": name, "ROAR": claims[name], **checks, "leak": leaks.get(name, np.nan)}
@@ -175,12 +161,12 @@ def _difference(table: pd.DataFrame, unit: str, name: str, check: str) -> tuple[
     mode = {"keep": "keep", "imputed": "remove-imputed", "imputed, kept": "keep-imputed"}.get(check, "remove")
     there = table[(table.unit == unit) & (table["mode"] == mode)]
     reference = "random-blur" if check == "blurred" and "random-blur" in set(there.estimator) else "random"
-    by_seed = verdicts.by_seed(there[there.measure == "retrain"], own, reference)
-    sign = 1 if remove.keeps(mode) else -1
+    by_seed = stats.differences(there[there.measure == "retrain"], own, reference)
+    sign = 1 if keeps(mode) else -1
     if len(by_seed):
         found = stats.spread(sign * by_seed)
         return found["mean"], found["low"], found["high"]
-    if remove.imputes(mode):  # not retrained: ROAD
+    if imputes(mode):  # not retrained: ROAD
         return _scored(there[there.measure == "deletion"], own, reference, sign)
     return np.nan, np.nan, np.nan
 

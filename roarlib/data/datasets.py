@@ -1,6 +1,6 @@
 """Data sets as arrays: images uint8 (N, C, H, W), labels int64 (N,), the training set's mean and std per channel.
 
-Every data set is prepared once (`stored`): photographs are decoded and cut, others copied, into memory-mapped arrays
+Every data set is prepared once (`prepare`): photographs are decoded and cut, others copied, into memory-mapped arrays
 under outputs/_prepared/, which all cells of all studies share.
 """
 
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from roarlib import photos, stored, textures
-from roarlib.params import InputError, Study, outputs, root
+from roarlib.data import photos, prepare, textures
+from roarlib.study.files import outputs, root
+from roarlib.study.params import InputError, Study
 
 SPLITS = ("train", "test")
 VERSION = 1  # of the prepared arrays; raise it when a loader gives other bytes for the same parameters
@@ -33,6 +33,15 @@ class Split:
 
     def __len__(self):
         return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.images.shape[1:]
+
+    def read(self, part: slice) -> tuple[np.ndarray, dict[int, str]]:
+        """Some of the images, and none that is unreadable: what `photos.Photos` offers as well."""
+        return self.images[part], {}
 
     def first(self, count: int) -> "Split":
         """The first `count` images; 0 means all. Raises InputError where there are not so many."""
@@ -54,7 +63,7 @@ class Data:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.train.images.shape[1:]
+        return self.train.shape
 
     def split(self, name: str) -> Split:
         return {"train": self.train, "test": self.test}[name]
@@ -68,11 +77,11 @@ def load(study: Study, progress: Callable[[int, int], None] | None = None) -> Da
     folder = prepared(study)
     if not (folder / "meta.json").is_file():
         try:
-            _prepare(study, folder, progress)
+            prepare.write(folder, *_sources(study), progress)
         except OSError as error:
             raise InputError(f"cannot read or write {error.filename or folder}: {error.strerror}") from None
-    meta = stored.meta(folder)
-    splits = [Split(*stored.read(folder, name)) for name in SPLITS]
+    meta = prepare.meta(folder)
+    splits = [Split(*prepare.read(folder, name)) for name in SPLITS]
     return Data(*splits, meta["classes"], np.float32(meta["mean"]), np.float32(meta["std"]))
 
 
@@ -91,42 +100,36 @@ def prepared(study: Study) -> Path:
 
 
 def changed(study: Study) -> list[str]:
-    """Splits whose pictures are others than those that were prepared; none where the pictures are gone by now."""
+    """Splits whose pictures are not those that were prepared; none where the pictures are gone by now."""
     if study.dataset in ARRAYS:
         return []
-    meta = stored.meta(prepared(study))
+    meta = prepare.meta(prepared(study))
     try:
-        splits, _, resize, size = _sources(study)
+        splits, _ = _sources(study)
     except InputError:
         return []
-    now = {name: stored.what(split, (3, size, size), resize) for name, split in splits.items()}
+    now = {name: prepare.digest(split) for name, split in splits.items()}
     return [name for name, digest in now.items() if meta[name].get("of", digest) != digest]
 
 
 def sizes(study: Study) -> tuple[dict[str, int], tuple[int, int, int]]:
     """({split: number of images}, (C, H, W)) of the study's data, without decoding any photograph."""
-    folder = prepared(study)
-    if (folder / "meta.json").is_file():
+    if (prepared(study) / "meta.json").is_file():
         found = load(study)
         return {name: len(found.split(name)) for name in SPLITS}, found.shape
-    splits, _, _, size = _sources(study)
-    images = getattr(splits["train"], "images", None)
-    return {name: len(split) for name, split in splits.items()}, (3, size, size) if images is None else images.shape[1:]
+    splits, _ = _sources(study)
+    return {name: len(split) for name, split in splits.items()}, splits["train"].shape
 
 
-def _prepare(study: Study, folder: Path, progress) -> None:
-    splits, classes, resize, size = _sources(study)
-    stored.write(folder, splits, classes, resize, size, progress)
-
-
-def _sources(study: Study) -> tuple[dict, list[str], int, int]:
-    """What is to be prepared, checked: splits (in memory, or lists of files), class names, resize and crop in px."""
+def _sources(study: Study) -> tuple[dict, list[str]]:
+    """What is to be prepared, checked: splits (arrays in memory, or pictures to decode) and class names."""
     if study.dataset in ARRAYS:
         if study.image_size or study.resize:
             raise InputError(f"image_size and resize are for photographs; {study.dataset} has a size of its own")
         train, test, classes = ARRAYS[study.dataset](study)
     else:
-        train, test, classes = photos.find(study.dataset, data_dir(study))
+        size = study.image_size or 224
+        train, test, classes = photos.find(study.dataset, data_dir(study), study.resize or round(size * 8 / 7), size)
     try:
         splits = {"train": train.first(study.train_images), "test": test.first(study.test_images)}
     except InputError as error:
@@ -136,14 +139,13 @@ def _sources(study: Study) -> tuple[dict, list[str], int, int]:
     if len(np.unique(splits["train"].labels)) < len(classes):
         missing = sorted(set(range(len(classes))) - set(splits["train"].labels.tolist()))
         raise InputError(f"{study.dataset} train: no image of class {classes[missing[0]]}; raise train_images")
-    size = study.image_size or 224
-    return splits, list(classes), study.resize or round(size * 8 / 7), size
+    return splits, list(classes)
 
 
 def notes(study: Study) -> list[str]:
     """What a user should know of the prepared data: counts, pictures that were left out, counts unlike the paper's."""
     folder = prepared(study)
-    meta, lines = stored.meta(folder), []
+    meta, lines = prepare.meta(folder), []
     for k, name in enumerate(SPLITS):
         left_out = meta[name]["unreadable"] + meta[name]["missing"]
         wanted = photos.COUNTS.get(study.dataset, (0, 0))[k]
@@ -158,18 +160,6 @@ def notes(study: Study) -> list[str]:
         if len(left_out) > 10:
             lines.append(f"  and {len(left_out) - 10} more: {folder / 'meta.json'}")
     return lines
-
-
-def image_ids(part: str, index: slice | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The numbers that seed an image's noise, ties and Random: int64 (B,), unlike for train and test images."""
-    numbers = torch.arange(index.start, index.stop) if isinstance(index, slice) else index
-    return numbers.to(device) + (SPLITS.index(part) << 40)
-
-
-def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, C, H, W) to float32 with mean 0 and standard deviation 1 per channel over the training set."""
-    scale, shift = 1 / (255 * std), -mean / std  # (C,)
-    return torch.addcmul(shift[:, None, None], images.float(), scale[:, None, None])
 
 
 def data_dir(study: Study) -> Path:

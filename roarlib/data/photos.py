@@ -4,7 +4,8 @@ Layouts: ImageNet, Food-101, Birdsnap, and any folder with train/ and test/ (or 
 """
 
 import json
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.transforms import functional as TF
 
-from roarlib.params import InputError
+from roarlib.study.machine import cores
+from roarlib.study.params import InputError
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 COUNTS = {"imagenet": (1_281_167, 50_000), "food101": (75_750, 25_250), "birdsnap": (47_386, 2_443)}  # train, test
@@ -20,14 +22,41 @@ COUNTS = {"imagenet": (1_281_167, 50_000), "food101": (75_750, 25_250), "birdsna
 
 @dataclass(frozen=True)
 class Photos:
-    """Picture files and their labels, int64 (N,); missing: files that a list names and that are not there."""
+    """Picture files and their labels, int64 (N,), to be decoded to `size` pixels a side: see `view`.
+
+    missing: files that a list names and that are not there.
+    """
 
     paths: list[Path]
     labels: np.ndarray
+    resize: int
+    size: int
     missing: list[str] = field(default_factory=list)
 
     def __len__(self):
         return len(self.paths)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every decoded image."""
+        return 3, self.size, self.size
+
+    def read(self, part: slice) -> tuple[np.ndarray, dict[int, str]]:
+        """The readable pictures of a part, uint8 (n, 3, size, size), and number -> name and reason of the others."""
+
+        def look(number: int):
+            try:
+                return view(self.paths[number], self.resize, self.size)
+            except Exception as error:  # decoders raise all sorts
+                if getattr(error, "errno", None):  # not the picture's fault: the disk's, or too many open files
+                    raise
+                return f"{self.paths[number]} ({' '.join(str(error).split())[:60]})"
+
+        with ThreadPoolExecutor(cores()) as pool:  # decoding releases Python's lock
+            found = dict(zip(range(part.start, part.stop), pool.map(look, range(part.start, part.stop)), strict=True))
+        bad = {number: said for number, said in found.items() if isinstance(said, str)}
+        good = [image for number, image in found.items() if number not in bad]
+        return np.stack(good) if good else np.empty((0, *self.shape), np.uint8), bad
 
     def first(self, count: int) -> "Photos":
         """`count` pictures, as evenly from all classes as can be (files are sorted by class); 0 means all."""
@@ -35,12 +64,12 @@ class Photos:
             raise InputError(f"{count} images asked for, but the data set has only {len(self)}")
         if not count:
             return self
-        turn = np.zeros(len(self), dtype=np.int64)  # the how-manieth picture of its class it is
+        turn = np.zeros(len(self), dtype=np.int64)  # which picture of its class it is
         for label in np.unique(self.labels):
             here = self.labels == label
             turn[here] = np.arange(here.sum())
         chosen = np.sort(np.lexsort((self.labels, turn))[:count])
-        return Photos([self.paths[i] for i in chosen], self.labels[chosen], self.missing)
+        return replace(self, paths=[self.paths[i] for i in chosen], labels=self.labels[chosen])
 
 
 def view(path: Path, resize: int, size: int) -> np.ndarray:
@@ -56,17 +85,25 @@ def view(path: Path, resize: int, size: int) -> np.ndarray:
         return np.asarray(image).transpose(2, 0, 1)
 
 
-def find(dataset: str, folder: Path) -> tuple[Photos, Photos, list[str]]:
+def find(dataset: str, folder: Path, resize: int, size: int) -> tuple[Photos, Photos, list[str]]:
     """(train, test, class names) of `imagenet`, `food101`, `birdsnap` or `folder:PATH` under a data folder.
 
-    InputError says what to download and where to put it.
+    resize, size: as for `view`. InputError says what to download and where to put it.
     """
     if dataset.startswith("folder:"):
-        return _folder(folder / Path(dataset.removeprefix("folder:")).expanduser(), "pictures")
-    return {"imagenet": _imagenet, "food101": _food101, "birdsnap": _birdsnap}[dataset](folder)
+        *parts, classes = _folder(folder / Path(dataset.removeprefix("folder:")).expanduser(), "pictures")
+    else:
+        *parts, classes = {"imagenet": _imagenet, "food101": _food101, "birdsnap": _birdsnap}[dataset](folder)
+    train, test = (
+        Photos(paths, np.array(labels, dtype=np.int64), resize, size, missing) for paths, labels, missing in parts
+    )
+    return train, test, classes
 
 
-def _folder(folder: Path, what: str) -> tuple[Photos, Photos, list[str]]:
+Part = tuple[list[Path], list[int], list[str]]  # files, labels, names of missing files
+
+
+def _folder(folder: Path, what: str) -> tuple[Part, Part, list[str]]:
     """train/ and test/ (or val/), each with one folder of pictures a class."""
     test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
     if test is None or not (folder / "train").is_dir():
@@ -79,7 +116,7 @@ def _folder(folder: Path, what: str) -> tuple[Photos, Photos, list[str]]:
             found = make_dataset(str(part), number, IMG_EXTENSIONS)
         except (FileNotFoundError, OSError) as error:
             raise InputError(f"{part}: {' '.join(str(error).split())[:120]}") from None
-        parts.append(Photos([Path(path) for path, _ in found], np.array([label for _, label in found])))
+        parts.append(([Path(path) for path, _ in found], [label for _, label in found], []))
         names.append(classes)
     if names[0] != names[1]:
         odd = sorted(set(names[0]) ^ set(names[1]))
@@ -137,8 +174,8 @@ def _tabbed(file: Path) -> list[dict[str, str]]:
     return [dict(zip(head, line, strict=False)) for line in lines]
 
 
-def _there(folder: Path, pairs: list[tuple[str, int]]) -> Photos:
+def _there(folder: Path, pairs: list[tuple[str, int]]) -> Part:
     """The listed pictures that exist; the others are kept by name."""
     found = [(folder / name, label) for name, label in pairs if (folder / name).is_file()]
     missing = [name for name, _ in pairs if not (folder / name).is_file()]
-    return Photos([path for path, _ in found], np.array([label for _, label in found], dtype=np.int64), missing)
+    return [path for path, _ in found], [label for _, label in found], missing

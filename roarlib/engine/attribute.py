@@ -12,6 +12,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +21,30 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import gaussian_blur
 
-from roarlib import draws, models, names, own
-from roarlib.device import precision_of
-from roarlib.names import split_name, variant_of
-from roarlib.params import InputError, Study
+from roarlib.engine import draws, models
+from roarlib.study import names, own
+from roarlib.study.machine import precision_of
+from roarlib.study.names import split_name, variant_of
+from roarlib.study.params import InputError, Study
+
+
+class Batch(NamedTuple):
+    """Images to be explained, and what belongs to each of them.
+
+    images: normalised float (N, C, H, W). targets: int64 (N,), the explained classes. ids: int64 (N,), image numbers
+    that seed noise (`degrade.image_ids`). masks: bool (N, 1, H, W) of the informative pixels, where known.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    ids: torch.Tensor
+    masks: torch.Tensor | None = None
+
+    def repeated(self, images: torch.Tensor) -> "Batch":
+        """The same for so many copies of all images, stacked: (k N, C, H, W)."""
+        k = len(images) // len(self.images)
+        masks = None if self.masks is None else self.masks.repeat(k, 1, 1, 1)
+        return Batch(images, self.targets.repeat(k), self.ids.repeat(k), masks)
 
 
 def grad(model, images, targets):
@@ -194,60 +215,43 @@ def _captum(method, options, model, images, targets):
 
 
 def explain(
-    study: Study,
-    model: nn.Module,
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    names: Iterable[str],
-    *,
-    ids: torch.Tensor | None = None,
-    masks: torch.Tensor | None = None,
-    reference: torch.Tensor | float = 0.0,
-    batch: int = 256,
+    study: Study, model: nn.Module, inputs: Batch, names: Iterable[str], reference: torch.Tensor | float, batch: int
 ) -> dict[str, torch.Tensor]:
     """Scores of one batch of images by every named estimator, sharing the passes of each base.
 
-    images: normalised (N, C, H, W). targets: int64 (N,). ids: int64 (N,), image numbers within the split, the seeds of
-    noise (default 0..N-1). masks: bool (N, 1, H, W). reference: IG's, normalised. batch: inputs a model pass takes.
-    Returns name -> (N, C, H, W), float, or uint8 where an estimator gives a ranking. The model is in evaluation mode
-    during the call and left as it was.
+    reference: IG's, normalised, broadcastable to the images. batch: inputs a model pass takes. Returns name -> (N, C,
+    H, W), float, or uint8 where an estimator gives a ranking. The model is in evaluation mode during the call and left
+    as it was.
     """
-    ids = torch.arange(len(images), device=images.device) if ids is None else ids
     wanted: dict[str, dict[str, str]] = {}  # base -> name -> ensemble
     for name in names:
         base, ensemble = split_name(name)
         wanted.setdefault(base, {})[name] = ensemble
-    extras = dict(masks=masks, seed=study.base_seed, steps=study.ig_steps, reference=reference, batch=batch)
-    scores, half = {}, precision_of(study.attribution_precision, images.device) == "bfloat16"
+    extras = dict(seed=study.base_seed, steps=study.ig_steps, reference=reference, batch=batch)
+    scores, device = {}, inputs.images.device.type
+    half = precision_of(study.attribution_precision, inputs.images.device) == "bfloat16"
     with (
         models.evaluating(model),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=half),
-        torch.autocast(images.device.type, torch.bfloat16, enabled=half),
+        torch.autocast(device, torch.bfloat16, enabled=half),
     ):
         for base, ensembles in wanted.items():
-            function = _with_extras(base, base_function(base, study.estimator_options.get(base)), extras)
-            made = sweep(function, model, images, targets, ids, set(ensembles.values()), study, batch)
+            function = _with_extras(base, base_function(base, study.estimator_options.get(base)), model, extras)
+            made = sweep(function, inputs, set(ensembles.values()), study, batch)
             scores |= {name: varied(name, made[ensemble]) for name, ensemble in ensembles.items()}
     return scores
 
 
-def sweep(
-    base: Callable,
-    model: nn.Module,
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    ids: torch.Tensor,
-    ensembles: set[str],
-    study: Study,
-    batch: int,
-) -> dict[str, torch.Tensor]:
+def sweep(base: Callable, inputs: Batch, ensembles: set[str], study: Study, batch: int) -> dict[str, torch.Tensor]:
     """The wanted members of one base's family from one plain estimate and one pass over J noisy inputs.
 
-    Noise: normal, sigma = noise_level x (max - min) of each image (Smilkov et al., 2017). The noisy estimates e_j give
-    a running mean m and sum of squared deviations s (Welford, 1962; Chan et al., 1983), so that SG = m, VAR = s / J
-    (Adebayo et al., 2018) and SG-SQ = mean of e_j^2 = VAR + SG^2, none of which cancels. J = study.noise_samples.
+    base: Batch -> scores. Noise: normal, sigma = noise_level x (max - min) of each image (Smilkov et al., 2017). The
+    noisy estimates e_j give a running mean m and sum of squared deviations s (Welford, 1962; Chan et al., 1983), so
+    that SG = m, VAR = s / J (Adebayo et al., 2018) and SG-SQ = mean of e_j^2 = VAR + SG^2, none of which cancels. J =
+    study.noise_samples.
     """
-    plain = base(model, images, targets, ids=ids) if ensembles & {"", "squared"} else None
+    images = inputs.images
+    plain = base(inputs) if ensembles & {"", "squared"} else None
     made = {"": plain, "squared": None if plain is None or plain.dtype == torch.uint8 else plain.square()}
     if ensembles <= {"", "squared"}:
         return made
@@ -255,11 +259,10 @@ def sweep(
     mean, spread, done = 0.0, 0.0, 0
     for first in range(0, study.noise_samples, at_once := max(1, batch // len(images))):
         samples = range(first, min(first + at_once, study.noise_samples))
-        noise = torch.stack([draws.normal(study.base_seed, ids, j, images.shape[1:]) for j in samples])
+        noise = torch.stack([draws.normal(study.base_seed, inputs.ids, j, images.shape[1:]) for j in samples])
         noisy = images + sigma[:, None, None, None] * noise.to(images.dtype)  # (j, N, C, H, W)
-        repeat = len(samples)
-        found = base(model, noisy.flatten(0, 1), targets.repeat(repeat), ids=ids.repeat(repeat)).reshape(noisy.shape)
-        here = found.mean(0)
+        found = base(inputs.repeated(noisy.flatten(0, 1))).reshape(noisy.shape)
+        here, repeat = found.mean(0), len(samples)
         delta, done = here - mean, done + repeat
         spread = spread + (found - here).square().sum(0) + delta.square() * (repeat * (done - repeat) / done)
         mean = mean + delta * (repeat / done)
@@ -267,29 +270,27 @@ def sweep(
     return made | {"sg": mean, "sg-squared": square, "sgsq": variance + square, "var": variance}
 
 
-def _with_extras(name: str, function: Callable, extras: dict) -> Callable:
-    """The function with those extras that its signature names; `ids` follows the batch and comes with each call."""
+def _with_extras(name: str, function: Callable, model: nn.Module, extras: dict) -> Callable[[Batch], torch.Tensor]:
+    """The function of a Batch alone, with those extras that its signature names, and with its result checked."""
     try:
         accepted = inspect.signature(function).parameters
     except ValueError:  # keywords that it does not take
         takes = ", ".join(inspect.signature(function.func).parameters)
         given = ", ".join(function.keywords)
         raise InputError(f"{name} takes {takes}; its estimator_options give {given}") from None
-    chosen = {k: v for k, v in extras.items() if k in accepted}
-    if chosen.get("masks", ...) is None:
-        raise InputError(f"{name} needs the masks of the informative pixels, which this data set has not")
+    fixed = {k: v for k, v in extras.items() if k in accepted}
 
-    def call(model, images, targets, ids):
-        more = {"ids": ids} if "ids" in accepted else {}
-        if "masks" in chosen:
-            more["masks"] = chosen["masks"].repeat(len(images) // len(chosen["masks"]), 1, 1, 1)
-        scores = function(model, images, targets, **chosen | more)
+    def call(inputs: Batch) -> torch.Tensor:
+        more = {k: getattr(inputs, k) for k in ("ids", "masks") if k in accepted}
+        if more.get("masks", ...) is None:
+            raise InputError(f"{name} needs the masks of the informative pixels, which this data set does not have")
+        scores = function(model, inputs.images, inputs.targets, **fixed | more)
         if not isinstance(scores, torch.Tensor):
             raise InputError(f"{name} gives a {type(scores).__name__}, not a tensor of scores")
-        if scores.shape != images.shape:
+        if scores.shape != inputs.images.shape:
             raise InputError(
                 f"{name} gives scores of shape {tuple(scores.shape)} for images of shape "
-                f"{tuple(images.shape)}; they must be equal"
+                f"{tuple(inputs.images.shape)}; they must be equal"
             )
         return scores.detach()
 

@@ -13,12 +13,25 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from roarlib import impute
-from roarlib.data import Data, Split, image_ids, normalise
-from roarlib.device import device_of, room
-from roarlib.params import Study
-from roarlib.remove import imputes, removed
-from roarlib.stored import release
+from roarlib.data.datasets import SPLITS, Data, Split
+from roarlib.engine import impute
+from roarlib.study.files import release
+from roarlib.study.machine import device_of, room
+from roarlib.study.names import imputes
+from roarlib.study.params import Study
+from roarlib.study.rankings import removed
+
+
+def image_ids(part: str, index: slice | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The numbers that seed an image's noise, ties and Random: int64 (B,), unlike for train and test images."""
+    numbers = torch.arange(index.start, index.stop) if isinstance(index, slice) else index
+    return numbers.to(device) + (SPLITS.index(part) << 40)
+
+
+def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, C, H, W) to float32 with mean 0 and standard deviation 1 per channel over the training set."""
+    scale, shift = 1 / (255 * std), -mean / std  # (C,)
+    return torch.addcmul(shift[:, None, None], images.float(), scale[:, None, None])
 
 
 def placed(study: Study, split: Split, ranking: np.ndarray | None = None) -> str:

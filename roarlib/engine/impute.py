@@ -7,16 +7,14 @@ of the four across its corners; those beyond the border take no part. Times 12, 
     A u = b,   A = diag(K 1) - K,   K = [1 2 1] x [1 2 1]   (whose centre cancels),
 
 a graph Laplacian, positive definite as soon as one pixel is known. Conjugate gradients solve it, preconditioned by one
-multigrid V-cycle (Tatebe 1993): at most 11 iterations for all masks tried at 32 to 224 pixels. The same algorithm
-stands here twice: as sums and products of whole arrays for a GPU, and in `imputeloops` as loops over one image for a
-processor, where the arrays of a batch outgrow the caches and take five times as long. On one kind of device an image's
-bits do not depend on the images beside it.
+multigrid V-cycle (Tatebe 1993): at most 11 iterations for all masks tried at 32 to 224 pixels. All of it is sums and
+products of whole arrays, on any device. On one kind of device an image's bits do not depend on the images beside it.
 """
 
 import torch
 import torch.nn.functional as F
 
-from roarlib import draws, imputeloops
+from roarlib.engine import draws
 
 TOLERANCE = 5e-5  # largest error of a pixel, as estimated; true ones were below it for all kinds of masks tried
 LIMIT = 100  # iterations
@@ -38,12 +36,17 @@ def linear(images, missing, fill=0.0, tolerance: float = TOLERANCE) -> torch.Ten
     if missing.dtype != torch.bool or missing.shape not in (images.shape, (count, 1, height, width)):
         raise ValueError(f"missing {missing.dtype} {tuple(missing.shape)} does not fit images {tuple(images.shape)}")
     fill = torch.as_tensor(fill, dtype=torch.float32, device=images.device).expand(channels)
-    solve = by_loops if images.device.type == "cpu" else by_arrays
+    size, solved, failed = max(1, CHUNK // max(1, images.shape[1:].numel())), torch.empty_like(images), 0
     with torch.no_grad():
-        solved, failed = solve(images.float(), missing, fill, tolerance)
-        if failed:
-            raise ArithmeticError(f"{failed} channels not imputed after {LIMIT} iterations; are the images finite?")
-        return torch.where(missing, solved.to(images.dtype), images)
+        for image, gone, target in zip(images.split(size), missing.split(size), solved.split(size), strict=True):
+            start = image.float().permute(2, 3, 1, 0).flatten(2)  # (H, W, B): columns channel by channel
+            mask = gone.expand_as(image).permute(2, 3, 1, 0).flatten(2).float()
+            made, unsolved = _solved(start, mask, fill.repeat_interleave(len(image)), tolerance)
+            target.copy_(made.unflatten(2, (channels, -1)).permute(3, 2, 0, 1))
+            failed += unsolved
+    if failed:
+        raise ArithmeticError(f"{failed} channels not imputed after {LIMIT} iterations; are the images finite?")
+    return torch.where(missing, solved, images)
 
 
 def noisy_linear(images, missing, fill, sigma, seed: int, ids, tolerance: float = TOLERANCE) -> torch.Tensor:
@@ -56,26 +59,6 @@ def noisy_linear(images, missing, fill, sigma, seed: int, ids, tolerance: float 
     sigma = torch.as_tensor(sigma, dtype=images.dtype, device=images.device).expand(images.shape[1])
     noise.mul_(sigma[:, None, None]).mul_(missing)
     return linear(images, missing, fill, tolerance) + noise
-
-
-def by_loops(images, missing, fill, tolerance):
-    """Images on the CPU (float32) solved one by one; fill: (C,). Returns them, and how many channels failed."""
-    arrays = (a.contiguous().numpy() for a in (images, missing, fill))
-    made, failed = imputeloops.solve(*arrays, tolerance, SCREEN, LIMIT, torch.get_num_threads())
-    return torch.from_numpy(made), failed
-
-
-def by_arrays(images, missing, fill, tolerance):
-    """The same on any device: all columns of a chunk, that is channels of images, at once."""
-    channels, size = images.shape[1], max(1, CHUNK // max(1, images.shape[1:].numel()))
-    made, failed = torch.empty_like(images), 0
-    for image, gone, target in zip(images.split(size), missing.split(size), made.split(size), strict=True):
-        start = image.permute(2, 3, 1, 0).flatten(2)  # (H, W, B): columns channel by channel
-        mask = gone.expand_as(image).permute(2, 3, 1, 0).flatten(2).float()
-        solved, unsolved = _solved(start, mask, fill.repeat_interleave(len(image)), tolerance)
-        target.copy_(solved.unflatten(2, (channels, -1)).permute(3, 2, 0, 1))
-        failed += unsolved
-    return made, failed
 
 
 def _solved(start, mask, fill, tolerance):

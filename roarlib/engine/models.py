@@ -14,9 +14,9 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from roarlib import own
-from roarlib.names import USERS_OWN
-from roarlib.params import InputError
+from roarlib.study import own
+from roarlib.study.names import USERS_OWN
+from roarlib.study.params import InputError
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:

@@ -8,57 +8,51 @@ with the study's base seed alone, as the base model is; the seeds vary the judgi
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from roarlib import models, rankings, train
-from roarlib.data import SPLITS, Data, image_ids
-from roarlib.degrade import degraded
-from roarlib.device import device_of, keep_memory
-from roarlib.names import parent_of
-from roarlib.params import InputError, Study
-from roarlib.remove import to_unit
-from roarlib.stored import new_file
+from roarlib.data.datasets import SPLITS
+from roarlib.engine import rank, train
+from roarlib.engine.degrade import degraded
+from roarlib.engine.rank import Explainer, Progress
+from roarlib.study import rankings
+from roarlib.study.files import new_array, part_of
+from roarlib.study.machine import keep_memory
+from roarlib.study.names import parent_of
+from roarlib.study.params import InputError
 
 FIRST = 1e38  # above any score that is ranked; times 1 to 2, in the order of what is gone, still a float32
 
 
-def make(
-    study: Study,
-    data: Data,
-    model: torch.nn.Module,
-    predictions: dict[str, np.ndarray],
-    estimators: list[str],
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
+def make(explainer: Explainer, estimators: list[str], progress: Progress = None) -> dict[str, float]:
     """Rank every image of both splits by one recursive estimator, in all units of the study; write the files.
 
-    model, predictions: the base model and its classes, which explain the first removal; later ones are explained by
-    models retrained at each of the study's recursive_steps, with the classes that these predict. Arguments and result
-    are those of `rankings.make`. An interrupted unit starts again. Source: Madsen et al. (2022).
+    explainer: of the base model, which explains the first removal; later ones are explained by models retrained at each
+    of the study's recursive_steps, with the classes that these predict. Arguments and result are those of `rank.make`.
+    An interrupted unit starts again. Source: Madsen et al. (2022).
     """
     (estimator,) = estimators
     keep_memory()
-    device, started, done = device_of(study), time.perf_counter(), 0
+    study, data = explainer.study, explainer.data
+    started, done, (channels, height, width) = time.perf_counter(), 0, data.shape
     total = len(study.units) * (1 + len(study.recursive_steps)) * (len(data.train) + len(data.test))
     for unit in study.units:
         files = {split: rankings.path(study, estimator, unit, split) for split in SPLITS}
         if all(file.is_file() for file in files.values()):
             continue
-        now, classes, found = model, predictions, dict.fromkeys(SPLITS)
+        shape = (1 if unit == "pixel" else channels, height, width)
+        found = {split: new_array(part_of(files[split]), (len(data.split(split)), *shape)) for split in SPLITS}
+        now = explainer
         for percent in [0, *study.recursive_steps]:
             if percent:
-                now = train.train(study, data, study.base_seed, found["train"], percent)
-                images = {split: degraded(study, data, split, found[split], percent) for split in SPLITS}
-                classes = {split: train.predict(study, now, images[split]) for split in SPLITS}
-            folded = models.folded(now).to(device, memory_format=torch.channels_last)
+                now = _retrained(explainer, found, percent)
             for split in SPLITS:
-                found[split] = found[split] if percent else _file(files[split], data, unit, split)
-                for index in _step(study, data, folded, classes, estimator, unit, split, found[split], percent):
-                    done += index.stop - index.start
+                for count in _step(now, (estimator, unit, split), found[split], percent):
+                    done += count
                     if progress:
                         progress(done, total)
         for split, file in files.items():
@@ -68,28 +62,27 @@ def make(
     return {"seconds": seconds, "images_per_second": done / seconds}
 
 
-def _file(file: Path, data: Data, unit: str, split: str) -> np.memmap:
-    channels, height, width = data.shape
-    file.parent.mkdir(parents=True, exist_ok=True)
-    shape = (len(data.split(split)), 1 if unit == "pixel" else channels, height, width)
-    return new_file(file.with_name(f".{file.name}.part"), shape)
+def _retrained(explainer: Explainer, found: dict[str, np.ndarray], percent: int) -> Explainer:
+    """The same data explained by a model retrained without the top `percent`, with the classes that it predicts."""
+    study, data = explainer.study, explainer.data
+    model = train.train(study, data, study.base_seed, found["train"], percent)
+    images = {split: degraded(study, data, split, found[split], percent) for split in SPLITS}
+    return replace(explainer, model=model, predictions={s: train.predict(study, model, images[s]) for s in SPLITS})
 
 
-def _step(study, data, model, classes, estimator, unit, split, ranking, percent):
-    """Generator: ranks what is left at `percent` anew, in place; what is gone keeps its place. Yields each batch."""
-    device, name = device_of(study), parent_of(estimator)
-    batch = rankings.batch_size(device, data.shape)
-    for first in range(0, len(ranking), count := rankings.images_at_once(batch)):
+def _step(explainer: Explainer, what: tuple[str, str, str], ranking: np.ndarray, percent: int) -> Iterator[int]:
+    """Ranks what is left at `percent` anew, in place; what is gone keeps its place. Yields how many images, by batch.
+
+    what: estimator, unit, split.
+    """
+    (estimator, unit, split), name = what, parent_of(what[0])
+    for first in range(0, len(ranking), count := rank.images_at_once(explainer.batch)):
         index = slice(first, min(first + count, len(ranking)))
-        before = torch.from_numpy(np.array(ranking[index])).to(device)
-        gone = ranking if percent else None
-        found = rankings.explain_stored(
-            study, data, model, split, classes[split], [name], index, device, batch, gone, percent
-        )
-        scores = to_unit(found[name], unit).float()
+        before = torch.from_numpy(np.array(ranking[index])).to(explainer.device)
+        found = explainer.scores(split, index, [name], ranking if percent else None, percent)
+        scores = rank.to_unit(found[name], unit).float()
         if not bool((scores.abs() < FIRST).all()):
             raise InputError(f"{estimator}: scores after {percent} percent are not finite")
         scores = torch.where(before < percent, FIRST * (2 - before.float() / 100), scores)
-        ids = image_ids(split, index, device)
-        ranking[index] = rankings.ranked(scores, "value", ids, study, estimator).cpu().numpy()
-        yield index
+        ranking[index] = explainer.ranked(scores, "value", explainer.ids(split, index), estimator)
+        yield index.stop - index.start

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from roarlib import models
-from roarlib.augment import augment
-from roarlib.data import SPLITS, Data
-from roarlib.degrade import Degraded, degraded
-from roarlib.device import device_of, precision_of
-from roarlib.params import InputError, Study
+from roarlib.data.datasets import SPLITS, Data
+from roarlib.engine import models
+from roarlib.engine.augment import augment
+from roarlib.engine.degrade import Degraded, degraded
+from roarlib.study.machine import device_of, precision_of
+from roarlib.study.params import InputError, Study
+from roarlib.study.results import Key, folder
 
 
 def train(
@@ -121,22 +122,22 @@ def evaluate(
 
 def save_base(study: Study, data: Data, model: nn.Module) -> dict[str, np.ndarray]:
     """Keep the base model (safetensors) and its predictions on both splits; returns split -> int64 (N,)."""
-    folder = study.folder / "01-train" / "base"
-    folder.mkdir(parents=True, exist_ok=True)
+    here = folder(study, Key("base").cell)
+    here.mkdir(parents=True, exist_ok=True)
     found = {name: predict(study, model, degraded(study, data, name)) for name in SPLITS}
     for name, classes in found.items():
-        np.save(folder / f"predictions-{name}.npy", classes)
+        np.save(here / f"predictions-{name}.npy", classes)
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    safetensors.torch.save_file(weights, here / "model.safetensors")
     return found
 
 
 def load_base(study: Study, data: Data) -> tuple[nn.Module, dict[str, np.ndarray]]:
     """The base model on the device, in evaluation mode, and its predictions. LookupError if it is not trained."""
-    folder = study.folder / "01-train" / "base"
-    if not (folder / "model.safetensors").is_file():
+    here = folder(study, Key("base").cell)
+    if not (here / "model.safetensors").is_file():
         raise LookupError(f"no base model yet; `roar run params/{study.name}.yaml` trains it")
     model = models.build(study.model, len(data.classes), data.shape)
-    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    model.load_state_dict(safetensors.torch.load_file(here / "model.safetensors"))
     model = model.to(device_of(study), memory_format=torch.channels_last).eval()
-    return model, {name: np.load(folder / f"predictions-{name}.npy", allow_pickle=False) for name in SPLITS}
+    return model, {name: np.load(here / f"predictions-{name}.npy", allow_pickle=False) for name in SPLITS}

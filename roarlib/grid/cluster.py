@@ -3,58 +3,45 @@
 import functools
 import os
 import platform
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from distributed import Client, LocalCluster
+from distributed.diagnostics.plugin import WorkerPlugin
 
-from roarlib import params, results
-from roarlib.params import InputError, Study
+from roarlib.study.files import outputs
+from roarlib.study.machine import cores, precision_of
+from roarlib.study.params import InputError, Study
 
 VERSIONS = ("roarlib", "torch", "torchvision", "numpy", "captum", "papermill", "distributed")  # must agree
-STOP: Callable | None = None  # ends what runs elsewhere for this process
-GPUS: queue.Queue | None = None  # free GPUs of this process's workers; None: a cell sees all that this process sees
+LOOPBACK = "127.0.0.1:0"  # of dashboards, which else are open to the network
 
 
-class Slurm(BaseModel):
-    """What `--slurm` reads from YAML: the workers' jobs, one worker each. Unknown keys are errors."""
+class Leave(WorkerPlugin):
+    """For workers in jobs: the process ends within seconds of its worker, where Dask's own end can wait for ever."""
 
-    model_config = ConfigDict(extra="forbid")
+    name, idempotent = "roar-leave", True
 
-    jobs: int = Field(ge=1)  # at most so many at a time; fewer when less is left to do
-    walltime: str = "04:00:00"
-    memory: str = "16GB"
-    cores: int = Field(1, ge=1)  # of one job; more only help a GPU's cell: on a CPU take more jobs
-    queue: str | None = None
-    account: str | None = None
-    gpus: int = Field(0, ge=0, le=1)  # of one job, asked for as --gres=gpu:1
-    directives: list[str] = []  # more lines for #SBATCH
-    prologue: list[str] = []  # shell lines before the worker starts: module load, conda activate
-    host: str | None = None  # address of this machine that the jobs can reach; None: its name's
+    def teardown(self, worker):
+        end = threading.Timer(5, os._exit, [0])
+        end.daemon = True
+        end.start()
 
 
 def machine(study: Study) -> tuple[int, int]:
-    """(cells at a time, threads a cell) here: a cell a core with one thread each, or a cell a GPU."""
-    cores = results.cores()
-    workers = study.workers or (max(1, len(gpus_of(study))) if _on_gpu(study) else cores)
-    return workers, max(1, cores // workers)
-
-
-def _on_gpu(study: Study) -> bool:
-    import torch
-
-    return study.device.startswith("cuda") or study.device == "auto" and torch.cuda.is_available()
+    """(cells at a time, threads per cell) here: a cell per core with one thread each, or a cell per GPU."""
+    on_gpu = study.device.startswith("cuda") or study.device == "auto" and torch.cuda.is_available()
+    workers = study.workers or (max(1, len(gpus_of(study))) if on_gpu else cores())
+    return workers, max(1, cores() // workers)
 
 
 def gpus_of(study: Study) -> list[str]:
-    """The GPUs to hand out one a cell, as CUDA_VISIBLE_DEVICES names them; none on a CPU or for one named `cuda:1`."""
-    import torch
-
+    """The GPUs to hand out one per cell, as CUDA_VISIBLE_DEVICES names them; none on a CPU or for one named `cuda:1`."""
     if study.device not in ("auto", "cuda") or not torch.cuda.is_available():
         return []
     shown = [n for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n]
@@ -62,105 +49,88 @@ def gpus_of(study: Study) -> list[str]:
 
 
 @contextmanager
-def gpu() -> Iterator[dict[str, str]]:
-    """The environment of a cell: with one free GPU of this process, if they are handed out."""
-    if GPUS is None:
-        yield {}
-        return
-    number = GPUS.get()
-    try:
-        yield {"CUDA_VISIBLE_DEVICES": number}
-    finally:
-        GPUS.put(number)
+def local(study: Study, count: int) -> Iterator[Client]:
+    """A Dask client of threads of this process: each waits for a kernel process of its own, forked from one server.
+
+    Where GPUs are handed out, each thread is a worker of its own, whose number says which GPU is its: see `gpu_of`.
+    """
+    at_once = min(machine(study)[0], count)
+    workers, threads = (at_once, 1) if gpus_of(study) else (1, at_once)
+    options = dict(processes=False, dashboard_address=LOOPBACK, worker_dashboard_address=LOOPBACK, silence_logs=50)
+    with LocalCluster(n_workers=workers, threads_per_worker=threads, **options) as cluster, Client(cluster) as client:
+        yield client
+
+
+def gpu_of(worker: int, gpus: list[str]) -> dict[str, str]:
+    """The environment of a cell that a local worker runs: with the GPU of that worker, if they are handed out."""
+    return {"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if gpus else {}
 
 
 @contextmanager
-def client(study: Study, count: int, scheduler: str | None, slurm: Path | None):
-    """A Dask client: of an existing scheduler, of SLURM jobs, or of threads of this process.
+def existing(address: str) -> Iterator[Client]:
+    """A client of a Dask scheduler that is there already; InputError where none answers."""
+    try:
+        client = Client(address, timeout="20s")
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Dask scheduler answers at {address}: {' '.join(str(error).split())[:120]}") from None
+    with client:
+        yield client
 
-    Threads: each waits for a kernel process of its own, and one server of forked kernels serves all.
+
+@contextmanager
+def slurm(settings: dict, count: int) -> Iterator[tuple[Client, Callable]]:
+    """A client of workers that run as SLURM jobs, and what ends the jobs. settings: of `slurm_settings`."""
+    from dask_jobqueue import SLURMCluster  # an extra, found by slurm_settings
+
+    jobs = settings.pop("jobs")
+    with SLURMCluster(**settings) as cluster, Client(cluster) as client:
+        client.register_plugin(Leave())
+        cluster.adapt(minimum_jobs=1, maximum_jobs=min(jobs, count))  # it replaces lost workers, `scale` does not
+        yield client, functools.partial(cluster.close, timeout=4)
+
+
+def slurm_settings(file: Path) -> dict:
+    """What `--slurm` reads: `jobs`, at most how many at a time, and any of dask-jobqueue's own keys for SLURM.
+
+    Returns them as SLURMCluster's keywords, with what this project needs; InputError (one line) for anything wrong.
     """
-    global GPUS, STOP
-    from distributed import Client, LocalCluster
-
-    from roarlib import leave
-
-    if scheduler:
-        try:
-            found = Client(scheduler, timeout="20s")
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"no Dask scheduler answers at {scheduler}: {' '.join(str(error).split())[:120]}"
-            ) from None
-        with found:
-            yield found
-    elif slurm:
-        wanted = slurm_settings(slurm)
-        with _slurm_cluster(wanted) as cluster, Client(cluster) as found:
-            found.register_plugin(leave.Leave())
-            STOP = functools.partial(cluster.close, timeout=4)
-            cluster.adapt(minimum_jobs=1, maximum_jobs=min(wanted.jobs, count))
-            yield found
-    else:
-        workers, gpus = machine(study)[0], gpus_of(study)
-        GPUS = queue.Queue() if gpus else None
-        for k in range(workers if gpus else 0):
-            GPUS.put(gpus[k % len(gpus)])
-        with (
-            LocalCluster(
-                n_workers=1,
-                threads_per_worker=min(workers, count),
-                processes=False,
-                dashboard_address="127.0.0.1:0",
-                worker_dashboard_address="127.0.0.1:0",  # else its page is open to the network
-                silence_logs=50,
-            ) as cluster,
-            Client(cluster) as found,
-        ):
-            yield found
-
-
-def slurm_settings(file: Path) -> Slurm:
-    """The settings of a SLURM cluster from YAML; InputError (one line) for anything unknown or wrong."""
     try:
-        return Slurm(**(yaml.safe_load(Path(file).read_text()) or {}))
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from None
-    except (yaml.YAMLError, TypeError) as error:
-        raise InputError(f"{file}: not readable as YAML: {' '.join(str(error).split())[:120]}") from None
-    except ValidationError as error:
-        raise InputError(f"{file}: {'; '.join(params.explain(e, Slurm) for e in error.errors())}") from None
-
-
-def _slurm_cluster(wanted: Slurm):
-    try:
-        from dask_jobqueue import SLURMCluster
+        import dask  # dask_jobqueue is an extra; it tells dask its keys
+        import dask_jobqueue  # noqa: F401
     except ImportError:
         raise InputError("--slurm needs dask-jobqueue: pip install -e '.[slurm]'") from None
-    directives = wanted.directives + (["--gres=gpu:1"] if wanted.gpus else [])
-    return SLURMCluster(
-        queue=wanted.queue,
-        account=wanted.account,
-        cores=1,  # cells at a time; the job's other cores serve a GPU's cell, one on a CPU has a single thread
-        processes=1,
-        job_cpu=wanted.cores,
-        memory=wanted.memory,
-        walltime=wanted.walltime,
-        job_extra_directives=directives,
-        job_script_prologue=[f"export ROAR_OUTPUTS={params.outputs().resolve()}", *wanted.prologue],
-        log_directory=str(params.outputs() / "_slurm"),
-        worker_extra_args=["--dashboard-address", "127.0.0.1:0"],
-        nanny=False,  # SLURM sees to lost workers; kernels are no children of a daemon then
-        scheduler_options={"dashboard_address": "127.0.0.1:0", **({"host": wanted.host} if wanted.host else {})},
-    )
+    try:
+        given = dict(yaml.safe_load(Path(file).read_text()) or {})
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from None
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: not readable as YAML: {' '.join(str(error).split())[:120]}") from None
+    known = ["jobs", *dask.config.get("jobqueue.slurm")]
+    if unknown := [key for key in given if key not in known]:
+        raise InputError(
+            f"{file}: unknown key '{unknown[0]}'; known are jobs and dask-jobqueue's: {', '.join(known[1:])}"
+        )
+    if not isinstance(given.get("jobs"), int) or given["jobs"] < 1:
+        raise InputError(f"{file}: jobs, the number of jobs at a time, must be a whole number from 1")
+    settings = {
+        "cores": 1,
+        "memory": "16GB",
+        "walltime": "04:00:00",
+        "log-directory": str(outputs() / "_slurm"),
+    } | given
+    # one cell at a time: the job's other cores serve a GPU's cell
+    settings |= {"job-cpu": settings["cores"], "cores": 1, "processes": 1, "nanny": False}  # SLURM sees to lost workers
+    settings["job-script-prologue"] = [
+        f"export ROAR_OUTPUTS={outputs().resolve()}",
+        *given.get("job-script-prologue", []),
+    ]
+    settings["worker-extra-args"] = ["--dashboard-address", LOOPBACK, *given.get("worker-extra-args", [])]
+    settings["scheduler-options"] = {"dashboard_address": LOOPBACK} | given.get("scheduler-options", {})
+    return {key.replace("-", "_"): value for key, value in settings.items()}
 
 
 def here() -> dict[str, str]:
     """The versions that the numbers of a cell depend on, on this machine, and what precision `auto` is."""
-    import torch
-
-    from roarlib.device import precision_of
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {"python": platform.python_version()} | {name: version(name) for name in VERSIONS}
     return found | {"auto precision": precision_of("auto", device)}
@@ -174,10 +144,10 @@ def writable(folder: str) -> bool:
         probe.unlink()
     except OSError:
         return False
-    return (Path(folder) / "study.yaml").is_file() and params.outputs().resolve() == Path(folder).parent
+    return (Path(folder) / "study.yaml").is_file() and outputs().resolve() == Path(folder).parent
 
 
-def able(client, study: Study) -> list[str] | None:
+def able(client: Client, study: Study) -> list[str] | None:
     """Addresses of the scheduler's workers that see the outputs, None for all; InputError for none, or other versions.
 
     Only where some do not see them are cells bound to addresses, which a restarted worker loses.
@@ -202,11 +172,3 @@ def able(client, study: Study) -> list[str] | None:
         if unlike:
             raise InputError(f"worker {address} has other versions: {'; '.join(unlike)}")
     return able if len(able) < len(sees) else None
-
-
-def abandon(seconds: float = 5) -> None:
-    """End what runs elsewhere for this process, in so many seconds at most; for a process about to leave."""
-    if STOP:
-        end = threading.Thread(target=STOP, daemon=True)
-        end.start()
-        end.join(seconds)

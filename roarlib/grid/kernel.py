@@ -29,8 +29,8 @@ from papermill.engines import Engine, papermill_engines
 FORK = sys.platform == "linux"  # elsewhere a process that has loaded torch cannot be forked safely
 # None of these may, at its import, touch CUDA, run a torch operation or look for a running IPython.
 PRELOAD = """papermill ipykernel.kernelapp ipywidgets numpy pandas scipy.stats torch torchvision seaborn
-    matplotlib.pyplot roarlib.data roarlib.explore roarlib.kernel roarlib.plots roarlib.rankings
-    roarlib.results roarlib.stats roarlib.train""".split()
+    matplotlib.pyplot roarlib.explore roarlib.engine.recursive roarlib.grid.kernel roarlib.grid.status
+    roarlib.answers.trust roarlib.answers.paper""".split()
 SERVER = forkserver.ForkServer()  # not multiprocessing's own, which others may have started without PRELOAD
 
 
@@ -45,8 +45,15 @@ class NotebookFailed(RuntimeError):
         return f"{self.path}: {self.cause}"
 
 
-def execute(source: Path, target: Path, parameters: dict, *,
-            timeout: float | None = None, threads: int | None = None, env: dict | None = None) -> None:
+def execute(
+    source: Path,
+    target: Path,
+    parameters: dict,
+    *,
+    timeout: float | None = None,
+    threads: int | None = None,
+    env: dict | None = None,
+) -> None:
     """Run the notebook `source` with `parameters` in a fresh kernel and leave the executed copy at `target`.
 
     timeout: seconds for all cells together. threads: CPU threads of torch in the kernel. env: more environment.
@@ -59,16 +66,14 @@ def execute(source: Path, target: Path, parameters: dict, *,
         raise ValueError(f"{source.name} has no parameter {unknown}; it takes {', '.join(known) or 'none'}")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part.ipynb")
-    env = os.environ | (env or {}) | {"ROAR_HEADLESS": "1"}  # see roarlib.progress
+    env = os.environ | (env or {}) | {"ROAR_HEADLESS": "1"}  # see status.bar
     if threads:
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(threads)
     try:
         # In a context of its own: jupyter_core keeps an event loop in a context variable, and threads whose contexts
         # were copied from one that has a loop (Dask does so) would all run that loop at once.
-        contextvars.Context().run(
-            papermill.execute_notebook, source, part, parameters, kernel_name="python3", language="python",
-            engine_name="roarlib", progress_bar=False, env=env, timeout=timeout,
-        )  # fmt: skip
+        how = dict(kernel_name="python3", language="python", engine_name="roarlib", progress_bar=False)
+        contextvars.Context().run(papermill.execute_notebook, source, part, parameters, env=env, timeout=timeout, **how)
     except Exception as error:
         name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
         raise NotebookFailed(target, f"{name}: {message}".partition("\n")[0], str(error).strip()) from None

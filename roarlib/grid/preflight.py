@@ -4,18 +4,22 @@ import copy
 import os
 import shutil
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from roarlib import attribute, cluster, data, grid, models, own, rankings, results, train
-from roarlib.device import device_of
-from roarlib.names import group_of, split_name, variant_of
-from roarlib.params import InputError, Study
+from roarlib.data import datasets
+from roarlib.engine import attribute, models, rank, train
+from roarlib.engine.rank import Explainer, Progress
+from roarlib.grid import cluster
+from roarlib.grid.cells import Cell, Grid
+from roarlib.study import own, rankings, results
+from roarlib.study.machine import device_of
+from roarlib.study.names import group_of, split_name, variant_of
+from roarlib.study.params import InputError, Study
 
 
-def check(study: Study, progress: Callable[[int, int], None] | None = None) -> data.Data:
+def check(study: Study, progress: Progress = None) -> datasets.Data:
     """Load the data, build the model and try every estimator on two images; InputError names what does not fit.
 
     Finds in seconds what would otherwise fail hours later in some cell. Returns the data, which are prepared before
@@ -24,10 +28,10 @@ def check(study: Study, progress: Callable[[int, int], None] | None = None) -> d
     device_of(study)
     _check_folder(study)
     own.check(study)
-    found = data.load(study, progress)
-    if parts := data.changed(study):
+    found = datasets.load(study, progress)
+    if parts := datasets.changed(study):
         raise InputError(
-            f"the {' and '.join(parts)} pictures are not those that were prepared: delete {data.prepared(study)}, and "
+            f"the {' and '.join(parts)} pictures are not those that were prepared: delete {datasets.prepared(study)}, and "
             "give the study another name if it has results"
         )
     torch.manual_seed(study.base_seed)
@@ -39,12 +43,11 @@ def check(study: Study, progress: Callable[[int, int], None] | None = None) -> d
     return found
 
 
-def _try_estimators(study: Study, found: data.Data, model: torch.nn.Module) -> None:
-    predictions = np.zeros(len(found.train), dtype=np.int64)
-    device, index = device_of(study), slice(0, min(2, len(found.train)))
+def _try_estimators(study: Study, found: datasets.Data, model: torch.nn.Module) -> None:
+    explainer = Explainer(study, found, model, {"train": np.zeros(len(found.train), dtype=np.int64)})
     for name in study.estimators:
         try:
-            scores = rankings.explain_stored(study, found, model, "train", predictions, [name], index, device, 256)
+            scores = explainer.scores("train", slice(0, min(2, len(found.train))), [name])
         except InputError as error:
             about = str(error) if str(error).startswith(split_name(name)[0]) else f"{name}: {error}"
             raise InputError(f"estimator {about}") from None
@@ -79,7 +82,7 @@ def disk_bytes(study: Study) -> tuple[int, int]:
 
     With `rankings: recompute` only as many groups as there are workers have theirs at a time: the largest count.
     """
-    counts, (channels, height, width) = data.sizes(study)
+    counts, (channels, height, width) = datasets.sizes(study)
     area, groups = height * width, {}
     for unit in study.units:
         for name in study.estimators:
@@ -87,46 +90,44 @@ def disk_bytes(study: Study) -> tuple[int, int]:
                 if not rankings.path(study, name, unit, split).is_file():
                     bytes_ = count * area * (1 if unit == "pixel" else channels)
                     groups[group_of(name)] = groups.get(group_of(name), 0) + bytes_
-    images = 0 if (data.prepared(study) / "meta.json").is_file() else sum(counts.values()) * channels * area
+    images = 0 if (datasets.prepared(study) / "meta.json").is_file() else sum(counts.values()) * channels * area
     at_once = cluster.machine(study)[0] if study.rankings == "recompute" else len(groups)
     return images, sum(sorted(groups.values())[-at_once:])
 
 
-def seconds_left(study: Study, found: data.Data, todo: list[grid.Cell]) -> float:
+def seconds_left(grid: Grid, found: datasets.Data, todo: list[Cell]) -> float:
     """Estimated seconds until the cells `todo` are done: from measured rows where there are any, else a short trial."""
-    workers, threads = cluster.machine(study)
-    done, trial = results.rows(study), None
-    spent = []
+    study, trial, spent = grid.study, None, []
+    (workers, threads), done = cluster.machine(study), results.rows(study)
     for cell in todo:
-        owed = grid.missing(study, cell)
-        measure = owed[0].split("_")[0]
-        alike = done[done.measure == measure]
-        if measure == "ranking":  # a base's sweep costs what its passes cost: only the same group is alike
-            alike = alike[alike.cell == cell.id]
+        alike = done[done.measure == cell.measure]
+        if cell.measure == "ranking":  # a base's sweep costs what its passes cost: only the same group is alike
+            alike = alike[alike.cell == cell.name]
         trial = trial or (None if len(alike) else _trial(study, found, threads))
-        each = float(alike.seconds.mean()) if len(alike) else _cost(study, found, cell, measure, *trial)
-        spent.append(len(owed) * each + 1.5)  # seconds of kernel start, imports and loading
+        each = float(alike.seconds.mean()) if len(alike) else _cost(study, found, cell, *trial)
+        spent.append(len(grid.missing(cell)) * each + 1.5)  # seconds of kernel start, imports and loading
     return max(sum(spent) / workers, max(spent, default=0.0))
 
 
-def _cost(study: Study, found: data.Data, cell: grid.Cell, measure: str, step: float, one_pass: float) -> float:
+def _cost(study: Study, found: datasets.Data, cell: Cell, step: float, one_pass: float) -> float:
     """Seconds of one row, from the seconds of a training step and of one image's gradient pass."""
     images = len(found.train) + len(found.test)
     inference = one_pass / 3 * len(found.test)
     training = study.epochs * max(1, len(found.train) // study.batch_size) * step
-    if measure == "ranking":
-        base, ensemble = split_name(cell.parameters["estimators"][0])
-        passes = 0 if cell.name == "controls" else study.ig_steps if base == "ig" else 1
-        if variant_of(cell.parameters["estimators"][0]) == "recursive":  # explained, trained, explained .., each unit
-            passes *= 1 if ensemble in ("", "squared") else study.noise_samples
-            sweep = images * (passes * one_pass + 1e-4)
-            return sweep + len(study.recursive_steps) * (sweep + training)
-        passes *= 1 + study.noise_samples  # shared by the rows of the cell; ranking takes its own
-        return images * (passes * one_pass / len(cell.rows) + 1e-4)
-    return inference if measure == "deletion" else training + inference
+    if cell.measure != "ranking":
+        return inference if cell.measure == "deletion" else training + inference
+    name = cell.parameters["estimators"][0]
+    base, ensemble = split_name(name)
+    passes = 0 if cell.name.endswith("/controls") else study.ig_steps if base == "ig" else 1
+    if variant_of(name) == "recursive":  # explained, trained, explained .., each unit
+        passes *= 1 if ensemble in ("", "squared") else study.noise_samples
+        sweep = images * (passes * one_pass + 1e-4)
+        return sweep + len(study.recursive_steps) * (sweep + training)
+    passes *= 1 + study.noise_samples  # shared by the rows of the cell; ranking takes its own
+    return images * (passes * one_pass / len(cell.rows) + 1e-4)
 
 
-def _trial(study: Study, found: data.Data, threads: int) -> tuple[float, float]:
+def _trial(study: Study, found: datasets.Data, threads: int) -> tuple[float, float]:
     """Seconds of one training step, and of one gradient pass of one image, with so many threads here and now."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -136,16 +137,16 @@ def _trial(study: Study, found: data.Data, threads: int) -> tuple[float, float]:
         torch.set_num_threads(before)
 
 
-def _timed(study: Study, found: data.Data) -> tuple[float, float]:
-    few = data.Split(found.train.images[: 8 * study.batch_size], found.train.labels[: 8 * study.batch_size])
-    little = data.Data(few, few, found.classes, found.mean, found.std)
+def _timed(study: Study, found: datasets.Data) -> tuple[float, float]:
+    few = datasets.Split(found.train.images[: 8 * study.batch_size], found.train.labels[: 8 * study.batch_size])
+    little = datasets.Data(few, few, found.classes, found.mean, found.std)
     short = study.model_copy(update={"epochs": 1})
     train.train(short, little, 0)  # warm up
     started = time.perf_counter()
     model = train.train(short, little, 0)
     step = (time.perf_counter() - started) / max(1, len(few) // study.batch_size)
     device = device_of(study)
-    count = rankings.batch_size(device, found.shape)
+    count = rank.batch_size(device, found.shape)
     x = torch.zeros(count, *found.shape, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.zeros(count, dtype=torch.int64, device=device)
     for repeat in range(4):

@@ -9,18 +9,22 @@ import functools
 import hashlib
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
+from distributed import as_completed, get_worker, rejoin, secede
 
-from roarlib import cluster, grid, own, params, results
-from roarlib.grid import Cell
-from roarlib.params import InputError, Study
+from roarlib.grid import cluster, kernel
+from roarlib.grid.cells import Cell, Grid
+from roarlib.study import own, params
+from roarlib.study.files import root, try_lock, write_atomically
+from roarlib.study.params import InputError, Study
 
 WAITS, INTERRUPTED = "not run: it needs", "interrupted"  # how the errors of cells begin that did not fail themselves
 
@@ -36,58 +40,26 @@ class Outcome:
 
 
 @contextmanager
-def claim(study: Study, cell: Cell) -> Iterator[bool]:
+def claim(grid: Grid, cell: Cell) -> Iterator[bool]:
     """Hold the cell's lock; False where another process has done the cell and holds it still.
 
     While another process has it, wait outside of the worker's slot, so that others go on.
-
-    The lock ends with its process, however that ends. A shared file system must support flock (NFS 4 and Lustre do).
     """
-    file = grid.claim_file(study, cell)
+    file = grid.claim_file(cell)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as opened:
-        held = _try_lock(opened, fcntl.LOCK_EX)
+        held = try_lock(opened)
         if not held:
             with _outside_slot():
-                while not held and grid.due(study, cell):
+                while not held and grid.due(cell):
                     time.sleep(0.5)
-                    held = _try_lock(opened, fcntl.LOCK_EX)
+                    held = try_lock(opened)
         yield held
-
-
-def _try_lock(file, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def _present(study: Study) -> Iterator[tuple[Path, Callable[[], bool]]]:
-    """Be known as a run of the study: (a file with this run's own parameters, a function: is no other run there?).
-
-    study.yaml beside it speaks of the latest run; cells must not change under a run whose lists are others.
-    """
-    text = yaml.safe_dump(study.model_dump(), sort_keys=False)
-    own = study.folder / ".runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
-    params.write_atomically(own, text)
-    with own.with_name("lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-
-        def alone() -> bool:
-            only = _try_lock(file, fcntl.LOCK_EX)
-            fcntl.flock(file, fcntl.LOCK_SH)  # a failed upgrade has lost it
-            return only
-
-        yield own.resolve(), alone
 
 
 @contextmanager
 def _outside_slot():
     """Leave the Dask worker's slot to another cell meanwhile; elsewhere nothing."""
-    from distributed import get_worker, rejoin, secede
-
     try:
         get_worker()
     except ValueError:
@@ -100,96 +72,143 @@ def _outside_slot():
         rejoin()
 
 
-def execute(
-    study_file: Path, cell: Cell, needs: list[Outcome], threads: int | None = None, run_id: str = ""
-) -> Outcome:
-    """Run one cell here, in a fresh kernel. Never raises for what a notebook does: the Outcome says it.
+@contextmanager
+def present(study: Study) -> Iterator[tuple[Path, Callable[[], bool]]]:
+    """Be known as a run of the study: (a file with this run's own parameters, a function: is no other run there?).
 
-    threads: of the kernel; None: what this machine warrants. run_id: whose cell it is, for `kernel.stop`.
+    study.yaml beside it speaks of the latest run; cells must not change under a run whose lists differ.
     """
-    from roarlib import kernel
+    text = yaml.safe_dump(study.model_dump(), sort_keys=False)
+    own = study.folder / ".runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
+    write_atomically(own, text)
+    with own.with_name("lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
 
+        def alone() -> bool:
+            only = try_lock(file)
+            fcntl.flock(file, fcntl.LOCK_SH)  # a failed upgrade has lost it
+            return only
+
+        yield own.resolve(), alone
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the cells of one run share. gpus: to hand out among local workers. threads: per kernel; 0: as here."""
+
+    study_file: Path
+    threads: int = 0
+    gpus: tuple[str, ...] = ()
+    run_id: str = ""
+
+
+def execute(job: Job, cell: Cell, needs: list[Outcome]) -> Outcome:
+    """Run one cell here, in a fresh kernel. Never raises for what a notebook does: the Outcome says it."""
     failed = next((n for n in needs if n.error), None)
     if failed:
         return Outcome(cell, 0.0, f"{WAITS} {failed.cell.id}")
     started, target = time.perf_counter(), None
     try:
-        study = params.load(study_file)
-        target = results.folder(study, cell.stage, cell.name) / f"{cell.part}.ipynb"
-        with claim(study, cell) as held:
+        grid = Grid(params.load(job.study_file))
+        target, note = grid.notebook(cell), grid.error_file(cell)
+        with claim(grid, cell) as held:
             if held:  # otherwise another process is still writing this
-                target.with_suffix(".part.ipynb").unlink(missing_ok=True)  # of one that was killed
-            if not held or not grid.due(study, cell):
+                target.with_suffix(".part.ipynb").unlink(missing_ok=True)  # left by one that was killed
+            if not held or not grid.due(cell):
                 return Outcome(cell, 0.0)
-            parameters = {"study_file": str(study_file), **cell.parameters}
-            source = params.root() / "notebooks" / f"{cell.stage}.ipynb"
-            threads = threads or cluster.machine(study)[1]
-            with cluster.gpu() as env:
-                env |= {"ROAR_RUN": run_id}
-                kernel.execute(source, target, parameters, threads=threads, timeout=3600 * study.cell_hours, env=env)
-            owed = grid.missing(study, cell)
-            error = f"ended without {len(owed)} of its rows, {owed[0]} first" if owed else ""
-            note = grid.error_file(study, cell)
-            params.write_atomically(note, error) if error else note.unlink(missing_ok=True)
-    except kernel.NotebookFailed as problem:
-        error = problem.cause
-        with suppress(OSError):
-            params.write_atomically(grid.error_file(study, cell), error)
+            try:
+                _in_kernel(job, grid, cell, target)
+                owed = grid.missing(cell)
+                error = f"ended without {len(owed)} of its rows, {owed[0].file} first" if owed else ""
+            except kernel.NotebookFailed as problem:
+                error = problem.cause
+            with suppress(OSError):
+                write_atomically(note, error) if error else note.unlink(missing_ok=True)
     except (OSError, InputError) as problem:
         error = f"{type(problem).__name__}: {problem}"
     return Outcome(cell, time.perf_counter() - started, error, target)
 
 
-def run(
-    study: Study,
-    only: str | None = None,
-    report: Callable[[Outcome], None] = lambda outcome: None,
-    scheduler: str | None = None,
-    slurm: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> list[Outcome]:
-    """Run all cells that are not done, several at a time; `report` hears of each as it ends. Returns all outcomes.
+def _in_kernel(job: Job, grid: Grid, cell: Cell, target: Path) -> None:
+    parameters = {"study_file": str(job.study_file), **cell.parameters}
+    env = {"ROAR_RUN": job.run_id}
+    if job.gpus:
+        env |= cluster.gpu_of(int(get_worker().name), list(job.gpus))
+    threads, hours = job.threads or cluster.machine(grid.study)[1], grid.study.cell_hours
+    source = root() / "notebooks" / f"{cell.stage}.ipynb"
+    kernel.execute(source, target, parameters, threads=threads, timeout=3600 * hours, env=env)
 
-    scheduler: address of a Dask scheduler to use. slurm: YAML of `Slurm`, to start workers as jobs. Neither: this
-    machine. say: hears where the work goes on. InputError where no worker can do it.
+
+class Run:
+    """One run of a study's cells.
+
+    scheduler: address of a Dask scheduler to use. slurm: a file for `cluster.slurm_settings`, to start workers as jobs.
+    Neither: this machine. say: hears where the work goes on.
     """
-    from distributed import as_completed
 
-    run_id = f"{platform.node()}-{os.getpid()}-{time.time_ns()}"
-    params.save(study)
-    own.keep(study)
-    todo = grid.to_do(study, grid.select(grid.cells(study), only))
-    if not todo:
-        return []
-    with _present(study) as (file, alone), cluster.client(study, len(todo), scheduler, slurm) as client:
-        if scheduler is None and client.dashboard_link:  # it listens on loopback, whatever the link's host says
-            say(f"dashboard: http://127.0.0.1:{urlsplit(client.dashboard_link).port}/status")
-        able = cluster.able(client, study) if scheduler else None
-        if scheduler:
-            cluster.STOP = functools.partial(client.run, kernel_stop, run_id)
-        threads = None if scheduler or slurm else cluster.machine(study)[1]
-        futures, outcomes, by_key = {}, [], {cell.id: cell for cell in todo}
-        for place, cell in enumerate(todo):
-            needs = [futures[n] for n in cell.needs if n in futures]
-            key = f"{study.name}/{cell.id}/{run_id}"  # two runs on one scheduler are two
-            futures[cell.id] = client.submit(
-                execute, file, cell, needs, threads, run_id, key=key, priority=-place, workers=able, retries=2
-            )
-        names = {future.key: name for name, future in futures.items()}
-        for future in as_completed(futures.values()):
-            outcome = _outcome(future, by_key[names[future.key]])
-            outcomes.append(outcome)
-            report(outcome)
-            if study.rankings == "recompute" and alone():  # another run may need what this one does not
-                grid.drop_used(study)
-    return outcomes
+    def __init__(
+        self,
+        study: Study,
+        scheduler: str | None = None,
+        slurm: Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        self.study, self.grid, self.scheduler, self.say = study, Grid(study), scheduler, say
+        self.slurm = cluster.slurm_settings(slurm) if slurm else None
+        self.id = f"{platform.node()}-{os.getpid()}-{time.time_ns()}"
+        self.stop: Callable | None = None  # ends what runs elsewhere
 
+    def run(self, only: str | None = None, report: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
+        """Run all cells that are not done, several at a time; `report` hears of each as it ends. Returns all outcomes.
 
-def kernel_stop(run_id: str) -> None:
-    """On a worker: kill the kernels of one run."""
-    from roarlib import kernel
+        InputError where no worker can do it.
+        """
+        params.save(self.study)
+        own.keep(self.study)
+        todo = self.grid.to_do(self.grid.select(only))
+        if not todo:
+            return []
+        outcomes, by_key = [], {}
+        with present(self.study) as (file, alone), self._client(len(todo)) as (client, able, job):
+            futures = {}
+            for place, cell in enumerate(todo):
+                needs = [futures[n] for n in cell.needs if n in futures]
+                key = f"{self.study.name}/{cell.id}/{self.id}"  # two runs on one scheduler are two
+                by_key[key] = cell
+                futures[cell.id] = client.submit(
+                    execute, job(file), cell, needs, key=key, priority=-place, workers=able, retries=2
+                )
+            for future in as_completed(futures.values()):
+                outcomes.append(_outcome(future, by_key[future.key]))
+                report(outcomes[-1])
+                if self.study.rankings == "recompute" and alone():  # another run may need what this one does not
+                    self.grid.drop_used()
+        return outcomes
 
-    kernel.stop(run_id)
+    @contextmanager
+    def _client(self, count: int):
+        """The workers: (Dask client, addresses of able workers or None, study file -> Job)."""
+        with ExitStack() as stack:
+            able, threads, gpus = None, 0, ()
+            if self.scheduler:
+                client = stack.enter_context(cluster.existing(self.scheduler))
+                able = cluster.able(client, self.study)
+                self.stop = functools.partial(client.run, kernel.stop, self.id)
+            elif self.slurm:
+                client, self.stop = stack.enter_context(cluster.slurm(self.slurm, count))
+            else:
+                client = stack.enter_context(cluster.local(self.study, count))
+                threads, gpus = cluster.machine(self.study)[1], tuple(cluster.gpus_of(self.study))
+            if not self.scheduler and client.dashboard_link:  # it listens on loopback, whatever the link's host says
+                self.say(f"dashboard: http://127.0.0.1:{urlsplit(client.dashboard_link).port}/status")
+            yield client, able, lambda file: Job(file, threads, gpus, self.id)
+
+    def abandon(self, seconds: float = 5) -> None:
+        """End what runs elsewhere for this run, in so many seconds at most; for a process about to leave."""
+        if self.stop:
+            end = threading.Thread(target=self.stop, daemon=True)
+            end.start()
+            end.join(seconds)
 
 
 def _outcome(future, cell: Cell) -> Outcome:

@@ -10,8 +10,9 @@ import pandas as pd
 import tqdm
 import tqdm.auto
 
-from roarlib import grid, results
-from roarlib.params import Study
+from roarlib.grid.cells import Cell, Grid
+from roarlib.study import results
+from roarlib.study.params import Study
 
 RECENT = 600  # seconds back over which the rate of retrainings is taken
 
@@ -31,23 +32,23 @@ def each(items: list, unit: str) -> Iterator:
             shown.update()
 
 
-def table(study: Study) -> pd.DataFrame:
+def table(grid: Grid) -> pd.DataFrame:
     """Cells by stage (rows) and state (columns done, running, failed, waiting), from the files alone."""
-    states = [(cell.stage, grid.state(study, cell)) for cell in grid.cells(study)]
+    states = [(cell.stage, grid.state(cell)) for cell in grid.cells]
     counts = pd.DataFrame(states, columns=["stage", "state"]).value_counts().unstack(fill_value=0)
     return counts.reindex(
-        index=list(grid.STAGES), columns=["done", "running", "failed", "waiting"], fill_value=0
+        index=list(results.STAGES.values()), columns=["done", "running", "failed", "waiting"], fill_value=0
     ).rename_axis(index=None, columns=None)
 
 
-def counts(study: Study, cells: list[grid.Cell]) -> str:
+def counts(grid: Grid, cells: list[Cell]) -> str:
     """One line: cells done by stage, and retrainings."""
-    owed = {cell.id: grid.missing(study, cell) for cell in cells}
+    owed = {cell.id: grid.missing(cell) for cell in cells}
     done, there = Counter(c.stage for c in cells if not owed[c.id]), Counter(c.stage for c in cells)
-    parts = [f"{stage} {done[stage]}/{there[stage]}" for stage in grid.STAGES]
-    rows = sum(row.startswith("retrain") for cell in cells for row in cell.rows)
-    left = sum(row.startswith("retrain") for cell in cells for row in owed[cell.id])
-    return f"{study.name}: cells done {', '.join(parts)}; retrainings {rows - left} of {rows}"
+    parts = [f"{stage} {done[stage]}/{there[stage]}" for stage in results.STAGES.values()]
+    rows = sum(row.measure == "retrain" for cell in cells for row in cell.rows)
+    left = sum(row.measure == "retrain" for found in owed.values() for row in found)
+    return f"{grid.study.name}: cells done {', '.join(parts)}; retrainings {rows - left} of {rows}"
 
 
 def rate(study: Study) -> float:
@@ -58,22 +59,18 @@ def rate(study: Study) -> float:
     return 60 * len(ages) / max(ages.max(), 1) if len(ages) > 1 else 0.0
 
 
-def failures(study: Study) -> list[str]:
-    """One line a failed cell: its id, the cause, and where its notebook lies."""
-    lines = []
-    for cell in grid.cells(study):
-        if grid.state(study, cell) == "failed":
-            note = grid.error_file(study, cell)
-            lines.append(f"{cell.id}: {note.read_text().strip()} (see {note.with_suffix('.ipynb')})")
-    return lines
+def failures(grid: Grid) -> list[str]:
+    """One line per failed cell: its id, the cause, and where its notebook lies."""
+    failed = [cell for cell in grid.cells if grid.state(cell) == "failed"]
+    return [f"{c.id}: {grid.error_file(c).read_text().strip()} (see {grid.notebook(c)})" for c in failed]
 
 
-def text(study: Study) -> str:
+def text(grid: Grid) -> str:
     """The state of a study for a terminal: table, retrainings, rate and time left, failures."""
-    cells, now = grid.cells(study), rate(study)
-    left = sum(row.startswith("retrain") for cell in cells for row in grid.missing(study, cell))
+    now = rate(grid.study)
+    left = sum(row.measure == "retrain" for cell in grid.cells for row in grid.missing(cell))
     pace = f"{now:.1f} retrainings a minute of late, about {duration(60 * left / now)} left" if now and left else ""
-    return "\n".join(filter(None, [table(study).to_string(), counts(study, cells), pace, *failures(study)]))
+    return "\n".join(filter(None, [table(grid).to_string(), counts(grid, grid.cells), pace, *failures(grid)]))
 
 
 def duration(seconds: float) -> str:

@@ -1,17 +1,27 @@
-"""The device that computes: which one, in what precision, and how much fits on it."""
+"""The machine that computes: its device, precision and memory, and the versions that a row names.
+
+torch is imported where it is asked for: who only reads tables does not wait for it.
+"""
 
 import ctypes
+import os
+import platform
+import socket
+import subprocess
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
-import torch
 
-from roarlib import results
-from roarlib.params import InputError, Study
+from roarlib.study.files import root
+from roarlib.study.params import InputError, Study
 
 
-def device_of(study: Study) -> torch.device:
-    """The study's device; `auto` is the first GPU if there is one."""
+def device_of(study: Study):
+    """The study's torch.device; `auto` is the first GPU if there is one. InputError where it cannot be used."""
+    import torch
+
     name = study.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,8 +33,10 @@ def device_of(study: Study) -> torch.device:
     return device
 
 
-def precision_of(choice: str, device: torch.device) -> str:
+def precision_of(choice: str, device) -> str:
     """float32 or bfloat16, of a study's choice; `auto` is bfloat16 where the hardware multiplies it natively."""
+    import torch
+
     if choice != "auto":
         return choice
     if device.type == "cuda":
@@ -34,10 +46,10 @@ def precision_of(choice: str, device: torch.device) -> str:
 
 
 def keep_memory() -> bool:
-    """Have the C library keep what a pass frees for the next one, for this process; whether it does.
+    """Have the C library keep what a pass frees for the next one, in this process; whether it does.
 
     By default glibc hands the end of its heap and every large block back to the kernel, which then clears the same
-    pages again for each pass. Blocks above 32 MB still go back. Elsewhere than with glibc nothing happens.
+    pages again for each pass. Blocks above 32 MB still go back. Without glibc nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -47,24 +59,65 @@ def keep_memory() -> bool:
         return False
 
 
-def room(study: Study, device: torch.device) -> int:
+def room(study: Study, device) -> int:
     """Bytes that images and ranking may take on the device: the study's memory_gb, or a cell's part of what is free.
 
     A third of what is free, shared by the cells that run at a time; of a GPU, by those that its `workers` put on it.
     """
+    import torch
+
     if study.memory_gb:
         return int(study.memory_gb * 1e9)
     if device.type == "cuda":
         sharing = -(-(study.workers or 1) // max(1, torch.cuda.device_count()))
         return torch.cuda.mem_get_info(device)[0] // (3 * sharing)
-    return min([psutil.virtual_memory().available, *_allowed()]) // (3 * (study.workers or results.cores()))
+    return min([psutil.virtual_memory().available, *_allowed()]) // (3 * (study.workers or cores()))
 
 
 def _allowed() -> list[int]:
-    """Bytes that a control group, a batch system's job for example, leaves this process; empty without a limit."""
+    """Bytes that a control group, for example a batch system's job, leaves this process; empty without a limit."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:
         return []
     return [max(0, int(limit) - int(used))] if limit.isdigit() else []
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware(device: str = "cpu") -> str:
+    """The name of the GPU (device cuda), or the processor's with the number of cores this process may use."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {cores()} cores"
+
+
+@cache
+def provenance() -> dict:
+    """What computed a row: host, versions, commit, threads."""
+    return {
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "roarlib": version("roarlib"),
+        "commit": commit(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
+    }
+
+
+def commit() -> str:
+    """The short git commit of the project, with + if the code differs from it; empty outside a repository."""
+    try:
+        call = ["git", "-C", str(root()), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(call, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,17 +1,74 @@
-"""Estimators' names: a base, an ensemble around it, a variant of either; `ig-sg-squared-blur` has all three."""
+"""The one catalogue of names: estimators and their parts, modes, units and measures, each with its label and its look.
+
+An estimator's name is a base, an ensemble around it, and a variant of either: `ig-sg-squared-blur` has all three.
+Colour says which ensemble, dashes which base, so an estimator looks the same in every figure. Colours are Okabe and
+Ito's (2008), which colour-blind readers can tell apart.
+"""
 
 import difflib
 import re
+from typing import NamedTuple
 
-BASES = ("grad", "gb", "ig")
-ENSEMBLES = ("squared", "sg", "sg-squared", "sgsq", "var")
-CONTROLS = ("random", "sobel")
-KNOWN_ANSWER = ("oracle", "anti-oracle")  # on data that carries the mask of its informative pixels
-VARIANTS = ("blur", "max", "abs", "reversed", "recursive")  # of any estimator: attribute.VARIANTS, and recursive
-PAPER = tuple(f"{b}-{e}" if e else b for b in BASES for e in ("", *ENSEMBLES)) + CONTROLS
+
+class Look(NamedTuple):
+    """How a part of a name is shown: label ({}: what it wraps), colour, marker, dashes, and its name in menus."""
+
+    label: str
+    color: str = ""
+    marker: str = ""
+    dashes: str | tuple = "-"
+    menu: str = ""
+
+
+BASES = {"grad": Look("GRAD"), "gb": Look("GB", dashes=(0, (5, 1.5))), "ig": Look("IG", dashes=(0, (1.5, 1)))}
+ENSEMBLES = {
+    "": Look("{}", "#0072B2", "o", menu="plain"),
+    "squared": Look("{}²", "#56B4E9", "s", menu="squared"),
+    "sg": Look("SG-{}", "#D55E00", "^", menu="SG"),
+    "sg-squared": Look("(SG-{})²", "#E69F00", "v", menu="SG squared"),
+    "sgsq": Look("SG-SQ-{}", "#009E73", "D", menu="SG-SQ"),
+    "var": Look("VAR-{}", "#CC79A7", "P", menu="VAR"),
+}
+CONTROLS = {"random": Look("Random", "#000000", "", (0, (4, 2))), "sobel": Look("Sobel", "#808080", "x")}
+KNOWN_ANSWER = {  # on data that carries the mask of its informative pixels
+    "oracle": Look("Oracle", "#8C510A", "*"),
+    "anti-oracle": Look("Anti-oracle", "#8C510A", "*", (0, (2, 2))),
+}
+VARIANTS = {  # of any estimator: see attribute.VARIANTS; recursive has a module of its own
+    "blur": Look("{} blurred", dashes=(0, (1, 1))),
+    "max": Look("{} max-filtered", dashes=(0, (1, 2))),
+    "abs": Look("|{}|", dashes=(0, (3, 1, 1, 1))),
+    "reversed": Look("{} reversed", dashes=(0, (2, 2))),
+    "recursive": Look("{} recursive", dashes=(0, (7, 2))),
+}
+NOT_OF_RANDOM = ("abs", "reversed", "recursive")
+USERS_DASHES = (0, (6, 1.5, 1.5, 1.5))
+PAPER = tuple(f"{b}-{e}" if e else b for b in BASES for e in ENSEMBLES) + tuple(CONTROLS)
+FIXED = CONTROLS | KNOWN_ANSWER  # bases without ensembles
+
+UNITS = {"value": "single values", "pixel": "whole pixels"}
+MODES = {  # what a model gets to see
+    "remove": "removed",
+    "keep": "kept",
+    "remove-imputed": "removed and imputed",
+    "keep-imputed": "kept, the rest imputed",
+    "mask": "removed, their mask alone",
+}
+MEASURES = {"base": "base model", "ranking": "ranking", "deletion": "not retrained", "retrain": "retrained"}
+CURVES = ("retrain", "deletion")  # the measures of which curves are drawn
 
 REGISTERED: set[str] = set()  # by attribute.register, in this process
 USERS_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
+
+
+def keeps(mode: str) -> bool:
+    """Whether a mode keeps the most important inputs (KAR) rather than removing them."""
+    return mode.startswith("keep")
+
+
+def imputes(mode: str) -> bool:
+    """Whether removed inputs are imputed from their neighbours (ROAD's fill) instead of set to the mean."""
+    return mode.endswith("-imputed")
 
 
 def expand(names: list[str]) -> list[str]:
@@ -24,8 +81,8 @@ def expand(names: list[str]) -> list[str]:
         if name == "paper":
             found += PAPER
         elif name.startswith("*-") and name[2:] in VARIANTS:
-            smooth = name[2:] in ("blur", "max")
-            found += [n + name[1:] for n in found if not variant_of(n) and (smooth or n != "random")]
+            fits = [n for n in found if n != "random" or name[2:] not in NOT_OF_RANDOM]
+            found += [n + name[1:] for n in fits if not variant_of(n)]
         else:
             split_name(name)
             found.append(name)
@@ -51,23 +108,28 @@ def split_name(name: str) -> tuple[str, str]:
     Raises ValueError for a name that is no estimator.
     """
     variant = variant_of(name)
-    base = name.removesuffix(f"-{variant}")
-    if base in CONTROLS + KNOWN_ANSWER:
-        if base == "random" and variant in ("abs", "reversed", "recursive"):
-            raise ValueError(f"estimator '{name}' is Random again; only its blur and max variants are something else")
+    base = name.removesuffix(f"-{variant}") if variant else name
+    if base in FIXED:
+        if base == "random" and variant in NOT_OF_RANDOM:
+            raise ValueError(f"unknown estimator '{name}': Random has no sign and no order to change")
         return base, ""
-    ensemble = next((e for e in sorted(ENSEMBLES, key=len, reverse=True) if base.endswith(f"-{e}")), "")
-    base = base.removesuffix(f"-{ensemble}")
+    ensemble = max((e for e in ENSEMBLES if e and base.endswith(f"-{e}")), key=len, default="")
+    base = base.removesuffix(f"-{ensemble}") if ensemble else base
     if base not in BASES and base not in REGISTERED and not USERS_OWN.fullmatch(base):
-        stem = base.partition("-")[0]
-        mine = tuple(f"{stem}-{e}" for e in ENSEMBLES) if USERS_OWN.fullmatch(stem) else ()
-        near = difflib.get_close_matches(name, mine or PAPER + KNOWN_ANSWER, 1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise ValueError(
-            f"unknown estimator '{name}'{hint} Known: {', '.join(PAPER + KNOWN_ANSWER)}, paper (its 20)"
-            f" or your own as module:function; each also with -{', -'.join(VARIANTS)}"
-        )
+        raise ValueError(_unknown(name, base))
     return base, ensemble
+
+
+def _unknown(name: str, base: str) -> str:
+    stem = base.partition("-")[0]
+    mine = [f"{stem}-{e}" for e in ENSEMBLES if e] if USERS_OWN.fullmatch(stem) else []
+    known = [*PAPER, *KNOWN_ANSWER]
+    near = difflib.get_close_matches(name, mine or known, 1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return (
+        f"unknown estimator '{name}'{hint} Known: {', '.join(known)}, paper (its 20) or your own as module:function; "
+        f"each also with -{', -'.join(VARIANTS)}"
+    )
 
 
 def group_of(name: str) -> str:
@@ -77,5 +139,40 @@ def group_of(name: str) -> str:
     """
     base, _ = split_name(name)
     if variant_of(name) == "recursive":
-        return name.replace(":", ".")
-    return "controls" if base in CONTROLS + KNOWN_ANSWER else base.replace(":", ".")
+        return safe(name)
+    return "controls" if base in FIXED else safe(base)
+
+
+def safe(name: str) -> str:
+    """An estimator's name for files: 'mine:edges-sg' -> 'mine.edges-sg'."""
+    return name.replace(":", ".")
+
+
+def label(name: str) -> str:
+    """The name as readers know it: 'ig-sg-squared' -> '(SG-IG)²'; users' own estimators keep their name."""
+    if variant := variant_of(name):
+        return VARIANTS[variant].label.format(label(parent_of(name)))
+    if name in FIXED:
+        return FIXED[name].label
+    base, ensemble = split_name(name)
+    return ENSEMBLES[ensemble].label.format(BASES[base].label if base in BASES else base)
+
+
+def style(name: str) -> dict:
+    """Line keywords of an estimator for matplotlib: color, linestyle, marker, linewidth, markersize."""
+    if variant := variant_of(name):
+        return style(parent_of(name)) | dict(linestyle=VARIANTS[variant].dashes, linewidth=1.1)
+    base, ensemble = split_name(name)
+    look = FIXED.get(name) or ENSEMBLES[ensemble]
+    dashes = look.dashes if name in FIXED else BASES[base].dashes if base in BASES else USERS_DASHES
+    width = 1.8 if name == "random" else 1.3
+    return dict(color=look.color, linestyle=dashes, marker=look.marker, linewidth=width, markersize=3.5)
+
+
+def in_order(names) -> list[str]:
+    """Estimators in the paper's order, base by base, then users' own by name, then controls; variants after each."""
+    known = [n for n in PAPER if n not in CONTROLS]
+    plain = {parent_of(n) if variant_of(n) else n for n in names}
+    own = sorted(plain - {*known, *FIXED})
+    parts = ("", *(f"-{v}" for v in VARIANTS))
+    return [n + part for n in (*known, *own, *FIXED) for part in parts if n + part in set(names)]

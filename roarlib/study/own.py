@@ -5,15 +5,17 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from roarlib import results
-from roarlib.names import USERS_OWN, group_of, split_name
-from roarlib.params import InputError, Study, root, write_atomically
+from roarlib.study.files import root, write_atomically
+from roarlib.study.names import USERS_OWN, split_name
+from roarlib.study.params import InputError, Study
+from roarlib.study.results import Key, folder
 
-IMPORTS = ast.Import | ast.ImportFrom
-FILE = "own.json"  # in a study's folder: what its functions looked like when they were last run
+FILE = "functions.json"  # in a study's folder: digests of its functions' sources when they were last run
+NOT_OWN = {"site-packages", "dist-packages"}
 
 
 def load(name: str) -> Callable:
@@ -22,9 +24,9 @@ def load(name: str) -> Callable:
     InputError says which half is missing, or that it cannot be called.
     """
     module_name, _, attribute = name.partition(":")
-    for folder in (str(root()), ""):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    for place in (str(root()), ""):
+        if place not in sys.path:
+            sys.path.append(place)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's code: a missing module, but also any mistake in it
@@ -41,93 +43,90 @@ def load(name: str) -> Callable:
 
 
 def check(study: Study) -> None:
-    """InputError where a function that rows of the study rest on is not what it was when they were made."""
-    file = study.folder / FILE
-    before = json.loads(file.read_text()) if file.is_file() else {}
-    for name, mark in marks(study).items():
-        groups = {group_of(e) for e in [name, *study.estimators] if split_name(e)[0] == name}
-        cells = [("01-train", "base")] if name == study.model else [("02-attribute", group) for group in groups]
-        made = any(file for cell in cells for file in results.folder(study, *cell).glob("rows/*"))
-        if before.get(name, mark) != mark and made:
+    """InputError where the source behind a function is not what it was when rows of the study were made by it."""
+    before = _before(study)
+    for name, now in digests(study).items():
+        made_by_it = [e for e in [name, *study.estimators] if split_name(e)[0] == name] if name != study.model else []
+        cells = [Key("ranking", e).cell for e in made_by_it] or [Key("base").cell]
+        made = any(file for cell in cells for file in folder(study, cell).glob("rows/*"))
+        if before.get(name, now) != now and made:
             what = "the study's folder" if name == study.model else f"its cells, 0?-*/{name.replace(':', '.')}*"
             raise InputError(
-                f"{name} is not what it was when its results were made, and {study.folder} would mix both: give the "
-                f"function or the study another name, or delete {what}"
+                f"{name} is not what it was when its results were made: its module, or one it imports, has changed, and "
+                f"{study.folder} would mix both. Give the function or the study another name, or delete {what}"
             )
 
 
 def keep(study: Study) -> None:
-    """Note what the study's functions look like now; see `check`."""
-    if found := marks(study):
-        file = study.folder / FILE
-        before = json.loads(file.read_text()) if file.is_file() else {}
-        write_atomically(file, json.dumps(before | found, indent=1))
+    """Note what the sources behind the study's functions are now; see `check`."""
+    if found := digests(study):
+        write_atomically(study.folder / FILE, json.dumps(_before(study) | found, indent=1))
 
 
-def marks(study: Study) -> dict[str, str]:
-    """Name -> digest of the code, of the study's own estimators and model."""
+def _before(study: Study) -> dict[str, str]:
+    file = study.folder / FILE
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def digests(study: Study) -> dict[str, str]:
+    """Name -> digest of the source behind it, for the study's own estimators and model."""
     names = {split_name(name)[0] for name in study.estimators} | {study.model}
-    return {name: mark(name) for name in sorted(names) if USERS_OWN.fullmatch(name) and not name.startswith("captum:")}
+    own = (name for name in sorted(names) if USERS_OWN.fullmatch(name) and not name.startswith("captum:"))
+    return {name: digest(name) for name in own}
 
 
-def mark(name: str) -> str:
-    """Digest of a function's code and of all that it names in the user's files; comments and other functions are free.
+def digest(name: str) -> str:
+    """Digest of the whole module of a function and of all of the user's modules behind its imports.
 
-    What it imports is followed, but for roarlib, installed packages and `from module import *`.
+    Comments, docstrings and layout are free. roarlib, the standard library and installed packages are not followed.
     """
-    module_name, _, attribute = name.partition(":")
-    load(name)
-    known, code, wanted = {}, {}, [(module_name, attribute)]
-    while wanted:
-        place = module_name, word = wanted.pop()
-        if module_name not in known:
-            known[module_name] = _statements(module_name)
-        package, bound = known[module_name]
-        if place in code or word not in bound:
+    load(name)  # InputError where it cannot be found
+    sources, todo = {}, [name.partition(":")[0]]
+    while todo:
+        module = todo.pop()
+        if module in sources or not (file := _own_file(module)):
             continue
-        code[place] = "\n".join(ast.unparse(node) for node in bound[word] if not isinstance(node, IMPORTS))
-        for node in (n for statement in bound[word] for n in ast.walk(statement)):
-            if isinstance(node, ast.Name):
-                wanted.append((module_name, node.id))
-            elif isinstance(node, IMPORTS):
-                chosen = [a for a in node.names if word in ("*", _binds(a)) or node not in bound[word]]
-                wanted += [place for alias in chosen for place in _behind(node, alias, package)]
-    return hashlib.sha256("\n".join(code[place] for place in sorted(code) if code[place]).encode()).hexdigest()[:16]
+        tree = ast.parse(file.read_bytes())
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        todo += _imported(tree, package)
+        sources[module] = ast.unparse(_without_docstrings(tree))
+    return hashlib.sha256("\n".join(f"# {m}\n{sources[m]}" for m in sorted(sources)).encode()).hexdigest()[:16]
 
 
-def _statements(module_name: str) -> tuple[str, dict[str, list[ast.stmt]]]:
-    """A module's package, and name -> the top-level statements that bind it, `*` for all; empty without a file."""
+def _own_file(module: str) -> Path | None:
+    """The source file of a module of the user's own; None for any other, and for what is no module."""
+    if module.partition(".")[0] in {*sys.stdlib_module_names, "roarlib"}:
+        return None
     try:
-        spec = importlib.util.find_spec(module_name)
-        if spec is None or not (spec.origin or "").endswith(".py"):
-            return "", {}
-        body = ast.parse(Path(spec.origin).read_bytes()).body
-    except Exception:  # a function instead of a module, a package that fails, a file that is no Python: not followed
-        return "", {}
-    bound = {"*": body}
-    for node in body:
-        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-        names = [getattr(node, "name", ""), *(t.id for t in targets if isinstance(t, ast.Name))]
-        for word in [_binds(a) for a in node.names if a.name != "*"] if isinstance(node, IMPORTS) else names:
-            bound.setdefault(word, []).append(node)
-    return spec.parent, bound
+        spec = importlib.util.find_spec(module)
+    except Exception:  # no such module, or a package whose import fails and is caught in the user's file
+        return None
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        return None
+    file = Path(spec.origin)
+    installed = NOT_OWN & set(file.parts) or file.is_relative_to(sysconfig.get_path("stdlib"))
+    return None if installed else file
 
 
-def _binds(alias: ast.alias) -> str:
-    return alias.asname or alias.name.split(".")[0]
-
-
-def _behind(node: ast.Import | ast.ImportFrom, alias: ast.alias, package: str) -> list[tuple[str, str]]:
-    """Where in the user's modules the code behind an imported name may be: (module, name), `*` for a whole module."""
-    try:
+def _imported(tree: ast.Module, package: str) -> Iterator[str]:
+    """Every module that a source may import anywhere, packages around it included."""
+    for node in ast.walk(tree):
+        found = []
         if isinstance(node, ast.Import):
-            found = [(alias.name, "*")]
-        else:
-            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            found = [(source, alias.name), (f"{source}.{alias.name}", "*")]
-        top = found[0][0].split(".")[0]
-        spec = None if top in {*sys.stdlib_module_names, "roarlib"} else importlib.util.find_spec(top)
-    except (ImportError, ValueError):  # tried and caught in the user's file
-        return []
-    places = [spec.origin or "", *(spec.submodule_search_locations or [])] if spec else ["site-packages"]
-    return [] if any({"site-packages", "dist-packages"} & set(Path(place).parts) for place in places) else found
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *filter(None, [node.module])])
+            found = [source, *(f"{source}.{alias.name}" for alias in node.names)]
+        for name in found:
+            parts = name.split(".")
+            yield from (".".join(parts[: k + 1]) for k in range(len(parts)))
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree

@@ -1,16 +1,15 @@
 """A study's parameters: every knob with its type, unit, range and default; YAML in, one validated object out."""
 
 import difflib
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator, model_validator
 
-from roarlib.names import BASES, CONTROLS, KNOWN_ANSWER, expand, split_name
+from roarlib.study.files import outputs, root, write_atomically
+from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MODES, expand, split_name
 
-MODES = ("remove", "keep", "remove-imputed", "keep-imputed", "mask")  # what a model gets to see: see `remove`
 Percent = Annotated[StrictInt, Field(ge=0, le=100)]
 Seed = Annotated[StrictInt, Field(ge=0)]
 Count = Annotated[StrictInt, Field(ge=1)]
@@ -27,14 +26,14 @@ class Study(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)  # folder under outputs/
     # data
-    dataset: str = "textures"  # a name of roarlib.data.DATASETS, or folder:PATH of photographs
+    dataset: str = "textures"  # a name of datasets.DATASETS, or folder:PATH of photographs
     data_dir: str | None = None  # where data sets lie; None: $ROAR_DATA, else ./data
     train_images: Annotated[StrictInt, Field(ge=0)] = 0  # the first so many; 0: all
     test_images: Annotated[StrictInt, Field(ge=0)] = 0
     image_size: Annotated[StrictInt, Field(ge=0)] = 0  # px a side of photographs' centre crop; 0: 224
     resize: Annotated[StrictInt, Field(ge=0)] = 0  # px of their short side before it; 0: 8/7 of image_size
     # model and training recipe, the same for the base model and every retraining
-    model: str = "resnet-tiny"  # a name of roarlib.models.MODELS, of torchvision, or module:function
+    model: str = "resnet-tiny"  # a name of models.MODELS, of torchvision, or module:function
     epochs: Count = 8
     batch_size: Count = 128
     micro_batch: Annotated[StrictInt, Field(ge=0)] = 0  # images a pass, their gradients summed to a batch; 0: all
@@ -59,8 +58,12 @@ class Study(BaseModel):
     recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [10, 30, 50, 70]  # percents after which the
     # `-recursive` variants explain a retrained model anew
     # grid
-    modes: list[Literal[MODES]] = Field(["remove"], min_length=1)  # retrained; scored without it, too, but for mask
-    scored_modes: list[Literal[MODES[:-1]]] = []  # more modes, only scored without retraining
+    modes: list[Literal[tuple(MODES)]] = Field(
+        ["remove"], min_length=1
+    )  # retrained; scored without it, too, but for mask
+    scored_modes: list[
+        Literal[tuple(m for m in MODES if m != "mask")]
+    ] = []  # more modes, only scored without retraining
     imputation_noise: float = Field(0.01, ge=0)  # standard deviation added to imputed inputs, in 0..1 units
     percents: list[Percent] = Field([10, 30, 50, 70, 90], min_length=1)  # t; 0 (untouched) is always run too
     seeds: list[Seed] = Field([0, 1, 2, 3, 4], min_length=1)  # one retraining each, the same for all estimators
@@ -72,24 +75,10 @@ class Study(BaseModel):
     memory_gb: float = Field(0, ge=0)  # images and ranking above it stream from the disk; 0: a third of what is free
     rankings: Literal["keep", "recompute"] = "keep"  # recompute: deleted after use, made again if needed again
 
-    @model_validator(mode="after")
-    def _crop_fits(self):
-        if 0 < self.resize < (self.image_size or 224):
-            raise ValueError(f"resize: {self.resize} is less than image_size, {self.image_size or 224}")
-        return self
-
     @field_validator("estimators")
     @classmethod
     def _expand(cls, names):
         return expand(names)
-
-    @model_validator(mode="after")
-    def _options_have_takers(self):
-        bases = {split_name(name)[0] for name in self.estimators}
-        for name in self.estimator_options:
-            if name not in bases or name in BASES + CONTROLS + KNOWN_ANSWER:
-                raise ValueError(f"estimator_options: {name} is no estimator of yours or Captum's in this study")
-        return self
 
     @field_validator("units", "modes", "scored_modes", "percents", "seeds")
     @classmethod
@@ -118,17 +107,18 @@ class Study(BaseModel):
         return sorted(set(values) - {0}) or [0]
 
     @model_validator(mode="after")
-    def _variance_needs_noise(self):
-        named = [n for n in self.estimators if split_name(n)[1] == "var"]
-        if named and (self.noise_level == 0 or self.noise_samples == 1):
-            raise ValueError(f"estimators: {named[0]} is 0 without noise; raise noise_level and noise_samples")
-        return self
-
-    @model_validator(mode="after")
-    def _known_answer_needs_masks(self):
-        named = [n for n in self.estimators if split_name(n)[0] in KNOWN_ANSWER]
-        if named and self.dataset.partition("-")[0] != "textures":
-            raise ValueError(f"estimators: {named[0]} needs the true informative pixels, which only textures has")
+    def _fits_together(self):
+        if 0 < self.resize < (self.image_size or 224):
+            raise ValueError(f"resize: {self.resize} is less than image_size, {self.image_size or 224}")
+        parts = {name: split_name(name) for name in self.estimators}
+        for name in self.estimator_options:
+            if name in BASES | FIXED or name not in {base for base, _ in parts.values()}:
+                raise ValueError(f"estimator_options: {name} is no estimator of yours or Captum's in this study")
+        for name, (base, ensemble) in parts.items():
+            if ensemble == "var" and (self.noise_level == 0 or self.noise_samples == 1):
+                raise ValueError(f"estimators: {name} is 0 without noise; raise noise_level and noise_samples")
+            if base in KNOWN_ANSWER and self.dataset.partition("-")[0] != "textures":
+                raise ValueError(f"estimators: {name} needs the true informative pixels, which only textures has")
         return self
 
     @property
@@ -140,16 +130,6 @@ class Study(BaseModel):
 # Lists that only select what is run: they may grow or shrink under existing outputs, since a row names its own values.
 SELECTION = ("estimators", "units", "modes", "scored_modes", "percents", "seeds")
 MACHINE = ("data_dir", "device", "workers", "cell_hours", "memory_gb", "rankings")
-
-
-def outputs() -> Path:
-    """Where results and prepared data lie: $ROAR_OUTPUTS, or outputs/ in the project."""
-    return Path(os.environ.get("ROAR_OUTPUTS") or root() / "outputs")
-
-
-def root() -> Path:
-    """The project's folder, the one with notebooks/ and params/, wherever the caller's working folder is."""
-    return Path(__file__).resolve().parents[1]
 
 
 def load(path: str | Path) -> Study:
@@ -170,16 +150,13 @@ def load(path: str | Path) -> Study:
     try:
         return Study(**values)
     except ValidationError as error:
-        raise InputError(f"{path}: " + "; ".join(explain(e) for e in error.errors())) from None
+        raise InputError(f"{path}: " + "; ".join(_said(e) for e in error.errors())) from None
 
 
 def save(study: Study) -> Path:
     """Put the study beside its outputs (study.yaml) and return the file; an unlike study there is an InputError."""
     path = agree(study)
-    try:
-        write_atomically(path, yaml.safe_dump(study.model_dump(), sort_keys=False))
-    except OSError as error:
-        raise InputError(f"cannot write under {path.parent}: {error.strerror}") from None
+    write_atomically(path, yaml.safe_dump(study.model_dump(), sort_keys=False))
     return path
 
 
@@ -207,31 +184,16 @@ def agree(study: Study) -> Path:
     return path
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def _studies() -> str:
     return ", ".join(sorted(f"params/{p.name}" for p in (root() / "params").glob("*.yaml")))
 
 
-def explain(error: dict, model: type[BaseModel] = Study) -> str:
+def _said(error: dict) -> str:
     """One pydantic error as a phrase: the key, the value, what is allowed."""
     key = ".".join(str(part) for part in error["loc"]) or "study"
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, model.model_fields, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(model.model_fields)}"
+        near = difflib.get_close_matches(key, Study.model_fields, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(Study.model_fields)}"
         return f"unknown key '{key}'; {hint}"
     if error["type"] == "missing":
         return f"the key '{key}' is missing"

@@ -1,126 +1,110 @@
-"""Results as rows: one JSON file a measurement, written last and atomically, collected into one tidy table."""
+"""Results as rows: one JSON file per measurement, written last and atomically, collected into one tidy table."""
 
 import json
-import os
-import platform
-import socket
-import subprocess
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from roarlib.params import InputError, Study, agree, root, save, write_atomically
+from roarlib.study import machine
+from roarlib.study.files import write_atomically
+from roarlib.study.names import group_of, safe
+from roarlib.study.params import InputError, Study, agree, save
 
-COLUMNS = [
-    "study",
-    "cell",
-    "measure",
-    "estimator",
-    "unit",
-    "mode",
-    "percent",
-    "seed",
-    "accuracy",
-    "n_train",
-    "n_test",
-    "n_classes",
-    "epochs",
-    "seconds",
-    "device",
-    "hardware",
-    "precision",
-    "torch",
-    "roarlib",
-    "commit",
-    "finished",
-]
-NUMBERS = ["percent", "seed", "accuracy", "n_train", "n_test", "n_classes", "epochs", "seconds"]
+STAGES = {"base": "01-train", "ranking": "02-attribute", "deletion": "03-degrade", "retrain": "04-retrain"}
+COLUMNS = (
+    "study cell measure estimator unit mode percent seed accuracy n_train n_test n_classes epochs seconds device "
+    "hardware precision torch roarlib commit finished"
+).split()
+NUMBERS = "percent seed accuracy n_train n_test n_classes epochs seconds".split()
 TEXT = {name: str for name in COLUMNS if name not in NUMBERS}  # a commit of digits alone is no number
-KEY = ["measure", "estimator", "unit", "mode", "percent", "seed"]  # what makes a row itself
-MEASURES = ("base", "deletion", "retrain", "ranking")  # a ranking has no accuracy: its row says that it is done
 
 
-def row_name(measure: str, estimator: str, unit: str, mode: str, percent: int, seed: int) -> str:
-    """The file name of one measurement's row."""
-    return f"{measure}_{estimator.replace(':', '.')}_{unit}_{mode}_p{percent}_s{seed}.json"
+class Key(NamedTuple):
+    """What makes a row itself. Its file name says it all, and nothing else reads file names.
+
+    measure: of STAGES; a ranking has no accuracy, its row says that it is done. percent: t. seed: the retraining's, or
+    the study's base seed.
+    """
+
+    measure: str
+    estimator: str = "clean"
+    unit: str = "all"
+    mode: str = "all"
+    percent: int = 0
+    seed: int = 0
+
+    @property
+    def cell(self) -> str:
+        """The folder of its cell below the study's: its stage, then what is measured together."""
+        together = group_of if self.measure in ("ranking", "deletion") else safe
+        return f"{STAGES[self.measure]}/{'base' if self.measure == 'base' else together(self.estimator)}"
+
+    @property
+    def file(self) -> str:
+        """The name of its row's file."""
+        return f"{self.measure}_{safe(self.estimator)}_{self.unit}_{self.mode}_p{self.percent}_s{self.seed}.json"
+
+    @classmethod
+    def of_file(cls, name: str) -> "Key":
+        """The key that a row's file is named after."""
+        measure, rest = name.removesuffix(".json").split("_", 1)
+        estimator, unit, mode, percent, seed = rest.rsplit("_", 4)
+        module, _, function = estimator.rpartition(".")  # a user's own: module:function
+        estimator = f"{module}:{function}" if module else estimator
+        return cls(measure, estimator, unit, mode, int(percent[1:]), int(seed[1:]))
 
 
-def folder(study: Study, stage: str, cell: str) -> Path:
-    """Where a cell keeps its executed notebook, its arrays and its rows."""
-    return study.folder / stage / cell
+KEY = list(Key._fields)
 
 
-def has(study: Study, stage: str, cell: str, row: str) -> bool:
+def folder(study: Study, cell: str) -> Path:
+    """Where a cell (`Key.cell`) keeps its executed notebook, its arrays and its rows."""
+    return study.folder / cell
+
+
+def row_file(study: Study, key: Key) -> Path:
+    """Where a measurement's row lies."""
+    return folder(study, key.cell) / "rows" / key.file
+
+
+def has(study: Study, key: Key) -> bool:
     """Whether a row is there, and so its measurement done."""
-    return (folder(study, stage, cell) / "rows" / row).is_file()
+    return row_file(study, key).is_file()
 
 
-def write(
-    study: Study,
-    stage: str,
-    cell: str,
-    *,
-    measure: str,
-    estimator: str = "clean",
-    unit: str = "all",
-    mode: str = "all",
-    percent: int = 0,
-    seed: int = 0,
-    accuracy: float | None = None,
-    **more,
-) -> dict:
+def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict:
     """Write one row, atomically; its presence means that the measurement is done. Returns the row.
 
     accuracy: 0..1, or None for a ranking. more: n_train, n_test, seconds and other JSON values.
     """
-    if measure not in MEASURES or (accuracy is not None and not 0 <= accuracy <= 1):
-        raise ValueError(f"no such row: measure {measure}, accuracy {accuracy}")
-    row = {
-        "study": study.name,
-        "cell": f"{stage}/{cell}",
-        "measure": measure,
-        "estimator": estimator,
-        "unit": unit,
-        "mode": mode,
-        "percent": percent,
-        "seed": seed,
-        "accuracy": accuracy,
-        **more,
-        "epochs": study.epochs,
-        **provenance(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "params": study.model_dump(),
-    }
-    file = folder(study, stage, cell) / "rows" / row_name(measure, estimator, unit, mode, percent, seed)
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        raise ValueError(f"no such row: {key}, accuracy {accuracy}")
+    row = {"study": study.name, "cell": key.cell, **key._asdict(), "accuracy": accuracy, **more}
+    row |= {"epochs": study.epochs, **machine.provenance()}
+    row |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "params": study.model_dump()}
     if not agree(study).is_file():  # a notebook run by hand: from now on the folder speaks of this study
         save(study)
-    try:
-        write_atomically(file, json.dumps(row, indent=1))
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}") from None
+    write_atomically(row_file(study, key), json.dumps(row, indent=1))
     return row
 
 
 def context(study: Study, data) -> dict:
     """What a row says of the data and the device: sizes of the splits, number of classes, device, precision."""
-    from roarlib.device import device_of, precision_of
-
-    device = device_of(study)
+    device = machine.device_of(study)
     return {
         "n_train": len(data.train),
         "n_test": len(data.test),
         "n_classes": len(data.classes),
         "device": str(device),
-        "hardware": hardware(device.type),
-        "precision": precision_of(study.precision, device),
+        "hardware": machine.hardware(device.type),
+        "precision": machine.precision_of(study.precision, device),
     }
 
 
 def rows(study: Study) -> pd.DataFrame:
-    """Every row of the study's row files, rankings included, one a line, in a fixed order."""
+    """Every row of the study's row files, rankings included, in a fixed order."""
     found = []
     for file in study.folder.glob("*/*/rows/*.json"):
         try:
@@ -133,25 +117,22 @@ def rows(study: Study) -> pd.DataFrame:
 
 
 def known(study: Study) -> pd.DataFrame:
-    """Every row, rankings included: the row files, and what only results.csv there still knows. See COLUMNS."""
-    return _with_earlier(study, rows(study))
+    """Every row, rankings included: the row files, and what only an earlier results.csv still knows. See COLUMNS.
+
+    A clone has the published table alone; where both know a row, the file wins.
+    """
+    found, file = rows(study), study.folder / "results.csv"
+    if not file.is_file():
+        return found
+    earlier = pd.read_csv(file, dtype=TEXT)
+    both = pd.concat([found, earlier], ignore_index=True) if len(found) else earlier
+    return both.drop_duplicates(KEY).sort_values(KEY, ignore_index=True)
 
 
 def table(study: Study) -> pd.DataFrame:
     """The tidy table of accuracies: `known` without the rankings."""
     found = known(study)
     return found[found.measure != "ranking"].reset_index(drop=True)
-
-
-def _with_earlier(study: Study, found: pd.DataFrame) -> pd.DataFrame:
-    """The rows, and those of an earlier results.csv whose files are not here: a clone has the published table alone."""
-    file = study.folder / "results.csv"
-    if not file.is_file():
-        return found
-    earlier = pd.read_csv(file, dtype=TEXT)
-    both = pd.concat([found, earlier], ignore_index=True) if len(found) else earlier
-    both = both.drop_duplicates(KEY)  # the first stays: a row file wins
-    return both.sort_values(KEY, ignore_index=True)
 
 
 def collect(study: Study) -> Path:
@@ -167,45 +148,3 @@ def collect(study: Study) -> Path:
     write_atomically(file.with_suffix(".parquet"), found.to_parquet(index=False))
     write_atomically(file, found.to_csv(index=False))
     return file
-
-
-@cache
-def provenance() -> dict:
-    """What computed a row: versions, commit, processor, host."""
-    return {
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "roarlib": version("roarlib"),
-        "commit": commit(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
-    }
-
-
-def hardware(device: str = "cpu") -> str:
-    """The name of the GPU (device cuda), or the processor's with the cores that this process may use."""
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {cores()} cores"
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpuinfo() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []
-
-
-def commit() -> str:
-    """The short git commit of the project, with + if the code differs from it; empty outside a repository."""
-    try:
-        call = ["git", "-C", str(root()), "describe", "--always", "--dirty=+", "--exclude=*"]
-        return subprocess.run(call, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""

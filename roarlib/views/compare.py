@@ -6,10 +6,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from roarlib import data as datasets
-from roarlib import plots, rankings, remove
-from roarlib.imageviews import Chooser
-from roarlib.views import View, choice, heat, sheet
+from roarlib.data.datasets import Data
+from roarlib.study import rankings
+from roarlib.study.names import in_order, label
+from roarlib.views import plots
+from roarlib.views.images import Chooser
+from roarlib.views.sheets import heat, sheet
+from roarlib.views.view import View, choice
 
 SAMPLE = 200  # images at most in a mean overlap ..
 SAMPLE_UNITS = 8_000_000  # .. and units of them all: about 0.1 s
@@ -23,11 +26,11 @@ class Compare(Chooser):
     found: as for Images. a, b: names of estimators in it. Controls, besides Chooser's: a, b.
     """
 
-    def __init__(self, data: datasets.Data, predictions: dict, found: dict, a: str, b: str):
+    def __init__(self, data: Data, predictions: dict, found: dict, a: str, b: str):
         self.found, self.means = found, {}
         estimators, units, splits = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
         super().__init__(data, predictions, splits, units)
-        titles = [(plots.label(n), n) for n in plots.in_order(estimators)]
+        titles = [(label(n), n) for n in in_order(estimators)]
         self.a = choice("a", titles, "the first estimator", a)
         self.b = choice("b", titles, "the second estimator", b)
         View.__init__(self, [self.a, self.b, self.split, self.unit, self.index, self.percent])
@@ -37,14 +40,14 @@ class Compare(Chooser):
         number, percent, names = self.number(), self.percent.value, (self.a.value, self.b.value)
         rankings_of = [self.all_of(name) for name in names]
         a, b = (ranking[number] for ranking in rankings_of)
-        self.labels = [plots.label(name) for name in names]
-        removed = [remove.removed(ranking, percent) for ranking in (a, b)]
+        self.labels = [label(name) for name in names]
+        removed = [rankings.removed(ranking, percent) for ranking in (a, b)]
         tiles = [self.pixels(), heat(a), heat(b), difference(self.pixels(), *removed)]
-        titles = ["image", *(f"importance: {label}" for label in self.labels), f"top {percent}%: by whom"]
+        titles = ["image", *(f"importance: {name}" for name in self.labels), f"top {percent}%: by whom"]
         only = [100 * (x & ~y).mean() for x, y in (removed, removed[::-1])]
         self.shares = [*only, 100 * (removed[0] & removed[1]).mean()]
         below = 2.3  # inches
-        figure = sheet({"": tiles}, titles, below)
+        figure = sheet({"": tiles}, titles, below=below)
         wide, high = figure.get_size_inches()
         ax = figure.add_axes((0.55 / wide, 0.45 / high, 1 - 2.1 / wide, (below - 0.68) / high))
         self.over_t(ax, rankings.overlap(a, b), self.mean_of(*rankings_of))
@@ -71,11 +74,24 @@ class Compare(Chooser):
         t, percent = np.arange(1, 101), self.percent.value
         for (name, (color, dashes, width)), share in zip(LINES.items(), (here, mean, t / 100), strict=True):
             name = f"mean of {self.sampled} images" if name == "mean" else name
-            ax.plot(t, 100 * share, color=color, linestyle=dashes, linewidth=width, label=name,
-                    zorder=3 if name == "unrelated" else 2)
+            ax.plot(
+                t,
+                100 * share,
+                color=color,
+                linestyle=dashes,
+                linewidth=width,
+                label=name,
+                zorder=3 if name == "unrelated" else 2,
+            )
         ax.axvline(percent, color=plots.FAINT, linewidth=1, zorder=0)
-        ax.set(xlim=(0, 100), ylim=(0, 103), xticks=range(0, 101, 20), yticks=range(0, 101, 25),
-               xlabel="t: percent of inputs removed", ylabel="overlap (%)")
+        ax.set(
+            xlim=(0, 100),
+            ylim=(0, 103),
+            xticks=range(0, 101, 20),
+            yticks=range(0, 101, 25),
+            xlabel="t: percent of inputs removed",
+            ylabel="overlap (%)",
+        )
         ax.set_title("share of the removed inputs in common", loc="left", fontsize=plots.TEXT)
         ax.spines[["top", "right"]].set_visible(False)
         plots.name_lines(ax)
@@ -83,24 +99,29 @@ class Compare(Chooser):
 
     def caption(self) -> str:
         """The image, then the legend of the last picture with the share of each colour."""
-        who = [f"only {label}" for label in self.labels] + ["both"]
+        who = [f"only {name}" for name in self.labels] + ["both"]
         colors = [mpl.colors.to_hex(color / 255) for color in (ONLY_A, ONLY_B, BOTH)]
         square = "display: inline-block; width: 11px; height: 11px; border: 1px solid #888; background:"
-        legend = [f'<span style="{square} {color}"></span> {html.escape(name)} {share:.1f}%'
-                  for color, name, share in zip(colors, who, self.shares, strict=True)]
+        legend = [
+            f'<span style="{square} {color}"></span> {html.escape(name)} {share:.1f}%'
+            for color, name, share in zip(colors, who, self.shares, strict=True)
+        ]
         return f"{super().caption()}<br>top {self.percent.value}% removed by {' &nbsp; '.join(legend)}"
 
     def alt(self) -> str:
         (a, b), percent = self.labels, self.percent.value
         only_a, only_b, both = self.shares
-        text = (f"The image, its importance by {a} and by {b}, and the top {percent} percent of both: only {a} removes "
-                f"{only_a:.1f} percent of all inputs, only {b} {only_b:.1f}, both {both:.1f}.")
+        text = (
+            f"The image, its importance by {a} and by {b}, and the top {percent} percent of both: only {a} removes "
+            f"{only_a:.1f} percent of all inputs, only {b} {only_b:.1f}, both {both:.1f}."
+        )
         if not percent:
             return text
-        return (f"{text} Share of the removed inputs in common: {self.overlaps[0]:.0f} percent in this image, "
-                f"{self.overlaps[1]:.0f} on average over {self.sampled} images; unrelated rankings would share "
-                f"{percent}.")
-
+        return (
+            f"{text} Share of the removed inputs in common: {self.overlaps[0]:.0f} percent in this image, "
+            f"{self.overlaps[1]:.0f} on average over {self.sampled} images; unrelated rankings would share "
+            f"{percent}."
+        )
 
 
 def difference(pixels: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

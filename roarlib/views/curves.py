@@ -7,9 +7,10 @@ import pandas as pd
 from ipywidgets import Checkbox, Layout
 from matplotlib.figure import Figure
 
-from roarlib import plots
-from roarlib.names import split_name
-from roarlib.views import FAMILIES, OWN, WIDTH, View, base_of, choice, drawing, is_control, many, named, new_ids, run
+from roarlib.study.names import BASES, CURVES, ENSEMBLES, MEASURES, MODES, UNITS, in_order, label, split_name
+from roarlib.views import plots
+from roarlib.views.svg import drawing, new_ids
+from roarlib.views.view import OWN, WIDTH, View, base_of, choice, is_control, many, named, run
 
 PANEL = {1: (4.6, 3.4), 2: (3.2, 3.4)}  # inches: width and height of axes, where there are so many
 LEFT, RIGHT, BOTTOM, TOP = 0.55, 0.05, 0.45, 0.4  # inches around them
@@ -43,16 +44,16 @@ class Curves(View):
     def fill(self, _change=None) -> None:
         """Offer what the study has; what was chosen before stays chosen where it is there."""
         found = results(self.tables[self.study.value])
-        names = plots.in_order(found["estimator"].unique())
+        names = in_order(found["estimator"].unique())
         own = [n for n in names if not is_control(n)]
-        titles = {b: title for b, (title, _) in plots.BASES.items()} | {OWN: "your own"}
+        titles = {b: look.label for b, look in BASES.items()} | {OWN: "your own"}
         options = {
-            self.unit: named(plots.UNITS, found["unit"]),
-            self.mode: named(plots.MODES, found["mode"]),
-            self.measure: [*named(plots.MEASURES, found["measure"]), ("both", "both")],
-            self.estimator: [("all in colour", ""), *((plots.label(n), n) for n in names)],
+            self.unit: named(UNITS, found["unit"]),
+            self.mode: named(MODES, found["mode"]),
+            self.measure: [*named({m: MEASURES[m] for m in CURVES}, found["measure"]), ("both", "both")],
+            self.estimator: [("all in colour", ""), *((label(n), n) for n in names)],
             self.bases: named(titles, map(base_of, own)),
-            self.ensembles: named(FAMILIES, (split_name(n)[1] for n in own)),
+            self.ensembles: named({e: look.menu for e, look in ENSEMBLES.items()}, (split_name(n)[1] for n in own)),
         }
         self.busy = True  # one drawing for all of it
         for control, pairs in options.items():
@@ -72,7 +73,7 @@ class Curves(View):
     def settle(self, found: pd.DataFrame) -> None:
         """Go to results that are there, retrained ones if any, where the choice has none."""
         controls = {"measure": self.measure, "unit": self.unit, "mode": self.mode}
-        measures = list(plots.MEASURES) if self.measure.value == "both" else [self.measure.value]
+        measures = list(CURVES) if self.measure.value == "both" else [self.measure.value]
         fits = found["measure"].isin(measures) & (found["unit"] == self.unit.value) & (found["mode"] == self.mode.value)
         if len(found) and found.loc[fits, "measure"].nunique() < len(measures):
             first = found.sort_values("measure", key=lambda m: m != "retrain", kind="stable").iloc[0]
@@ -86,17 +87,27 @@ class Curves(View):
             raise LookupError(f"there are no results of {name} yet: {run(name)}")
         measures = ("deletion", "retrain") if self.measure.value == "both" else (self.measure.value,)
         wanted = [self.wanted(measure) for measure in measures]
-        letters = max((len(plots.label(n)) for names in (*wanted, [highlight]) for n in names or [] if n), default=0)
+        letters = max((len(label(n)) for names in (*wanted, [highlight]) for n in names or [] if n), default=0)
         wide, high = PANEL[len(measures)]
         room = 0.08 * wide + 0.68 * letters * plots.TEXT / 72  # inches for the names at the lines' ends
         size = (LEFT + len(measures) * (wide + room) + RIGHT, BOTTOM + high + TOP)
         figure = Figure(size, layout="none")  # margins by hand: half the time of a layout engine
         axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
-        figure.subplots_adjust(LEFT / size[0], BOTTOM / size[1], 1 - (room + RIGHT) / size[0], 1 - TOP / size[1],
-                               wspace=room / wide)
+        figure.subplots_adjust(
+            LEFT / size[0], BOTTOM / size[1], 1 - (room + RIGHT) / size[0], 1 - TOP / size[1], wspace=room / wide
+        )
         for ax, measure, names in zip(axes, measures, wanted, strict=True):
-            plots.curves(self.tables[name], ax, names, [highlight] if highlight else None, measure, self.unit.value,
-                         self.mode.value, self.interval.value, named=False)
+            plots.curves(
+                self.tables[name],
+                ax,
+                names,
+                [highlight] if highlight else None,
+                measure,
+                self.unit.value,
+                self.mode.value,
+                self.interval.value,
+                named=False,
+            )
         for ax in axes:
             plots.name_lines(ax)
         self.titles = mark(axes)
@@ -107,7 +118,7 @@ class Curves(View):
         table = self.tables[self.study.value]
         same = {"measure": measure, "unit": self.unit.value, "mode": self.mode.value}
         there = table.loc[(table[list(same)] == pd.Series(same)).all(axis=1), "estimator"].unique()
-        names = [n for n in plots.in_order(there) if is_control(n) or self.picked(n)]
+        names = [n for n in in_order(there) if is_control(n) or self.picked(n)]
         if len(there) and not names:
             raise LookupError("choose at least one base and one ensemble")
         return names or None
@@ -116,10 +127,12 @@ class Curves(View):
         return base_of(name) in self.bases.value and split_name(name)[1] in self.ensembles.value
 
     def caption(self) -> str:
-        titles = plots.MEASURES | {"both": "retrained and not"}
-        text = (f"{self.study.value}: models {titles[self.measure.value]}, top {plots.UNITS[self.unit.value]} "
-                f"{plots.MODES[self.mode.value]}")
-        return html.escape(text + (f", {plots.label(self.estimator.value)} in colour" if self.estimator.value else ""))
+        titles = MEASURES | {"both": "retrained and not"}
+        text = (
+            f"{self.study.value}: models {titles[self.measure.value]}, top {UNITS[self.unit.value]} "
+            f"{MODES[self.mode.value]}"
+        )
+        return html.escape(text + (f", {label(self.estimator.value)} in colour" if self.estimator.value else ""))
 
     def alt(self) -> str:
         """All accuracies, a sentence a line."""
@@ -132,11 +145,11 @@ class Curves(View):
 
 def results(table: pd.DataFrame) -> pd.DataFrame:
     """The rows that curves are drawn from."""
-    return table[table["measure"].isin(plots.MEASURES) & (table["estimator"] != "clean")]
+    return table[table["measure"].isin(CURVES) & (table["estimator"] != "clean")]
 
 
 def mark(axes) -> list[list[str]]:
-    """Give lines and their names the gids that `views.drawing` wants; returns its titles: panel -> line -> text.
+    """Give lines and their names the gids that `svg.drawing` wants; returns its titles: panel -> line -> text.
 
     A line has the same number in every panel.
     """

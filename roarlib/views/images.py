@@ -11,11 +11,15 @@ import torch
 from ipywidgets import Button, IntSlider, Layout
 from matplotlib.figure import Figure
 
-from roarlib import attribute, params, plots, rankings
-from roarlib import data as datasets
-from roarlib.degrade import as_seen
-from roarlib.names import ENSEMBLES, variant_of
-from roarlib.views import FAMILIES, WIDTH, View, choice, heat, many, named, sheet
+from roarlib.data.datasets import SPLITS, Data
+from roarlib.engine import attribute
+from roarlib.engine.degrade import as_seen
+from roarlib.engine.rank import Explainer
+from roarlib.study.names import ENSEMBLES, UNITS, in_order, label, variant_of
+from roarlib.study.params import InputError
+from roarlib.views import plots
+from roarlib.views.sheets import heat, sheet
+from roarlib.views.view import WIDTH, View, choice, many, named
 
 FIRST = ("grad", "grad-sgsq", "random")  # shown at first, where they are there
 ALL = "all"  # not None, which a Dropdown shows as nothing chosen
@@ -28,13 +32,14 @@ class Chooser(View):
     predictions: split -> the base model's class of every image (N,); may lack splits.
     """
 
-    def __init__(self, data: datasets.Data, predictions: dict, splits: list, units: list):
+    def __init__(self, data: Data, predictions: dict, splits: list, units: list):
         self.data, self.predictions = data, predictions
         self.split = choice("split", sorted(splits), "which images: of the test or the training set")
-        self.unit = choice("unit", named(plots.UNITS, units), "what is ranked and removed")
+        self.unit = choice("unit", named(UNITS, units), "what is ranked and removed")
         last = len(data.split(self.split.value)) - 1
-        self.index = IntSlider(0, 0, last, description="image", tooltip="which of the images, from 0",
-                               layout=Layout(width=WIDTH))
+        self.index = IntSlider(
+            0, 0, last, description="image", tooltip="which of the images, from 0", layout=Layout(width=WIDTH)
+        )
         tip = "share of inputs that is removed"
         self.percent = IntSlider(30, 0, 100, description="percent t", tooltip=tip, layout=Layout(width=WIDTH))
         fills = {"mean of the training set": "", "imputed from neighbours": "-imputed"}
@@ -76,7 +81,7 @@ class Chooser(View):
         """A row an estimator: image, importance, what is removed and what is kept; rows: name -> ranking."""
         pixels, fill, percent = self.pixels(), 255 * self.data.mean, self.percent.value
         tiles = {
-            plots.label(name): [pixels, heat(ranking)]
+            label(name): [pixels, heat(ranking)]
             + [as_seen(pixels, ranking, percent, mode + self.fill.value, fill) for mode in ("remove", "keep")]
             for name, ranking in rows.items()
         }
@@ -95,11 +100,11 @@ class Images(Chooser):
     prediction, surprise, estimators.
     """
 
-    def __init__(self, data: datasets.Data, predictions: dict, found: dict):
+    def __init__(self, data: Data, predictions: dict, found: dict):
         self.found = found
         estimators, units, splits = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
         super().__init__(data, predictions, splits, units)
-        names = plots.in_order(estimators)
+        names = in_order(estimators)
         classes = [("all", ALL), *((c, i) for i, c in enumerate(data.classes))]
         filters = [("all", ALL), ("correct", True), ("wrong", False)]
         self.class_name = choice("class", classes, "only images of this true class")
@@ -107,14 +112,26 @@ class Images(Chooser):
         self.prediction.disabled = not predictions
         self.surprise = Button(description="surprise me", tooltip="another image of the selection, at random")
         first = [n for n in FIRST if n in names] or names[:3]
-        titles = [(plots.label(n), n) for n in names]
+        titles = [(label(n), n) for n in names]
         self.estimators = many("estimators", titles, first, "one row each; several with Ctrl or Shift")
         for control in (self.class_name, self.prediction):
             control.observe(self.select, "value")
         self.surprise.on_click(self.jump)
         self.select()
-        View.__init__(self, [self.split, self.unit, self.class_name, self.prediction, self.index, self.percent,
-                             self.fill, self.surprise, self.estimators])
+        View.__init__(
+            self,
+            [
+                self.split,
+                self.unit,
+                self.class_name,
+                self.prediction,
+                self.index,
+                self.percent,
+                self.fill,
+                self.surprise,
+                self.estimators,
+            ],
+        )
 
     def select(self, _change=None) -> None:
         """Find the images that pass the filters and set the image slider to them."""
@@ -155,21 +172,21 @@ class Images(Chooser):
 class TryEstimator(Chooser):
     """A function's map and removed images beside known estimators, for any image, by the base model as it is.
 
-    function: as `attribute` describes estimators. base: model and predictions, from train.load_base. found: rankings
-    that are there, as for Images; others are computed. Controls, besides Chooser's: ensembles, known.
+    explainer: of the base model. function: as `attribute` describes estimators. found: rankings that are there, as for
+    Images; others are computed. Controls, besides Chooser's: ensembles, known.
     """
 
-    def __init__(self, study: params.Study, data: datasets.Data, base: tuple, found: dict, function: Callable,
-                 name: str, known: tuple[str, ...]):
-        self.of_study, self.base, self.found, self.name = study, base, found, name
+    def __init__(self, explainer: Explainer, found: dict, function: Callable, name: str, known: tuple[str, ...]):
+        self.explainer, self.found, self.name = explainer, found, name
         self.function, self.made_for, self.made = guarded(function, name), None, {}
-        super().__init__(data, base[1], list(datasets.SPLITS), study.units)
+        super().__init__(explainer.data, explainer.predictions, list(SPLITS), explainer.study.units)
         tip = f"{name} itself, and the noise ensembles around it; several with Ctrl or Shift"
-        self.ensembles = many("ensembles", [(title, e) for e, title in FAMILIES.items()], ("",), tip)
-        names = plots.in_order({*known, *(e for e, _, _ in found)} - {f"{name}-{e}" for e in ENSEMBLES} - {name})
-        titles = [(plots.label(n), n) for n in names]
+        self.ensembles = many("ensembles", [(look.menu, e) for e, look in ENSEMBLES.items()], ("",), tip)
+        mine = {f"{name}-{e}" if e else name for e in ENSEMBLES}
+        names = in_order({*known, *(e for e, _, _ in found)} - mine)
         first = [n for n in known if n in names]
-        self.known = many("known", titles, first, "estimators to see beside it; several with Ctrl or Shift")
+        tip = "estimators to see beside it; several with Ctrl or Shift"
+        self.known = many("known", [(label(n), n) for n in names], first, tip)
         View.__init__(self, [self.split, self.unit, self.index, self.percent, self.fill, self.ensembles, self.known])
 
     @mpl.rc_context(plots.LOOK)
@@ -193,7 +210,7 @@ class TryEstimator(Chooser):
             missing = [n for n in (own if name in own else [name]) if n not in self.made]
             part = slice(number, number + 1)
             with quick(self.data.shape):
-                made = rankings.of_images(self.of_study, self.data, missing, split, part, unit, self.base)
+                made = self.explainer.rankings(split, part, missing, unit)
             self.made |= {n: ranking[0] for n, ranking in made.items()}
         return self.made[name]
 
@@ -218,6 +235,6 @@ def guarded(function: Callable, name: str) -> Callable:
             return function(*inputs, **keywords)
         except Exception as problem:  # a user's code: anything may come of it
             what = " ".join(str(problem).split())[:200]
-            raise params.InputError(f"{name} raised {type(problem).__name__}: {what}") from None
+            raise InputError(f"{name} raised {type(problem).__name__}: {what}") from None
 
     return call

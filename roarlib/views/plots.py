@@ -1,22 +1,31 @@
-"""Pictures of a study: from the tidy table to matplotlib axes; the one palette and the one label map.
-
-Colour says which ensemble, dashes which base, so an estimator looks the same in every figure. The colours are
-Okabe and Ito's (2008), which colour-blind readers tell apart; lines are named at their ends, not in a legend.
-"""
+"""Figures of a study: from the tidy table to matplotlib axes, in one look; lines are named at their ends, not in a legend."""
 
 import os
-import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from adjustText import adjust_text
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from scipy.optimize import isotonic_regression
 
-from roarlib import remove, stats
-from roarlib.degrade import as_seen
-from roarlib.labels import name_lines
-from roarlib.names import PAPER, parent_of, split_name, variant_of
+from roarlib.answers import paper, stats
+from roarlib.study.names import (
+    BASES,
+    FIXED,
+    MEASURES,
+    MODES,
+    UNITS,
+    in_order,
+    keeps,
+    label,
+    split_name,
+    style,
+    variant_of,
+)
 
 INK, QUIET, FAINT = "#222222", "#666666", "#c4c4c4"  # text; notes and Sobel; lines that are only context
 TEXT = 7.5  # points: readable in a column 8.5 cm wide
@@ -25,64 +34,9 @@ LOOK = {  # white paper whatever the theme around it: JupyterLab's dark one, or 
     **{f"{part}color": INK for part in ("text.", "axes.label", "axes.title", "xtick.label", "ytick.label")},
     **{f"{part}color": QUIET for part in ("axes.edge", "xtick.", "ytick.")},
     **{f"{part}size": TEXT for part in ("font.", "axes.label", "axes.title", "xtick.label", "ytick.label")},
-    "axes.grid": False, "axes.linewidth": 0.7, "font.family": "sans-serif",
-    "pdf.fonttype": 42, "svg.hashsalt": "roar",
-}  # fmt: skip
-
-BASES = {"grad": ("GRAD", "-"), "gb": ("GB", (0, (5, 1.5))), "ig": ("IG", (0, (1.5, 1)))}  # label, dashes
-USERS_DASHES = (0, (6, 1.5, 1.5, 1.5))
-ENSEMBLES = {  # label, colour, marker
-    "": ("{}", "#0072B2", "o"), "squared": ("{}²", "#56B4E9", "s"), "sg": ("SG-{}", "#D55E00", "^"),
-    "sg-squared": ("(SG-{})²", "#E69F00", "v"), "sgsq": ("SG-SQ-{}", "#009E73", "D"),
-    "var": ("VAR-{}", "#CC79A7", "P"),
-}  # fmt: skip
-CONTROLS = {  # label, colour, marker, dashes
-    "random": ("Random", "#000000", "", (0, (4, 2))), "sobel": ("Sobel", "#808080", "x", "-"),
-    "oracle": ("Oracle", "#8C510A", "*", "-"), "anti-oracle": ("Anti-oracle", "#8C510A", "*", (0, (2, 2))),
-}  # fmt: skip
-MEASURES = {"retrain": "retrained", "deletion": "not retrained"}
-UNITS = {"value": "single values", "pixel": "whole pixels"}
-MODES = {
-    "remove": "removed", "keep": "kept", "remove-imputed": "removed and imputed",
-    "keep-imputed": "kept, the rest imputed", "mask": "removed, their mask alone",
-}  # fmt: skip
-VARIANTS = {  # label, dashes
-    "blur": ("{} blurred", (0, (1, 1))), "max": ("{} max-filtered", (0, (1, 2))), "abs": ("|{}|", (0, (3, 1, 1, 1))),
-    "reversed": ("{} reversed", (0, (2, 2))), "recursive": ("{} recursive", (0, (7, 2))),
-}  # fmt: skip
-
-
-def label(name: str) -> str:
-    """The name as readers know it: 'ig-sg-squared' -> '(SG-IG)²'; users' own estimators keep their name."""
-    if variant := variant_of(name):
-        return VARIANTS[variant][0].format(label(parent_of(name)))
-    if name in CONTROLS:
-        return CONTROLS[name][0]
-    base, ensemble = split_name(name)
-    return ENSEMBLES[ensemble][0].format(BASES[base][0] if base in BASES else base)
-
-
-def style(name: str) -> dict:
-    """Line keywords of an estimator: color, linestyle, marker, linewidth, markersize."""
-    if variant := variant_of(name):
-        return style(parent_of(name)) | dict(linestyle=VARIANTS[variant][1], linewidth=1.1)
-    if name in CONTROLS:
-        _, color, marker, dashes = CONTROLS[name]
-    else:
-        base, ensemble = split_name(name)
-        _, color, marker = ENSEMBLES[ensemble]
-        dashes = BASES[base][1] if base in BASES else USERS_DASHES
-    width = 1.8 if name == "random" else 1.3
-    return dict(color=color, linestyle=dashes, marker=marker, linewidth=width, markersize=3.5)
-
-
-def in_order(names) -> list[str]:
-    """Estimators in the paper's order, base by base, then users' own by name, then controls; variants after each."""
-    known = [n for n in PAPER if n not in CONTROLS]
-    plain = {parent_of(n) if variant_of(n) else n for n in names}
-    own = sorted(plain - {*known, *CONTROLS})
-    parts = ("", *(f"-{v}" for v in VARIANTS))
-    return [n + part for n in (*known, *own, *CONTROLS) for part in parts if n + part in set(names)]
+    **{"axes.grid": False, "axes.linewidth": 0.7, "font.family": "sans-serif", "pdf.fonttype": 42},
+    "svg.hashsalt": "roar",
+}
 
 
 def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.4, 3.0), **keywords):
@@ -104,8 +58,10 @@ def points(table: pd.DataFrame, measure: str, unit: str, mode: str) -> pd.DataFr
     rows = stats.with_clean(table, mode)
     found = stats.summary(rows[(rows["measure"] == measure) & (rows["unit"] == unit)])
     if found.empty:
-        raise LookupError(f"no {measure} results for unit {unit} and mode {mode} yet: "
-                          f"run `roar run params/{name}.yaml` with both in its lists")
+        raise LookupError(
+            f"no {measure} results for unit {unit} and mode {mode} yet: "
+            f"run `roar run params/{name}.yaml` with both in its lists"
+        )
     return found
 
 
@@ -128,20 +84,18 @@ def line(found: pd.DataFrame, estimator: str, ax, interval: bool = True, **keywo
     return drawn
 
 
-def curve(table, estimator, ax, measure="retrain", unit="value", mode="remove", interval=True, chance=None,
-          **keywords):
-    """One estimator's accuracy over t; returns the line. `name_lines(ax)`, called last, names several.
-
-    chance: accuracy 0..1 to draw. keywords override the `style`. Raises LookupError without results.
-    """
-    found = points(table, measure, unit, mode)
-    chosen(found, [estimator])
-    frame(ax, found, mode, chance)
-    return line(found, estimator, ax, interval, **keywords)
-
-
-def curves(table, ax, estimators=None, highlight=None, measure="retrain", unit="value", mode="remove",
-           interval=True, chance=None, named=True):
+def curves(
+    table,
+    ax,
+    estimators=None,
+    highlight=None,
+    measure="retrain",
+    unit="value",
+    mode="remove",
+    interval=True,
+    chance=None,
+    named=True,
+):
     """All estimators (or those named) on one axes, each line named at its end.
 
     highlight: names that keep their colour; Random and Sobel keep theirs too, all others turn to grey context
@@ -151,7 +105,7 @@ def curves(table, ax, estimators=None, highlight=None, measure="retrain", unit="
     found = points(table, measure, unit, mode)
     names = chosen(found, estimators)
     chosen(found, highlight)  # raises if not there
-    loud = set(names) if highlight is None else {*highlight, *CONTROLS}
+    loud = set(names) if highlight is None else {*highlight, *FIXED}
     for name in dict.fromkeys([*names, *(highlight or [])]):
         look = {} if name in loud else dict(color=FAINT, linewidth=0.8, marker="", zorder=0.5, label=f"_{label(name)}")
         line(found, name, ax, interval and name in loud, **look)
@@ -166,10 +120,10 @@ def by_base(table, unit="value", mode="remove", measure="retrain", interval=True
     """A figure like the paper's Figure 4: a panel a base, users' own in a last one, controls in each; no variants."""
     found = points(table, measure, unit, mode)
     names = [n for n in chosen(found) if not variant_of(n)]
-    controls, panels = [n for n in names if n in CONTROLS], {}
+    controls, panels = [n for n in names if n in FIXED], {}
     for name in names[: len(names) - len(controls)]:
         base, _ = split_name(name)
-        panels.setdefault(BASES[base][0] if base in BASES else "Your own", []).append(name)
+        panels.setdefault(BASES[base].label if base in BASES else "Your own", []).append(name)
     panels = panels or {"Controls": []}
     figure, axes = subplots(1, len(panels), (0.5 + 2.9 * len(panels), 3.2), sharey=True)
     for ax, (title, members) in zip(axes[0], panels.items(), strict=True):
@@ -184,8 +138,7 @@ def by_base(table, unit="value", mode="remove", measure="retrain", interval=True
     return figure
 
 
-def roar_and_deletion(table, unit="value", mode="remove", estimators=None, highlight=None, interval=True,
-                      chance=None):
+def roar_and_deletion(table, unit="value", mode="remove", estimators=None, highlight=None, interval=True, chance=None):
     """A figure of what removal costs a model that never saw such images, beside retrained ones (ROAR)."""
     sides = [("deletion", mode), ("retrain", mode)]
     return _side_by_side(sides, table, unit, estimators, highlight, interval, chance)
@@ -228,7 +181,7 @@ def about(found: pd.DataFrame, measure: str, unit: str, interval: bool = True, o
 def frame(ax, found: pd.DataFrame, mode: str, chance: float | None = None) -> None:
     """Axes of curves: from the untouched end rightwards, so that images get emptier in both modes."""
     percents = sorted(found["percent"].unique())
-    ends = (100, min(percents, default=0)) if remove.keeps(mode) else (0, max(percents, default=100))
+    ends = (100, min(percents, default=0)) if keeps(mode) else (0, max(percents, default=100))
     pad = 0.03 * (ends[1] - ends[0])
     ticks = percents if np.diff(percents).min(initial=100) >= 8 else range(0, 101, 20)  # closer would touch
     ax.set(xlim=(ends[0] - pad, ends[1] + pad), xticks=ticks, xlabel=f"t: percent of inputs {MODES[mode]}")
@@ -244,46 +197,38 @@ def frame(ax, found: pd.DataFrame, mode: str, chance: float | None = None) -> No
     plt.setp([ax.xaxis.label, ax.yaxis.label, *ax.spines.values()], color=INK)
 
 
-def image(ax, pixels, title: str = "") -> None:
-    """Show one uint8 image (C, H, W), C 1 (grey) or 3, without ticks."""
-    shown = pixels[0] if len(pixels) == 1 else np.moveaxis(np.asarray(pixels), 0, -1)
-    ax.imshow(shown, cmap="gray", vmin=0, vmax=255)  # colour map and range only count for grey
-    bare(ax, title)
+def apart(wanted: np.ndarray, gap: float, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+    """Places (n,) as near as can be to the wanted ones (least squares), at least `gap` apart, in [low, high].
 
-
-def importance(ax, ranking, title: str = "") -> None:
-    """Show a ranking (C or 1, H, W) as a map: the most important inputs bright, mean of the channels."""
-    ax.imshow(100 - np.asarray(ranking, dtype=float).mean(0), cmap="inferno", vmin=0, vmax=100)
-    bare(ax, title)
-
-
-def bare(ax, title: str) -> None:
-    """Leave of the axes only what is drawn and a small title."""
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    ax.set_title(title, fontsize=TEXT, color=INK, pad=3)
-
-
-def degraded_sheet(pixels, rankings: dict, percents, mode="remove", fill=(0, 0, 0)):
-    """One image as each estimator degrades it: estimators in rows, percents in columns (paper, Figure 1).
-
-    pixels: uint8 (C, H, W). rankings: name -> this image's ranking. fill: training mean per channel, 0..255.
-    First come the image and its importance. Raises LookupError where no ranking is given.
+    With places sorted, x_i - i gap must not fall: an isotonic regression. Where they cannot fit, gap shrinks.
     """
-    if not rankings:
-        raise LookupError("no rankings to show yet: run `roar run params/<name>.yaml`")
-    columns = ["image", "importance", *(textwrap.fill(f"{t}% {MODES[mode]}", 18) for t in percents)]
-    wide, high = len(columns), len(rankings)
-    figure, axes = subplots(high, wide, (0.8 + 0.95 * wide, 0.2 + 0.94 * high))
-    for row, name in zip(axes, in_order(rankings), strict=True):
-        image(row[0], pixels)
-        importance(row[1], rankings[name])
-        for ax, percent in zip(row[2:], percents, strict=True):
-            image(ax, as_seen(pixels, rankings[name], percent, mode, fill))
-        row[0].set_ylabel(label(name), rotation=0, ha="right", va="center", fontsize=TEXT, color=INK)
-    for ax, title in zip(axes[0], columns, strict=True):
-        bare(ax, title)
-    return figure
+    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
+    order, steps = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted))
+    level = isotonic_regression(wanted[order] - steps).x
+    places = np.clip(level, low, high - steps[-1]) + steps
+    return places[np.argsort(order)]
+
+
+def name_lines(ax, size: float = 7.5) -> None:
+    """Write each line's label at its right end, moved apart where ends are close, with a leader to the end.
+
+    Call it last: it reads the axes' limits. size in points; it shrinks where more names than fit are wanted.
+    """
+    lines = [drawn for drawn in ax.lines if not drawn.get_label().startswith("_")]
+    right = np.argmax if ax.get_xlim()[1] > ax.get_xlim()[0] else np.argmin
+    ends = np.array([drawn.get_xydata()[right(drawn.get_xdata())] for drawn in lines]).reshape(-1, 2)
+    ends = (ax.transData + ax.transAxes.inverted()).transform(ends)  # (lines, 2), 0..1 of the axes
+    if not lines:
+        return
+    height = 72 * ax.get_position().height * ax.figure.get_size_inches()[1]  # points
+    size = min(size, 0.92 * height / max(len(lines), 1))
+    places = apart(ends[:, 1], 1.15 * size / height, 0.0, 1.04)
+    leaders = [[(x + 0.02, y), (1.07, place)] for (x, y), place in zip(ends, places, strict=True)]
+    colors = np.array([to_rgb(drawn.get_color()) for drawn in lines]).reshape(-1, 3)
+    where = dict(transform=ax.transAxes, clip_on=False)
+    ax.add_collection(LineCollection(leaders, colors=colors, linewidths=0.5, **where))
+    for drawn, place, color in zip(lines, places, 0.68 * colors, strict=True):  # darker: legible as thin text
+        ax.text(1.08, place, drawn.get_label(), fontsize=size, color=color, va="center_baseline", **where)
 
 
 @mpl.rc_context(LOOK)
@@ -294,3 +239,66 @@ def save(figure, path: str | Path, formats=("png", "svg", "pdf")) -> list[Path]:
     for suffix in formats:
         figure.savefig(f"{path}.{suffix}", dpi=200, bbox_inches="tight", metadata={dates[suffix]: None})
     return [Path(f"{path}.{suffix}") for suffix in formats]
+
+
+def intervals(ax, found: pd.DataFrame, scale: float = 100) -> None:
+    """Means with intervals as dots and bars, one line per estimator, the first on top; a line at 0.
+
+    found: columns estimator, mean, low, high, in order; verdict, if there is one, fills the dots of what is told apart.
+    """
+    for place, row in enumerate(found.itertuples()):
+        color = style(row.estimator)["color"]
+        told = getattr(row, "verdict", "better") in ("better", "worse")
+        if not np.isnan(row.low):
+            ax.plot([scale * row.low, scale * row.high], [-place] * 2, color=color, linewidth=1.2)
+        ax.plot(scale * row.mean, -place, "o", color=color, markerfacecolor=color if told else "white", markersize=4.5)
+    ax.axvline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 2)))
+    _rows(ax, found.estimator)
+
+
+def errors(ax, found: pd.DataFrame) -> None:
+    """Spread over seeds as dots and binomial error as short lines, in points, one line per estimator, the first on top.
+
+    found: indexed by estimator, columns std and binomial (`stats.seeds_and_test_set`); NaN is left out.
+    """
+    for place, (name, row) in enumerate(found.iterrows()):
+        ax.plot([100 * row["binomial"]] * 2, [-place - 0.35, 0.35 - place], color=INK, linewidth=1)
+        ax.plot(100 * row["std"], -place, "o", color=style(name)["color"], markersize=3.5)
+    _rows(ax, found.index)
+
+
+def _rows(ax, estimators) -> None:
+    ax.set_yticks([-k for k in range(len(estimators))], [label(name) for name in estimators])
+    ax.set_ylim(-len(estimators) + 0.4, 0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def curves_of(ax, source: paper.Source, names, mode: str = "remove", shares: bool = False, **look) -> None:
+    """Curves of the paper's numbers or a study's, from their clean end; shares: of the clean accuracy above chance.
+
+    `name_lines(ax)`, called last, names them.
+    """
+    table, end = getattr(source, mode), 0 if mode == "remove" else 100
+    table = table.loc[in_order([n for n in names if n in table.index])].copy()
+    table[end] = source.clean
+    table = (source.share(table) if shares else table).sort_index(axis=1)
+    found = table.rename_axis(columns="percent").stack().rename("mean").reset_index()
+    found.columns = ["estimator", "percent", "mean"]
+    found = found.assign(low=np.nan, high=np.nan)
+    for name in table.index:
+        line(found, name, ax, interval=False, **look)
+    frame(ax, found, mode)
+
+
+def points_named(ax, x: pd.Series, y: pd.Series) -> None:
+    """Two numbers of each estimator against each other, in percent, each point named. Set the axes' labels before."""
+    names = in_order(x.index.intersection(y.index))
+    for name in names:
+        look = style(name)
+        ax.plot(100 * x[name], 100 * y[name], look["marker"] or "*", color=look["color"], markersize=5)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(0.2, 0.12)
+    ax.figure.canvas.draw()  # fixes the layout, which the places of the names depend on
+    texts = [ax.text(100 * x[n], 100 * y[n], label(n), fontsize=6.5, color=INK) for n in names]
+    leader = dict(arrowstyle="-", color=FAINT, linewidth=0.5)
+    adjust_text(texts, ax=ax, expand=(1.15, 1.3), arrowprops=leader, max_move=None, ensure_inside_axes=False)

@@ -3,7 +3,7 @@
 import pandas as pd
 import yaml
 
-from roarlib.params import Study
+from roarlib.study.params import Study
 
 MACHINE = ["hardware", "device", "precision", "torch", "roarlib", "commit", "python"]
 WHAT = {"retrain": "retraining", "base": "base model", "ranking": "ranking", "deletion": "deletion score"}

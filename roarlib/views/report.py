@@ -8,8 +8,13 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from roarlib import kernel, page, params, plots, provenance, results, stats, verdicts
-from roarlib.params import InputError, Study
+from roarlib.answers import stats, verdicts
+from roarlib.grid import kernel
+from roarlib.study import params, results
+from roarlib.study.files import root, write_atomically
+from roarlib.study.names import MODES, UNITS, label
+from roarlib.study.params import InputError, Study
+from roarlib.views import page, provenance
 
 ANALYSES = (
     "10-accuracy-curves",
@@ -32,7 +37,7 @@ def render(study: Study) -> str:
     file = (
         params.save(study)
         if (study.folder / "study.yaml").is_file()
-        else params.root() / "params" / f"{study.name}.yaml"
+        else root() / "params" / f"{study.name}.yaml"
     )
     count = page.Counter()
     analyses, failed = [], []
@@ -44,7 +49,7 @@ def render(study: Study) -> str:
     sections = [section for section in analyses if section.shows()]  # a published table comes without images
     sections.append(_how(study, count, [section.title for section in analyses if not section.shows()], failed))
     target = study.folder / "report.html"
-    params.write_atomically(target, page.html(f"ROAR study {study.name}", _head(study, table), sections))
+    write_atomically(target, page.html(f"ROAR study {study.name}", _head(study, table), sections))
     figure = study.folder / "figures" / f"curves-{study.units[0]}-{study.modes[0]}.png"
     left_out = "".join(f"\nLEFT OUT: {problem}" for problem in failed)
     return f"{summary(study)}\n\nfigure: {figure}\nreport: {target}{left_out}"
@@ -58,7 +63,7 @@ def summary(study: Study) -> str:
     areas = stats.area_to_random(table, 1 / int(table.n_classes.max())).query("unit == @unit and mode == @mode")
     grid["area"] = areas.set_index("estimator")["mean"]
     grid = grid.sort_values("area", ascending=False)
-    wide = max(14, *(len(plots.label(name)) + 1 for name in grid.index))
+    wide = max(14, *(len(label(name)) + 1 for name in grid.index))
     lines = [
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
         f"mean of {points.n.min()} {'seed' if points.n.min() == 1 else 'seeds'}",
@@ -67,7 +72,7 @@ def summary(study: Study) -> str:
     ]
     for name, row in grid.iterrows():
         cells = "".join(f"{v:8.1f}" for v in row.iloc[:-1]) + f"{row.iloc[-1]:9.3f}"
-        lines.append(f"{plots.label(name):<{wide}}{cells}")
+        lines.append(f"{label(name):<{wide}}{cells}")
     return "\n".join(
         [*lines, "", "area: between the curve and Random's; 0: like Random, towards 1: better, below 0: worse"]
     )
@@ -76,7 +81,7 @@ def summary(study: Study) -> str:
 def _execute(study: Study, file: Path, name: str) -> nbformat.NotebookNode:
     target = study.folder / "report" / f"{name}.ipynb"
     try:
-        kernel.execute(params.root() / "notebooks" / f"{name}.ipynb", target, {"study_file": str(file)}, timeout=900,
+        kernel.execute(root() / "notebooks" / f"{name}.ipynb", target, {"study_file": str(file)}, timeout=900,
                        env={"ROAR_DPI": str(page.DPI)})  # fmt: skip
     except kernel.NotebookFailed as problem:
         raise InputError(f"{name} failed: {problem.cause} (see {target})") from None
@@ -86,10 +91,10 @@ def _execute(study: Study, file: Path, name: str) -> nbformat.NotebookNode:
 def _head(study: Study, table: pd.DataFrame) -> str:
     """The result in a sentence, what it rests on, and the date."""
     unit, mode = study.units[0], study.modes[0]
-    sentence = verdicts.in_words(verdicts.verdicts(table, unit, mode), plots.label)
+    sentence = verdicts.in_words(verdicts.verdicts(table, unit, mode))
     retrained, today = table[table.measure == "retrain"], datetime.now()
     facts = (
-        f"{plots.UNITS[unit].capitalize()} {plots.MODES[mode]}; {len(retrained)} retrainings of {study.model} on "
+        f"{UNITS[unit].capitalize()} {MODES[mode]}; {len(retrained)} retrainings of {study.model} on "
         f"{study.dataset}, {retrained.n_train.max():,.0f} train and {retrained.n_test.max():,.0f} test images, "
         f"{retrained.n_classes.max():.0f} classes. {_clean(retrained)}"
     )

@@ -7,26 +7,18 @@ both can hang a headless run, and this way a view draws, and is tested, without 
 import base64
 import html
 import re
-from io import BytesIO, StringIO
-from uuid import uuid4
+from io import BytesIO
 
-import matplotlib as mpl
-import numpy as np
 from ipywidgets import HTML, Button, Dropdown, HBox, Layout, SelectMultiple, VBox
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from roarlib import params, plots
-from roarlib.names import split_name
+from roarlib.study.names import BASES, FIXED, split_name
+from roarlib.study.params import InputError
+from roarlib.views.svg import FITS
 
-DPI = 110
 WIDTH = "270px"  # of a control
 OWN = "own"  # stands for the bases of users' own estimators
-FAMILIES = {"": "plain", "squared": "squared", "sg": "SG", "sg-squared": "SG squared", "sgsq": "SG-SQ", "var": "VAR"}
-TILE, GAP, TITLE = 160, 6, 20  # dots: about a side of an image, between two, above the first row
-POINTER = 8  # points: how wide a line is to the pointer
-FITS = "max-width: 100%; height: auto; background: white"  # white paper in JupyterLab's dark theme too
 
 
 class View(VBox):
@@ -68,7 +60,7 @@ class View(VBox):
             return
         try:
             self.figure = self.draw()
-        except (LookupError, params.InputError) as problem:
+        except (LookupError, InputError) as problem:
             return self.say(str(problem.args[0]))
         self.message.layout.display, self.picture.layout.display = "none", None
         caption = f'<figcaption style="line-height: 1.6">{self.caption()}</figcaption>'
@@ -87,86 +79,11 @@ def image(figure: Figure, alt: str) -> str:
     FigureCanvasAgg(figure).print_png(file, pil_kwargs={"compress_level": 1})
     code = base64.b64encode(file.getvalue()).decode()
     wide, high = (round(side) for side in figure.bbox.size)  # known before it is decoded: nothing jumps
-    return (f'<img alt="{html.escape(alt)}" width="{wide}" height="{high}" decoding="sync" style="{FITS}" '
-            f'src="data:image/png;base64,{code}">')
+    return (
+        f'<img alt="{html.escape(alt)}" width="{wide}" height="{high}" decoding="sync" style="{FITS}" '
+        f'src="data:image/png;base64,{code}">'
+    )
 
-
-def new_ids() -> str:
-    """A prefix for the ids of a view's SVG: no other of a page has it, be it of another notebook and kernel."""
-    return f"v{uuid4().hex[:8]}"
-
-
-def drawing(figure: Figure, alt: str, ids: str, titles: list[list[str]]) -> str:
-    """A figure as inline SVG in which pointing at a line or its name thickens the line and tells its numbers.
-
-    ids: `new_ids` of the view. titles: panel -> line -> tooltip. Line k of panel p and its name carry the gid
-    'line:p:k'; lines k of all panels light up together.
-    """
-    file = StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": ids}):
-        FigureCanvasSVG(figure).print_svg(file, metadata=nothing)
-    body = file.getvalue()[file.getvalue().index("<svg") :]
-    body = re.sub("<style.*?</style>", "", body, flags=re.S)  # matplotlib's rule would be for the whole page
-    body = pointable(body, titles)
-    body = re.sub(r'( id="|href="#|url\(#)', rf"\1{ids}-", body)
-    lines = range(max(map(len, titles)))
-    style = f"#{ids} * {{stroke-linejoin: round; pointer-events: none}}#{ids} .line * {{pointer-events: auto}}"
-    style += "".join(f"#{ids}:has(.e{k}:hover) .e{k}>path:not(.near) {{stroke-width: 3px !important}}"
-                     f"#{ids}:has(.e{k}:hover) .e{k} text {{font-weight: bold}}" for k in lines)
-    wide = round(figure.get_figwidth() * DPI)
-    head = f'<svg id="{ids}" role="img" aria-label="{html.escape(alt)}" style="width: {wide}px; {FITS}" '
-    return head + re.sub(r'<svg .*?(viewBox="[^"]*")[^>]*>', rf"\1><style>{style}</style>", body, count=1, flags=re.S)
-
-
-def pointable(body: str, titles: list[list[str]]) -> str:
-    """SVG code with classes and tooltips in place of the gids 'line:p:k', and an unseen wide path under each line.
-
-    Under all lines of a panel, so that a thin line wins over the wide rims of others.
-    """
-    def group(panel, line):
-        return f'<g class="e{line} line"><title>{html.escape(titles[int(panel)][int(line)])}</title>'
-
-    under = {}
-    for found in re.finditer(r'<g id="line:(\d+):(\d+)">\s*<path (d="[^"]*" clip-path="[^"]*")', body):
-        panel, line, path = found.groups()
-        unseen = f"fill: none; stroke: #fff; stroke-opacity: 0; stroke-width: {POINTER}px"
-        under[panel] = f'{under.get(panel, "")}{group(panel, line)}<path class="near" {path} style="{unseen}"/></g>'
-    for panel, paths in under.items():
-        body = re.sub(rf'(?=<g id="line:{panel}:)', paths.replace("\\", r"\\"), body, count=1)
-    return re.sub(r'<g id="line:(\d+):(\d+)">', lambda found: group(*found.groups()), body)
-
-
-def sheet(rows: dict[str, list[np.ndarray]], columns: list[str], below: float = 0.0) -> Figure:
-    """Images in rows, each row's label on its left and the columns' titles above; crisp and quick, without axes.
-
-    rows: label -> images uint8 (C, H, W), all of one size. below: inches to leave free at the bottom.
-    """
-    _, high, wide = next(iter(rows.values()))[0].shape
-    times = max(1, round(TILE / max(high, wide)))  # whole dots a pixel: nothing is blurred
-    down, across = high * times + GAP, wide * times + GAP
-    left = round(0.68 * max(map(len, rows)) * plots.TEXT / 72 * DPI) + GAP  # room for labels
-    size = np.array([left + len(columns) * across, TITLE + len(rows) * down + below * DPI])  # dots
-    figure = Figure(size / DPI, DPI)
-    for r, (label, images) in enumerate(rows.items()):
-        top = size[1] - TITLE - r * down
-        figure.text((left - GAP) / size[0], (top - down / 2) / size[1], label, ha="right", va="center",
-                    fontsize=plots.TEXT)
-        for c, image in enumerate(images):
-            shown = np.moveaxis(image, 0, -1).repeat(3 // len(image), 2).repeat(times, 0).repeat(times, 1)
-            figure.figimage(shown, left + c * across, round(top - high * times), origin="upper")
-    for c, title in enumerate(columns):
-        middle = (left + c * across + wide * times / 2) / size[0]
-        fits = 72 / DPI * across / (0.68 * len(title))  # points: letters are about so wide
-        figure.text(middle, 1 - 0.5 * TITLE / size[1], title, ha="center", va="center",
-                    fontsize=min(plots.TEXT, fits))
-    return figure
-
-
-def heat(ranking: np.ndarray) -> np.ndarray:
-    """A ranking (C or 1, H, W) as an image uint8 (3, H, W): what goes first bright, mean of the channels."""
-    colors = mpl.colormaps["inferno"](1 - np.asarray(ranking, dtype=float).mean(0) / 100, bytes=True)
-    return np.moveaxis(colors[..., :3], -1, 0)
 
 def run(name: str) -> str:
     """What to do about missing results of a study."""
@@ -176,12 +93,12 @@ def run(name: str) -> str:
 def base_of(name: str) -> str:
     """grad, gb, ig, or OWN for estimators of users."""
     base, _ = split_name(name)
-    return base if base in plots.BASES else OWN
+    return base if base in BASES else OWN
 
 
 def is_control(name: str) -> bool:
     """Random, Sobel and the like, and their variants."""
-    return split_name(name)[0] in plots.CONTROLS
+    return split_name(name)[0] in FIXED
 
 
 def named(titles: dict, values) -> list[tuple[str, str]]:
@@ -198,5 +115,11 @@ def choice(description: str, options, tooltip: str, value=None) -> Dropdown:
 
 def many(description: str, options, value, tooltip: str) -> SelectMultiple:
     """A labelled choice of several; options: values or (title, value)."""
-    return SelectMultiple(options=options, value=value, description=description, tooltip=tooltip,
-                          rows=min(len(options), 6) or 1, layout=Layout(width=WIDTH))
+    return SelectMultiple(
+        options=options,
+        value=value,
+        description=description,
+        tooltip=tooltip,
+        rows=min(len(options), 6) or 1,
+        layout=Layout(width=WIDTH),
+    )

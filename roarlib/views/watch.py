@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ipywidgets import HTML, Button, HBox, IntProgress, ToggleButton, VBox
 
-from roarlib import grid, params, progress
+from roarlib.grid import status
+from roarlib.grid.cells import Grid
+from roarlib.study import params
 
 EVERY = 2.0  # seconds between looks
 
@@ -23,6 +25,7 @@ class Run(VBox):
 
     def __init__(self, file: str | Path):
         self.file, self.study, self.process = str(file), params.load(file), None
+        self.grid = Grid(self.study)
         self.bar = IntProgress(description="cells", tooltip="Share of the cells that are done")
         self.shown = HTML()
         self.begin = Button(description="Start", tooltip="Run what is not done yet, as `roar run` does")
@@ -51,16 +54,16 @@ class Run(VBox):
 
     def look(self) -> bool:
         """Show the state of the files now; True while the run started here goes on, or any cell runs."""
-        counts = progress.table(self.study)
+        counts = status.table(self.grid)
         total = counts.sum()
         self.bar.max, self.bar.value = int(counts.to_numpy().sum()), int(total["done"])
-        now, cells = progress.rate(self.study), grid.cells(self.study)
-        lines = [progress.counts(self.study, cells), f"{now:.1f} retrainings a minute" if now else ""]
+        now, cells = status.rate(self.study), self.grid.cells
+        lines = [status.counts(self.grid, cells), f"{now:.1f} retrainings a minute" if now else ""]
         alive = self.process is not None and self.process.poll() is None
         if self.process is not None and not alive and self.process.returncode:
             last = [line for line in self.printed.read_text().splitlines() if line.strip()][-1:]
             lines += [f"the run ended with status {self.process.returncode}", *last]
-        lines += progress.failures(self.study)
+        lines += status.failures(self.grid)
         self.shown.value = counts.to_html() + "".join(f"<div>{html.escape(line)}</div>" for line in lines if line)
         self.begin.disabled, self.stop.disabled = alive, not alive
         return alive or bool(total["running"])

@@ -1,0 +1,57 @@
+"""What a ranking file says: NumPy alone, so that analyses read it without torch. `engine.rank` makes it.
+
+A ranking is uint8 (N, C, H, W), or (N, 1, H, W) for unit `pixel`: `ceil(100 (r + 1) / K) - 1` for rank r = 0 (most
+important) .. K - 1 of K units. A unit is removed at t percent exactly when its value is below t, so one byte serves
+every whole percent and every mode.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from roarlib.study.names import keeps, safe
+from roarlib.study.params import Study
+from roarlib.study.results import Key, folder
+
+
+def path(study: Study, estimator: str, unit: str, split: str) -> Path:
+    """Where a ranking lies: 02-attribute/<group>/<estimator>-<unit>-<split>.npy under the study's folder."""
+    return folder(study, Key("ranking", estimator).cell) / f"{safe(estimator)}-{unit}-{split}.npy"
+
+
+def ready(study: Study, unit: str, split: str) -> list[str]:
+    """The study's estimators whose rankings of a split are there."""
+    return [name for name in study.estimators if path(study, name, unit, split).is_file()]
+
+
+def load(study: Study, estimator: str, unit: str, split: str) -> np.ndarray:
+    """A ranking, memory-mapped (writing changes a private copy). LookupError if it is not there."""
+    file = path(study, estimator, unit, split)
+    if not file.is_file():
+        raise LookupError(f"no {unit} ranking by {estimator} yet; `roar run params/{study.name}.yaml` makes it")
+    return np.load(file, mmap_mode="c", allow_pickle=False)
+
+
+def removed(ranking, percent: int, mode: str = "remove"):
+    """True where an input is removed: the top `percent`, or in the modes that keep (KAR) all others.
+
+    ranking: a NumPy array or a torch tensor. Exactly floor(percent/100 x units) are removed (or kept).
+    """
+    return ranking >= percent if keeps(mode) else ranking < percent
+
+
+def counts(ranking: np.ndarray, percent: int) -> np.ndarray:
+    """How many units of each image lie in its top `percent`: int (N,). A split of any size, in one pass."""
+    parts = (ranking[first : first + 1000] < percent for first in range(0, len(ranking), 1000))
+    return np.concatenate([part.reshape(len(part), -1).sum(1) for part in parts])
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Share of removed units that two rankings of one image have in common, at t = 1 .. 100: float (100,).
+
+    2 |A and B| / (|A| + |B|) (Dice, Ecology 26, 1945), so that Random, which removes t percent only on average, counts
+    as the others do. Where both remove equally many it is the share of either's units that the other removes too, and
+    t / 100 is its mean for unrelated rankings. NaN where nothing is removed.
+    """
+    one, other, both = (np.bincount(x.reshape(-1), minlength=100).cumsum() for x in (a, b, np.maximum(a, b)))
+    return np.divide(2 * both, one + other, out=np.full(100, np.nan), where=one + other > 0)
