@@ -1,20 +1,26 @@
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from roarlib.study import params
 from roarlib.data.datasets import Data, Split
+from roarlib.study import params, results
+from roarlib.study.files import root
+from roarlib.study.names import KNOWN_ANSWER, PAPER
 
 torch.set_num_threads(1)  # as the grid's workers: the same numbers whatever the machine
-ROOT = params.root()
+ROOT = root()
 ROAR = Path(sys.executable).with_name("roar")
 REAL_CIFAR10 = [Path(os.environ.get("ROAR_DATA", "")), ROOT / "data"]
+CLEAN, CHANCE = 0.9, 0.1  # the accuracies between which the curves of `simulated` fall
+EVERY = PAPER + tuple(KNOWN_ANSWER)
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +71,48 @@ def tiny_study(**changes):
         device="cpu",
     )
     return params.Study(**values | changes)
+
+
+def finish(study, cell, rows=None):
+    """Leave rows of a cell as if it had run: all of them, or the keys in `rows`."""
+    for key in cell.rows if rows is None else rows:
+        file = results.row_file(study, key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+
+
+def row(measure, estimator, unit, mode, percent, seed, accuracy):
+    """A row of a made-up table, with what the analyses read of it."""
+    return dict(
+        study="made-up",
+        measure=measure,
+        estimator=estimator,
+        unit=unit,
+        mode=mode,
+        percent=percent,
+        seed=seed,
+        accuracy=accuracy,
+        n_train=1000,
+        n_test=500,
+    )
+
+
+def simulated(
+    estimators=EVERY, percents=(10, 30, 50, 70, 90), seeds=(0, 1, 2), units=("value", "pixel"), modes=("remove", "keep")
+) -> pd.DataFrame:
+    """A tidy table as a study writes it: accuracy falls as inputs go, for each estimator at its own pace."""
+    rng = np.random.default_rng(0)
+    pace = {name: rng.uniform(0.6, 3.5) for name in estimators}
+    pace |= {"oracle": 0.4, "anti-oracle": 6.0, "random": 1.5}
+    rows = [row("retrain", "clean", "all", "all", 0, s, CLEAN + rng.normal(0, 0.005)) for s in seeds]
+    rows.append(row("base", "clean", "all", "all", 0, 0, CLEAN))
+    for name, unit, mode, t in itertools.product(estimators, units, modes, percents):
+        gone = t / 100 if mode == "remove" else 1 - t / 100
+        power = pace[name] if mode == "remove" else 1 / pace[name]
+        left = CHANCE + (CLEAN - CHANCE) * (1 - gone**power)
+        rows += [row("retrain", name, unit, mode, t, s, left + rng.normal(0, 0.012)) for s in seeds]
+        rows.append(row("deletion", name, unit, mode, t, 0, CHANCE + (left - CHANCE) * (1 - gone)))
+    return pd.DataFrame(rows)
 
 
 def random_data(train=20, test=10, shape=(3, 8, 8), classes=4, seed=0):

@@ -52,8 +52,8 @@ def check(study: Study) -> None:
         if before.get(name, now) != now and made:
             what = "the study's folder" if name == study.model else f"its cells, 0?-*/{name.replace(':', '.')}*"
             raise InputError(
-                f"{name} is not what it was when its results were made: its module, or one it imports, has changed, and "
-                f"{study.folder} would mix both. Give the function or the study another name, or delete {what}"
+                f"{name} is not what it was when its results were made: its module, or one it imports, has changed, "
+                f"and {study.folder} would mix both. Give the function or the study another name, or delete {what}"
             )
 
 
@@ -86,7 +86,11 @@ def digest(name: str) -> str:
         module = todo.pop()
         if module in sources or not (file := _own_file(module)):
             continue
-        tree = ast.parse(file.read_bytes())
+        try:
+            tree = ast.parse(code := file.read_bytes())
+        except (SyntaxError, ValueError):  # no Python, which an import caught in the user's file has met
+            sources[module] = repr(code)
+            continue
         package = module if file.name == "__init__.py" else module.rpartition(".")[0]
         todo += _imported(tree, package)
         sources[module] = ast.unparse(_without_docstrings(tree))

@@ -79,7 +79,7 @@ def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict
 
     accuracy: 0..1, or None for a ranking. more: n_train, n_test, seconds and other JSON values.
     """
-    if accuracy is not None and not 0 <= accuracy <= 1:
+    if key.measure not in STAGES or accuracy is not None and not 0 <= accuracy <= 1:
         raise ValueError(f"no such row: {key}, accuracy {accuracy}")
     row = {"study": study.name, "cell": key.cell, **key._asdict(), "accuracy": accuracy, **more}
     row |= {"epochs": study.epochs, **machine.provenance()}

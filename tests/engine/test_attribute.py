@@ -5,10 +5,12 @@ from conftest import Net, tiny_study
 from torch import nn
 
 from roarlib.engine import attribute, draws, models
+from roarlib.engine.attribute import Batch
 from roarlib.study.names import BASES, CONTROLS, PAPER, REGISTERED
 from roarlib.study.params import InputError
 
 IDS = torch.tensor([4, 9, 2, 0, 7])
+FIRST = torch.zeros(5, dtype=torch.int64)  # the first class
 NAMES = [name for name in PAPER if name not in CONTROLS]
 
 
@@ -19,8 +21,7 @@ def images(dtype=torch.float64):
 def explained(model, names, batch=256, **changes):
     study = tiny_study(estimators=list(names), noise_samples=4, ig_steps=5).model_copy(update=changes)
     x = images()
-    targets = model(x).argmax(1)
-    return attribute.explain(study, model, x, targets, names, ids=IDS, reference=-1.5, batch=batch)
+    return attribute.explain(study, model, Batch(x, model(x).argmax(1), IDS), names, -1.5, batch)
 
 
 def captums(model, base):
@@ -80,10 +81,10 @@ def test_variance_of_nearly_equal_estimates_does_not_cancel():
     study = tiny_study(noise_samples=15, noise_level=1e-6)
     x = images(torch.float32)
 
-    def base(model, inputs, targets, ids):
-        return 1000 + inputs  # variance sigma^2, a billionth of a millionth of the square of the mean
+    def base(inputs):
+        return 1000 + inputs.images  # variance sigma^2, a billionth of a millionth of the square of the mean
 
-    found = attribute.sweep(base, None, x.double(), torch.zeros(5, dtype=torch.int64), IDS, {"var"}, study, 256)["var"]
+    found = attribute.sweep(base, Batch(x.double(), FIRST, IDS), {"var"}, study, 256)["var"]
     sigma = 1e-6 * (x.amax((1, 2, 3)) - x.amin((1, 2, 3)))
     assert ((found.mean((1, 2, 3)).sqrt() / sigma / (14 / 15) ** 0.5 - 1).abs() < 0.05).all()
 
@@ -100,9 +101,8 @@ def test_one_sweep_serves_all_six(base, passes):
     model, inputs = Net(), []
     study = tiny_study(estimators=NAMES, noise_samples=4, ig_steps=5)
     model.register_forward_pre_hook(lambda module, args: inputs.append(len(args[0])))
-    attribute.explain(
-        study, model, images(), torch.zeros(5, dtype=torch.int64), [n for n in NAMES if n.startswith(base)], ids=IDS
-    )
+    family = [n for n in NAMES if n.startswith(base)]
+    attribute.explain(study, model, Batch(images(), FIRST, IDS), family, 0.0, 256)
     assert sum(inputs) == 5 * passes
 
 
@@ -128,7 +128,7 @@ def test_the_users_model_is_left_as_it_was(fail):
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()]
     study, x = tiny_study(estimators=NAMES), images()
     try:
-        attribute.explain(study, model, x, torch.zeros(5, dtype=torch.int64), NAMES, ids=IDS)
+        attribute.explain(study, model, Batch(x, FIRST, IDS), NAMES, 0.0, 256)
         assert not fail
     except RuntimeError as error:
         assert fail and "boom" in str(error)
@@ -148,7 +148,7 @@ def test_cudnn_stays_on_and_float32_means_float32(precision, tf32):
     study = tiny_study().model_copy(update={"attribution_precision": precision})
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     model.register_forward_pre_hook(lambda *_: seen.append((cudnn.enabled, cudnn.allow_tf32)))
-    attribute.explain(study, model, images(torch.float32), torch.zeros(5, dtype=torch.int64), ["grad"], ids=IDS)
+    attribute.explain(study, model, Batch(images(torch.float32), FIRST, IDS), ["grad"], 0.0, 256)
     assert seen == [(True, tf32)]
     assert before == (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32)
 
@@ -178,11 +178,11 @@ def test_oracle_and_anti_oracle_rank_the_mask():
     masks = torch.zeros(5, 1, 8, 8, dtype=torch.bool)
     masks[:, :, :2] = True
     study = tiny_study(estimators=["oracle", "anti-oracle"])
-    found = attribute.explain(study, nn.Identity(), images(), IDS, study.estimators, ids=IDS, masks=masks)
+    found = attribute.explain(study, nn.Identity(), Batch(images(), IDS, IDS, masks), study.estimators, 0.0, 256)
     assert torch.equal(found["oracle"], masks.double().expand(5, 3, 8, 8))
     assert torch.equal(found["anti-oracle"], 1 - found["oracle"])
     with pytest.raises(InputError, match="needs the masks"):
-        attribute.explain(study, nn.Identity(), images(), IDS, ["oracle"], ids=IDS)
+        attribute.explain(study, nn.Identity(), Batch(images(), IDS, IDS), ["oracle"], 0.0, 256)
 
 
 def test_a_users_function_and_a_captum_class_by_name(tmp_path, monkeypatch):

@@ -1,11 +1,19 @@
-"""roarlib.degrade: what is shown of an image is what models see of it."""
+"""What is shown of an image is what models see of it."""
 
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_study
 
-from roarlib.data import datasets as data
-from roarlib.engine.degrade import as_seen, degraded
+from roarlib.data import datasets
+from roarlib.engine.degrade import as_seen, degraded, normalise
+
+
+def test_normalised_images_have_mean_zero_and_the_mean_colour_is_zero():
+    found = datasets.load(tiny_study())
+    mean, std = torch.from_numpy(found.mean), torch.from_numpy(found.std)
+    x = normalise(torch.from_numpy(found.train.images), mean, std)
+    assert x.mean((0, 2, 3)).abs().max() < 1e-5 and (x.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
 
 def test_one_image_by_hand():
@@ -24,7 +32,7 @@ def test_one_image_by_hand():
 @pytest.mark.parametrize("mode", ["remove", "keep", "remove-imputed", "keep-imputed", "mask"])
 def test_what_is_shown_is_what_models_see(mode):
     study = tiny_study(imputation_noise=0)
-    prepared = data.load(study)
+    prepared = datasets.load(study)
     ranking = np.random.default_rng(0).integers(0, 100, (len(prepared.test.images), 1, *prepared.shape[1:]), np.uint8)
     images, _ = degraded(study, prepared, "test", ranking, 40, mode).batch(slice(0, 5))
     if mode == "mask":

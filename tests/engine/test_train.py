@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import random_data, tiny_study
 
-from roarlib.data import datasets as data
+from roarlib.data import datasets
 from roarlib.engine import train
 from roarlib.engine.degrade import Degraded, placed
 from roarlib.study.machine import device_of, room
@@ -20,7 +20,7 @@ def test_it_overfits_32_images():
     found = random_data(train=32, test=8, shape=(3, 16, 16))
     losses = []
     model = train.train(overfitting(), found, 0, progress=losses.append)
-    whole = data.Data(found.train, found.train, found.classes, found.mean, found.std)
+    whole = datasets.Data(found.train, found.train, found.classes, found.mean, found.std)
     assert train.evaluate(overfitting(), model, whole) == 1 and len(losses) == 40 and losses[-1] < 0.05 < losses[0]
 
 
@@ -107,7 +107,7 @@ def test_evaluation_counts_right_answers_on_degraded_test_images():
 
 
 def test_base_model_comes_back_as_it_was(outputs):
-    found, study = data.load(tiny_study()), tiny_study()
+    found, study = datasets.load(tiny_study()), tiny_study()
     model = train.train(study, found, 0)
     kept = train.save_base(study, found, model)
     again, predictions = train.load_base(study, found)
@@ -168,12 +168,12 @@ def test_micro_batches_give_the_gradients_of_the_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize("unit_channels", [1, 3])
 def test_streamed_training_gives_the_very_numbers_of_a_resident_one(outputs, unit_channels):
     study, rng = tiny_study(batch_size=10, epochs=2, augment="crop-flip"), np.random.default_rng(0)
-    found = data.load(study)
+    found = datasets.load(study)
     outputs.mkdir(exist_ok=True)
-    for name in data.SPLITS:
+    for name in datasets.SPLITS:
         ranks = rng.integers(0, 100, (len(found.split(name)), unit_channels, 32, 32), np.uint8)
         np.save(outputs / f"{name}.npy", ranks)
-    ranking = {name: np.load(outputs / f"{name}.npy", mmap_mode="c") for name in data.SPLITS}
+    ranking = {name: np.load(outputs / f"{name}.npy", mmap_mode="c") for name in datasets.SPLITS}
     made = []
     for memory in (1.0, 1e-9):
         chosen = study.model_copy(update={"memory_gb": memory})

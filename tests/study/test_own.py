@@ -1,17 +1,26 @@
-"""roarlib.own: users' functions are found, and results of two versions of one are not mixed."""
+"""Users' functions are found, and results of two versions of one are not mixed."""
 
 import sys
 
 import pytest
-from conftest import tiny_study
-from test_grid import finish
+from conftest import finish, tiny_study
 
-from roarlib.grid import cells as grid
+from roarlib.grid.cells import Grid
 from roarlib.study import own
 from roarlib.study.params import InputError
 
 CODE = """
+from mine_helpers import *
+
 FACTOR = 2
+POWER, SHIFT = 2, 0
+TABLE = {"x": 1}
+TABLE["x"] = 2
+try:
+    import no_such_module_x
+    BOUND = 1
+except ImportError:
+    BOUND = 2
 
 def helper(x):
     return FACTOR * x
@@ -22,63 +31,107 @@ def edges(model, images, targets):
 def other(model, images, targets):
     return -images
 """
+HELPERS = """
+def behind_a_star(x):
+    return x
+"""
 
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Writes the module `mine_own`, as an editor and a new process would."""
     monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_helpers.py").write_text(HELPERS)
 
     def write(old="", new=""):
+        assert old in CODE
         (tmp_path / "mine_own.py").write_text(CODE.replace(old, new) if old else CODE)
         sys.modules.pop("mine_own", None)
 
     write()
     yield write
-    sys.modules.pop("mine_own", None)
+    for name in [name for name in sys.modules if name.startswith("mine_")]:
+        del sys.modules[name]
 
 
-def test_a_mark_is_of_the_function_and_what_it_names(write):
-    first, other = own.mark("mine_own:edges"), own.mark("mine_own:other")
-    for free in (("# as they are", "# yes"), ("return -images", "return images"), ("\n\n", "\n\n\n")):
-        write(*free)
-        assert own.mark("mine_own:edges") == first, free
-    for matters in (("FACTOR = 2", "FACTOR = 3"), ("FACTOR * x", "FACTOR + x"), ("helper(images)", "helper(-images)")):
-        write(*matters)
-        assert own.mark("mine_own:edges") != first and own.mark("mine_own:other") == other, matters
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("# as they are", "# yes"),
+        ("  # as they are", ""),
+        ("\n\n", "\n\n\n"),
+        ("FACTOR * x", "(FACTOR*x)"),
+        ("def helper(x):\n", 'def helper(x):\n    """Twice\n\n    of it."""\n'),
+        ("FACTOR = 2\n", "# twice\nFACTOR = 2\n"),
+        ("\nfrom mine_helpers", '"""What is mine."""\nfrom mine_helpers'),
+    ],
+)
+def test_comments_docstrings_and_layout_are_free(write, old, new):
+    before = own.digest("mine_own:edges")
+    write(old, new)
+    assert own.digest("mine_own:edges") == before
 
 
-def test_what_a_function_imports_belongs_to_its_mark(write, tmp_path):
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("FACTOR = 2", "FACTOR = 3"),
+        ("FACTOR * x", "FACTOR + x"),
+        ("helper(images)", "helper(-images)"),
+        ("POWER, SHIFT = 2, 0", "POWER, SHIFT = 2, 1"),  # a tuple
+        ("    BOUND = 1", "    BOUND = 3"),  # inside of try
+        ("    BOUND = 2", "    BOUND = 3"),  # inside of except
+        ('TABLE["x"] = 2', 'TABLE["x"] = 3'),  # an item of a table
+        ('TABLE["x"] = 2', 'TABLE["x"] += 2'),
+        ("return -images", "return images"),  # another function: it may be reached in ways that no name tells
+        ("return -images", 'return {"a": "# as they are"}'),
+    ],
+)
+def test_an_edit_of_any_statement_is_noticed(write, old, new):
+    before = own.digest("mine_own:edges"), own.digest("mine_own:other")
+    write(old, new)
+    after = own.digest("mine_own:edges"), own.digest("mine_own:other")
+    assert before[0] != after[0] and before[1] != after[1]
+
+
+def test_an_edit_behind_an_import_of_everything_is_noticed(write, tmp_path):
+    before = own.digest("mine_own:edges")
+    (tmp_path / "mine_helpers.py").write_text("# A comment\n" + HELPERS)
+    assert own.digest("mine_own:edges") == before
+    (tmp_path / "mine_helpers.py").write_text(HELPERS.replace("return x", "return -x"))
+    assert own.digest("mine_own:edges") != before
+
+
+def test_what_a_module_imports_belongs_to_it(write, tmp_path):
     package = tmp_path / "mine_parts"
     package.mkdir()
-    (package / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("def first(x):\n    return x\n")
     (package / "deep.py").write_text("def deep(x):\n    return x + 1\n")
-    plain, unused = "def free(x):\n    return x\n", "def unused(x):\n    return x\n"
-    (package / "near.py").write_text("from .deep import deep as d\ndef near(x):\n    return d(x)\n" + plain)
-    (tmp_path / "mine_whole.py").write_text("import os\n" + unused)
-    imports = "import numpy\nimport mine_whole as w\nfrom mine_parts.near import near, free\n"
-
-    changes = (  # what the functions use, what is edited, whether it is theirs
-        ("near(FACTOR) * x", package / "deep.py", True),  # a relative import under another name
-        ("near(FACTOR) * x", package / "near.py", False),  # another function of that module
-        ("w.anything(x)", tmp_path / "mine_whole.py", True),  # a module as a whole
-        ("numpy.abs(x)", tmp_path / "mine_whole.py", False),
-    )
-    for use, file, theirs in changes:
-        (tmp_path / "mine_own.py").write_text(imports + CODE.replace("FACTOR * x", use))
-        before, text = (own.mark("mine_own:edges"), own.mark("mine_own:other")), file.read_text()
-        file.write_text(text.replace("return x", "return 2 * x"))
-        after = own.mark("mine_own:edges"), own.mark("mine_own:other")
-        assert (before[0] != after[0]) == theirs and before[1] == after[1], (use, file)
+    (package / "near.py").write_text("from .deep import deep as d\ndef near(x):\n    return d(x)\n")
+    (package / "apart.py").write_text("def apart(x):\n    return x\n")
+    (tmp_path / "mine_whole.py").write_text("import os\ndef unused(x):\n    return x\n")
+    imports = "import numpy\nimport mine_whole as w\nfrom mine_parts.near import near\n"
+    (tmp_path / "mine_own.py").write_text(imports + CODE.replace("FACTOR * x", "near(FACTOR) * x"))
+    for file, belongs in (
+        (package / "deep.py", True),  # a relative import under another name
+        (package / "near.py", True),
+        (package / "__init__.py", True),  # runs before near does
+        (tmp_path / "mine_whole.py", True),  # a module as a whole
+        (package / "apart.py", False),  # which nothing imports
+    ):
+        before, text = own.digest("mine_own:edges"), file.read_text()
+        file.write_text(text.replace("return ", "return 2 * "))
+        assert (own.digest("mine_own:edges") != before) == belongs, file
         file.write_text(text)
+        assert own.digest("mine_own:edges") == before, file
 
 
 def test_an_import_inside_a_function_counts(write, tmp_path):
     (tmp_path / "mine_late.py").write_text("def late(x):\n    return x\n")
     write("return helper(images)", "from mine_late import late; return late(images)")
-    before = own.mark("mine_own:edges")
+    before = own.digest("mine_own:edges")
     (tmp_path / "mine_late.py").write_text("def late(x):\n    return -x\n")
-    assert own.mark("mine_own:edges") != before
+    assert own.digest("mine_own:edges") != before
 
 
 def test_imports_that_fail_do_not_matter(write, tmp_path):
@@ -86,7 +139,11 @@ def test_imports_that_fail_do_not_matter(write, tmp_path):
     failing = ("from .near import near", "from mine_broken import late", "import __main__", "import no_such_module_x.y")
     for line in failing:
         write("return helper(images)", f"try:\n        {line}\n    except Exception: pass\n    return images")
-        assert len(own.mark("mine_own:edges")) == 16, line
+        assert len(own.digest("mine_own:edges")) == 16, line
+    write("return helper(images)", "try:\n        import mine_broken\n    except Exception: pass\n    return images")
+    before = own.digest("mine_own:edges")
+    (tmp_path / "mine_broken.py").write_text("def late(x): return\n")
+    assert own.digest("mine_own:edges") != before  # it can be imported by now
 
 
 def test_changed_functions_with_results_are_an_error(outputs, write):
@@ -94,13 +151,12 @@ def test_changed_functions_with_results_are_an_error(outputs, write):
     own.keep(study)
     write("FACTOR = 2", "FACTOR = 3")
     own.check(study)  # nothing was made with it yet
-    for cell in grid.cells(study):
+    for cell in Grid(study).cells:
         finish(study, cell)
     with pytest.raises(InputError, match="mine_own:edges is not what it was .* 0.-./mine_own.edges"):
         own.check(study)
-    write("return -images", "return images - 1")
     with pytest.raises(InputError, match="mine_own:other is not what it was"):
-        own.check(study)
+        own.check(tiny_study(estimators=["mine_own:other", "random"]))
     write()
     own.check(study)
     own.check(tiny_study(estimators=["grad", "random"]))
@@ -109,7 +165,7 @@ def test_changed_functions_with_results_are_an_error(outputs, write):
 def test_a_recursive_estimator_is_watched_alone(outputs, write):
     study = tiny_study(estimators=["mine_own:edges-recursive", "random"], recursive_steps=[50])
     own.keep(study)
-    for cell in grid.cells(study):
+    for cell in Grid(study).cells:
         finish(study, cell)
     own.check(study)
     write("FACTOR = 2", "FACTOR = 3")

@@ -1,9 +1,11 @@
+import re
+
 import pytest
 import yaml
 from conftest import tiny_study
 
 from roarlib.study import params
-from roarlib.study.names import PAPER, parent_of, split_name, variant_of
+from roarlib.study.files import root
 from roarlib.study.params import InputError
 
 
@@ -11,29 +13,6 @@ def written(tmp_path, text):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     return file
-
-
-def test_the_papers_estimators_are_eighteen_and_two_controls():
-    assert len(PAPER) == 20 and len(set(PAPER)) == 20
-    assert PAPER[:6] == ("grad", "grad-squared", "grad-sg", "grad-sg-squared", "grad-sgsq", "grad-var")
-    assert tiny_study(estimators=["paper", "oracle"]).estimators == [*PAPER, "oracle"]
-
-
-@pytest.mark.parametrize(
-    "name, wanted",
-    [
-        ("grad", ("grad", "")),
-        ("ig-sg-squared", ("ig", "sg-squared")),
-        ("gb-squared", ("gb", "squared")),
-        ("ig-sgsq", ("ig", "sgsq")),
-        ("sobel", ("sobel", "")),
-        ("anti-oracle", ("anti-oracle", "")),
-        ("my.mod:fn-var", ("my.mod:fn", "var")),
-        ("captum:DeepLift", ("captum:DeepLift", "")),
-    ],
-)
-def test_names_split_into_base_and_ensemble(name, wanted):
-    assert split_name(name) == wanted
 
 
 @pytest.mark.parametrize(
@@ -75,7 +54,7 @@ def test_the_name_defaults_to_the_files():
     assert params.load("params/smoke.yaml").name == "smoke"
 
 
-@pytest.mark.parametrize("file", sorted((params.root() / "params").glob("*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", sorted((root() / "params").glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_study_file_has_all_keys_in_one_order_and_starts_with_its_cost(file):
     text = file.read_text()
     assert list(yaml.safe_load(text)) == list(params.Study.model_fields)
@@ -95,35 +74,11 @@ def test_other_parameters_under_existing_outputs_are_an_error_that_shows_the_dif
     assert params.load(outputs / "tiny" / "study.yaml").seeds == [0, 1]
 
 
-def test_atomic_writing_leaves_the_old_file_and_no_part_when_it_fails(tmp_path, monkeypatch):
-    file = tmp_path / "a" / "x.txt"
-    params.write_atomically(file, "old")
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError):
-        params.write_atomically(file, "new")
-    assert file.read_text() == "old" and list(file.parent.iterdir()) == [file]
-
-
-def test_an_unwritable_folder_is_an_input_error(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ROAR_OUTPUTS", str(tmp_path / "file"))  # not a folder: writing fails for root as well
-    with pytest.raises(InputError, match="cannot write under"):
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "file"))):
         params.save(tiny_study())
-
-
-def test_variants_expand_and_lead_back():
-    study = tiny_study(estimators=["grad", "ig-sgsq", "random", "*-blur", "*-abs"])
-    assert study.estimators == [
-        "grad", "ig-sgsq", "random", "grad-blur", "ig-sgsq-blur", "random-blur", "grad-abs", "ig-sgsq-abs",
-    ]  # fmt: skip
-    assert split_name("ig-sgsq-blur") == ("ig", "sgsq") and variant_of("ig-sgsq-blur") == "blur"
-    chain = ["ig-sg-squared-max"]
-    while parent_of(chain[-1]):
-        chain.append(parent_of(chain[-1]))
-    assert chain == ["ig-sg-squared-max", "ig-sg-squared", "ig"]
-    for wrong in ("random-abs", "grad-blurred", "*-blurred"):
-        with pytest.raises(ValueError):
-            tiny_study(estimators=[wrong])
 
 
 def test_a_mask_alone_is_no_first_mode():

@@ -2,39 +2,64 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import tiny_study
+from conftest import random_data, tiny_study
 
-from roarlib.study import results
+from roarlib.study import machine, params, results
 from roarlib.study.params import InputError
+from roarlib.study.results import Key
+
+MORE = dict(seconds=1.0, n_train=9, n_test=8, n_classes=4, device="cpu", hardware="2 cores", precision="float32")
 
 
-def write(study, percent=50, seed=0, accuracy=0.5, **changes):
-    values = dict(
-        measure="retrain",
-        estimator="grad",
-        unit="pixel",
-        mode="remove",
-        percent=percent,
-        seed=seed,
-        accuracy=accuracy,
-        seconds=1.0,
-        n_train=9,
-        n_test=8,
-        n_classes=4,
-        device="cpu",
-        hardware="2 cores",
-        precision="float32",
-    )
-    return results.write(study, "04-retrain", "grad", **values | changes)
+def write(study, percent=50, seed=0, accuracy=0.5, measure="retrain", mode="remove"):
+    return results.write(study, Key(measure, "grad", "pixel", mode, percent, seed), accuracy, **MORE)
+
+
+@pytest.mark.parametrize(
+    "key, file",
+    [
+        (Key("base", seed=3), "base_clean_all_all_p0_s3.json"),
+        (Key("ranking", "grad", "value"), "ranking_grad_value_all_p0_s0.json"),
+        (
+            Key("deletion", "ig-sg-squared", "pixel", "keep-imputed", 7),
+            "deletion_ig-sg-squared_pixel_keep-imputed_p7_s0.json",
+        ),
+        (Key("retrain", "anti-oracle", "pixel", "mask", 100, 12), "retrain_anti-oracle_pixel_mask_p100_s12.json"),
+        (
+            Key("retrain", "mine:my_edges-sg", "value", "remove", 50),
+            "retrain_mine.my_edges-sg_value_remove_p50_s0.json",
+        ),
+        (Key("retrain", "pkg.mod:f", "pixel", "keep", 9, 1), "retrain_pkg.mod.f_pixel_keep_p9_s1.json"),
+        (
+            Key("retrain", "_p.a_b:_f_g-var-blur", "pixel", "keep", 9),
+            "retrain__p.a_b._f_g-var-blur_pixel_keep_p9_s0.json",
+        ),
+        (Key("ranking", "captum:InputXGradient", "pixel"), "ranking_captum.InputXGradient_pixel_all_p0_s0.json"),
+    ],
+    ids=lambda value: getattr(value, "estimator", ""),
+)
+def test_a_rows_file_is_named_after_its_key_and_gives_it_back(key, file):
+    assert key.file == file and Key.of_file(key.file) == key and ":" not in key.cell + key.file
+
+
+def test_measurements_that_are_made_together_share_a_cell():
+    assert Key("base").cell == "01-train/base" and Key("retrain").cell == "04-retrain/clean"
+    assert Key("ranking", "grad-sgsq", "pixel").cell == Key("ranking", "grad-blur", "value").cell == "02-attribute/grad"
+    assert Key("ranking", "grad-recursive").cell == "02-attribute/grad-recursive"
+    assert Key("deletion", "random").cell == Key("deletion", "oracle").cell == "03-degrade/controls"
+    assert Key("deletion", "pkg.mod:f-var").cell == "03-degrade/pkg.mod.f"
+    assert Key("retrain", "pkg.mod:f-var").cell == "04-retrain/pkg.mod.f-var"
 
 
 def test_a_row_is_a_whole_json_file_with_everything(outputs):
     study = tiny_study()
-    assert not results.has(study, "04-retrain", "grad", "retrain_grad_pixel_remove_p50_s0.json")
+    key = Key("retrain", "grad", "pixel", "remove", 50, 0)
+    assert not results.has(study, key)
     write(study)
     file = outputs / "tiny" / "04-retrain" / "grad" / "rows" / "retrain_grad_pixel_remove_p50_s0.json"
     row = json.loads(file.read_text())
-    assert results.has(study, "04-retrain", "grad", file.name) and list(file.parent.iterdir()) == [file]
+    assert results.has(study, key) and results.row_file(study, key) == file and list(file.parent.iterdir()) == [file]
+    assert Key(*(row[name] for name in results.KEY)) == key and row["cell"] == "04-retrain/grad"
     assert row["params"] == study.model_dump() and row["accuracy"] == 0.5
     assert row["torch"] and row["host"] and row["python"] and row["finished"].startswith("20")
 
@@ -44,7 +69,7 @@ def test_rows_collect_into_one_tidy_table(outputs):
     for seed in (1, 0):
         for percent in (90, 10):
             write(study, percent, seed, accuracy=percent / 100)
-    write(study, measure="ranking", mode="all", percent=0, accuracy=None)
+    write(study, 0, measure="ranking", mode="all", accuracy=None)
     table = results.table(study)
     assert list(zip(table.percent, table.seed, strict=True)) == [(10, 0), (10, 1), (90, 0), (90, 1)]
     assert (table.accuracy == table.percent / 100).all() and len(results.rows(study)) == 5
@@ -78,11 +103,11 @@ def test_a_partial_rerun_keeps_the_rows_of_a_published_table(outputs):
 
 
 def test_parquet_and_csv_hold_the_same_table(outputs, monkeypatch):
-    study, said = tiny_study(), results.provenance()
-    monkeypatch.setattr(results, "provenance", lambda: said | {"commit": "1234567"})  # a hash of digits alone
+    study, said = tiny_study(), machine.provenance()
+    monkeypatch.setattr(machine, "provenance", lambda: said | {"commit": "1234567"})  # a hash of digits alone
     write(study, 10, accuracy=1 / 3)
     write(study, 90, accuracy=0.1 + 0.2)  # 0.30000000000000004: every digit counts
-    write(study, measure="ranking", mode="all", percent=0, accuracy=None)
+    write(study, 0, measure="ranking", mode="all", accuracy=None)
     file = results.collect(study)
     text, typed = pd.read_csv(file, dtype=results.TEXT), pd.read_parquet(file.with_suffix(".parquet"))
     assert list(typed.columns) == results.COLUMNS and len(typed) == 3
@@ -92,12 +117,12 @@ def test_parquet_and_csv_hold_the_same_table(outputs, monkeypatch):
 
 
 def test_a_published_table_and_new_rows_collect_together(outputs, monkeypatch):
-    study, said = tiny_study(), results.provenance()
-    monkeypatch.setattr(results, "provenance", lambda: said | {"commit": "1234567"})
+    study, said = tiny_study(), machine.provenance()
+    monkeypatch.setattr(machine, "provenance", lambda: said | {"commit": "1234567"})
     write(study, 10)
     results.collect(study)
     (outputs / "tiny" / "04-retrain" / "grad" / "rows" / "retrain_grad_pixel_remove_p10_s0.json").unlink()
-    monkeypatch.setattr(results, "provenance", lambda: said | {"commit": "abc1234"})
+    monkeypatch.setattr(machine, "provenance", lambda: said | {"commit": "abc1234"})
     write(study, 90)
     found = pd.read_parquet(results.collect(study).with_suffix(".parquet"))
     assert found.commit.tolist() == ["1234567", "abc1234"] and results.known(study).percent.tolist() == [10, 90]
@@ -110,8 +135,6 @@ def test_rows_of_two_recipes_do_not_mix(outputs):
 
 
 def test_context_names_what_computed_the_row():
-    from conftest import random_data
-
     found = results.context(tiny_study(), random_data())
     assert found["n_classes"] == 4 and found["device"] == "cpu" and "cores" in found["hardware"]
 
@@ -133,8 +156,12 @@ def test_impossible_rows_are_refused(outputs, changes):
         write(tiny_study(), **changes)
 
 
-def test_a_full_disk_leaves_no_row(outputs, monkeypatch):
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
+def test_a_full_disk_leaves_no_row(outputs, monkeypatch, known):
+    if known:
+        params.save(tiny_study())
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(InputError, match="cannot write .*No space left on device"):
+    with pytest.raises(OSError, match="No space left on device") as error:
         write(tiny_study())
+    assert error.value.filename.endswith("_p50_s0.json" if known else "study.yaml")
     assert not list(outputs.rglob("*.json")) and not list(outputs.rglob("*.part"))
