@@ -24,13 +24,15 @@ import numpy as np
 import psutil
 import torch
 
-from roarlib.engine import attribute, draws, models, rank as rankings, remove, train
-from roarlib.data import datasets as data
-from roarlib.study import results
+from roarlib.data import datasets
+from roarlib.engine import attribute, draws, estimators, models, rank, train
+from roarlib.engine.attribute import Batch
 from roarlib.engine.degrade import Degraded
-from roarlib.study.machine import keep_memory
+from roarlib.engine.rank import Explainer
+from roarlib.study.machine import cores, hardware, keep_memory
 from roarlib.study.names import BASES, CONTROLS, PAPER, group_of
 from roarlib.study.params import Study
+from roarlib.study.rankings import removed
 
 J, K, SIGMA = 15, 25, 0.15
 NAMES = [name for name in PAPER if name not in CONTROLS]
@@ -38,20 +40,10 @@ NAMES = [name for name in PAPER if name not in CONTROLS]
 
 def ours(study, model, x, targets, batch, estimators=NAMES):
     """All 18, `batch` images at a time, by what the streaming engine does with a model."""
-    model = models.folded(model).to(memory_format=torch.channels_last)
-    found = [
-        attribute.explain(
-            study,
-            model,
-            x[i : i + batch],
-            targets[i : i + batch],
-            estimators,
-            ids=torch.arange(i, min(i + batch, len(x)), device=x.device),
-            reference=-1.5,
-            batch=batch,
-        )
-        for i in range(0, len(x), batch)
-    ]
+    model = models.folded(model, x[:2]).to(memory_format=torch.channels_last)
+    ids = torch.arange(len(x), device=x.device)
+    batches = map(Batch, x.split(batch), targets.split(batch), ids.split(batch))
+    found = [attribute.explain(study, model, inputs, estimators, -1.5, batch) for inputs in batches]
     return {name: torch.cat([part[name] for part in found]) for name in estimators}
 
 
@@ -114,7 +106,7 @@ def timed_captum(what, images, inner):
 
 def in_this_process():
     warnings.simplefilter("ignore")
-    torch.set_num_threads(results.cores())
+    torch.set_num_threads(cores())
 
 
 def timed(call, device):
@@ -146,10 +138,10 @@ def floor_rate(model, x, targets, batch, seconds=1.0):
     """Bare forward and backward passes a second of the model as it is, at one batch size."""
     part = x.repeat(-(-batch // len(x)), 1, 1, 1)[:batch].contiguous(memory_format=torch.channels_last)
     t = targets.repeat(-(-batch // len(targets)))[:batch]
-    attribute.grad(model, part, t)
+    estimators.grad(model, part, t)
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        attribute.grad(model, part, t)
+        estimators.grad(model, part, t)
         count += batch
     if x.is_cuda:
         torch.cuda.synchronize()
@@ -162,7 +154,7 @@ def difference(study):
     model = models.build("resnet-tiny", 10, (3, 32, 32)).double().eval()
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     targets, ids = model(x).argmax(1).detach(), torch.arange(4)
-    found = attribute.explain(study, model, x, targets, NAMES, ids=ids, reference=-1.5)
+    found = attribute.explain(study, model, Batch(x, targets, ids), NAMES, -1.5, len(x))
     sigma = SIGMA * (x.amax((1, 2, 3)) - x.amin((1, 2, 3)))[:, None, None, None]
     calls = {
         "grad": lambda v: ca.Saliency(model).attribute(v, targets, abs=False),
@@ -202,21 +194,21 @@ def overlaps(device, count=64, percents=(10, 30, 50, 70, 90)):
         precision="float32",
         device=str(device),
     )
-    found = data.load(study)
-    model = train.train(study, found, 0)
-    x, _ = Degraded("test", found, device).batch(slice(0, count))
+    data = datasets.load(study)
+    model = train.train(study, data, 0)
+    x = Degraded("test", data, device).images(slice(0, count))
     targets, ids = model(x).argmax(1).detach(), torch.arange(count, device=device)
 
     def removed_sets(precision, model, x):
         wanted = study.model_copy(update={"attribution_precision": precision})
-        scores = attribute.explain(wanted, model, x, targets, NAMES, ids=ids, reference=-1.5, batch=count)
-        ranked = [remove.rank(remove.to_unit(scores[name].float(), "pixel"), ids, 0) for name in NAMES]
-        return torch.stack([torch.stack([remove.removed(r, p) for p in percents]) for r in ranked])
+        scores = attribute.explain(wanted, model, Batch(x, targets, ids), NAMES, -1.5, count)
+        ranked = [rank.rank(rank.to_unit(scores[name].float(), "pixel"), ids, 0) for name in NAMES]
+        return torch.stack([torch.stack([removed(r, p) for p in percents]) for r in ranked])
 
     exact = removed_sets("float32", copy.deepcopy(model).double(), x.double())  # no autocast: float64 throughout
     made = {}
     for precision in ("float32", "bfloat16"):
-        both = removed_sets(precision, models.folded(model), x) & exact
+        both = removed_sets(precision, models.folded(model, x[:2]), x) & exact
         made[precision] = (both.flatten(2).sum(2) / exact.flatten(2).sum(2)).cpu().numpy()
     print("share of removed pixels in common with float64, at " + " ".join(f"{p}%" for p in percents))
     for k, name in enumerate(NAMES):
@@ -224,9 +216,10 @@ def overlaps(device, count=64, percents=(10, 30, 50, 70, 90)):
     return made
 
 
-def _make_all(study, found, model, guesses, groups):
+def _make_all(study, data, model, guesses, groups):
+    explainer = Explainer(study, data, model, guesses)
     for names in groups:
-        rankings.make(study, found, model, guesses, names)
+        rank.make(explainer, names)
 
 
 def line(options, counts, target=60_000):
@@ -250,11 +243,11 @@ def line(options, counts, target=60_000):
                 device=options.device,
                 attribution_precision=options.precision,
             )
-            found = data.load(study)
-            model = models.build(options.model, 10, found.shape).eval()
-            guesses = {name: found.split(name).labels for name in data.SPLITS}
+            data = datasets.load(study)
+            model = models.build(options.model, 10, data.shape).eval()
+            guesses = {name: data.split(name).labels for name in datasets.SPLITS}
             groups = [[n for n in NAMES if group_of(n) == base] for base in BASES]
-            call = functools.partial(_make_all, study, found, model, guesses, groups)
+            call = functools.partial(_make_all, study, data, model, guesses, groups)
             took, peak = timed(call, torch.device(options.device))
         seconds.append(took)
         print(f"{count:>7} images: {took:8.1f} s, {count / took:7.2f} images/s, peak +{peak:.0f} MB")
@@ -296,7 +289,7 @@ def main():
             runs["captum, apart"].append(apart.submit(timed_captum, what, *sizes_apart).result())
     passes = {name: (2 + K) * (1 + (3 * J if "captum" in name else J)) for name in runs}
     seconds = {name: statistics.median(s for s, _ in run) for name, run in runs.items()}
-    print(f"{results.hardware()}; {options.model}, {options.size} px, {options.images} images, J {J}, k {K}, all 18")
+    print(f"{hardware()}; {options.model}, {options.size} px, {options.images} images, J {J}, k {K}, all 18")
     print(f"{'':<16}{'seconds':>9}{'images/s':>10}{'passes/image':>14}{'peak MB':>9}")
     for name in runs:
         peak = max(m for _, m in runs[name])

@@ -14,9 +14,13 @@ import time
 
 import numpy as np
 
-from roarlib.data import datasets as data
-from roarlib.grid import cells as grid, kernel, runner
+from roarlib.data import datasets
+from roarlib.grid import cluster, kernel
+from roarlib.grid.cells import Grid
+from roarlib.grid.runner import Run
 from roarlib.study import params, results
+from roarlib.study.files import write_atomically
+from roarlib.study.machine import hardware
 from roarlib.study.names import PAPER
 from roarlib.study.params import Study
 
@@ -49,9 +53,9 @@ def measured(device: str, **changes) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ROAR_OUTPUTS"] = folder
         study = Study(**values | changes)
-        data.load(study)
+        datasets.load(study)
         started = time.perf_counter()
-        outcomes = runner.run(study)
+        outcomes = Run(study).run()
         wall = time.perf_counter() - started
         assert not any(o.error for o in outcomes), [o.error for o in outcomes]
         rows = results.rows(study)
@@ -67,25 +71,23 @@ def empty(count: int) -> float:
         name="empty", estimators=["grad", "random"], percents=[50], seeds=list(range(count // 3)), device="cpu"
     )
     study, real = Study(**values), kernel.execute
-    by_target = {}
+    grid, by_target = Grid(study), {}
 
     def execute(source, target, parameters, **more):
-        for row in by_target[target].rows:
-            folder = results.folder(study, source.stem, target.parent.name) / "rows"
-            params.write_atomically(folder / row, "{}")
+        for key in by_target[target].rows:
+            write_atomically(results.row_file(study, key), "{}")
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ROAR_OUTPUTS"] = folder
-        for cell in grid.cells(study):
-            by_target[results.folder(study, cell.stage, cell.name) / f"{cell.part}.ipynb"] = cell
-            if cell.stage == "02-attribute":  # its rankings, which others wait for
-                for file in grid.rankings_of(study, cell):
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.touch()
+        for cell in grid.cells:
+            by_target[grid.notebook(cell)] = cell
+            for file in grid.files_of(cell):  # which others wait for
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
         kernel.execute = execute
         try:
             started = time.perf_counter()
-            outcomes = runner.run(study)
+            outcomes = Run(study).run()
             seconds = time.perf_counter() - started
         finally:
             kernel.execute = real
@@ -98,13 +100,13 @@ def smoke(workers: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ROAR_OUTPUTS"] = folder
         study = params.load("params/smoke.yaml").model_copy(update={"workers": workers, "device": "cpu"})
-        data.load(study)
-        cores, results.cores = results.cores, lambda: workers  # one thread a cell, however many cells at a time
+        datasets.load(study)
+        cores, cluster.cores = cluster.cores, lambda: workers  # one thread a cell, however many cells at a time
         try:
             started = time.perf_counter()
-            outcomes = runner.run(study)
+            outcomes = Run(study).run()
         finally:
-            results.cores = cores
+            cluster.cores = cores
     assert not any(o.error for o in outcomes)
     return time.perf_counter() - started
 
@@ -115,7 +117,7 @@ def main():
     parser.add_argument("--cells", type=int, default=1000)
     options = parser.parse_args()
     measured(options.device)  # the first one imports and warms up
-    print(f"{results.hardware(options.device)}; seconds of all cells together, by part")
+    print(f"{hardware(options.device)}; seconds of all cells together, by part")
     print(
         f"{'':<22}{'wall':>7}{'cells':>8}{'training':>10}{'attribution':>13}{'scoring':>9}{'overhead':>10}{'each':>7}"
     )

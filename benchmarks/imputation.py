@@ -15,9 +15,9 @@ import torch
 from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
-from roarlib.engine import impute
-from roarlib.study import results
 from roarlib.data import textures
+from roarlib.engine import impute
+from roarlib.study.machine import cores, hardware
 
 PERCENTS = (30, 50, 90)
 NEIGHBOURS = [(dy, dx, 2 - abs(dy * dx)) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]  # times 12
@@ -98,8 +98,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    threads = sorted({1, results.cores()}) if options.device == "cpu" else [1]
-    print(f"{results.hardware(options.device)}; linear imputation, ms an image, with {threads} threads")
+    threads = sorted({1, cores()}) if options.device == "cpu" else [1]
+    print(f"{hardware(options.device)}; linear imputation, ms an image, with {threads} threads")
     columns = "".join(f"{f'ours, {n}':>9}" for n in threads), "".join(f"{'ratio':>8}" for _ in threads)
     print(f"{'pixels':>6}  {'missing':<16}{columns[0]}{'SciPy':>9}{columns[1]}{'difference':>12}")
     ratios, worst = {32: [], 224: []}, 0.0

@@ -41,13 +41,14 @@ def stage(name: str, options) -> None:
     """Do one stage in this process, telling its progress to the file `progress`."""
     import torch
 
-    from roarlib.data import datasets as data
-    from roarlib.engine import rank as rankings, train
-    from roarlib.study import results
+    from roarlib.data import datasets
+    from roarlib.engine import rank, train
     from roarlib.engine.degrade import Degraded
+    from roarlib.study import rankings
+    from roarlib.study.machine import cores
     from roarlib.study.params import Study
 
-    torch.set_num_threads(results.cores())
+    torch.set_num_threads(cores())
     study = Study(
         name="memory",
         dataset="folder:photos",
@@ -69,10 +70,10 @@ def stage(name: str, options) -> None:
         Path(options.progress).write_text(str(done / total))
 
     if name == "prepare":
-        data.load(study, tell)
+        datasets.load(study, tell)
         return
-    found = data.load(study)
-    steps, step, rows = len(found.train) // study.batch_size, [0], Degraded._degrade
+    data = datasets.load(study)
+    steps, step, rows = len(data.train) // study.batch_size, [0], Degraded._degrade
 
     def counting(*args):  # progress within an epoch
         step[0] += 1
@@ -81,15 +82,14 @@ def stage(name: str, options) -> None:
 
     Degraded._degrade = counting
     if name == "train":
-        model = train.train(study, found, 0)
-        train.save_base(study, found, model)
+        model = train.train(study, data, 0)
+        train.save_base(study, data, model)
     elif name == "attribute":
-        model, predictions = train.load_base(study, found)
-        rankings.make(study, found, model, predictions, FAMILY, tell)
+        rank.make(rank.Explainer(study, data, *train.load_base(study, data)), FAMILY, tell)
     else:
-        ranking = {split: rankings.load(study, "grad-sgsq", "pixel", split) for split in data.SPLITS}
-        model = train.train(study, found, 1, ranking["train"], 50)
-        accuracy = train.evaluate(study, model, found, ranking["test"], 50)
+        ranking = {split: rankings.load(study, "grad-sgsq", "pixel", split) for split in datasets.SPLITS}
+        model = train.train(study, data, 1, ranking["train"], 50)
+        accuracy = train.evaluate(study, model, data, ranking["test"], 50)
         weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()
         (study.folder / "retrained.json").write_text(json.dumps([accuracy, weights]))
 
@@ -133,7 +133,7 @@ def main():
     if options.stage:
         stage(options.stage, options)
         return
-    from roarlib.study import results
+    from roarlib.study.machine import hardware
 
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = options.folder or temporary
@@ -141,7 +141,7 @@ def main():
             call = partial(paint, Path(options.folder) / "photos", options.size, options.images * 19 // 20)
             list(pool.map(call, range(options.images), chunksize=100))
         print(
-            f"{results.hardware()}; {options.images} JPEGs of {options.size} px, "
+            f"{hardware()}; {options.images} JPEGs of {options.size} px, "
             f"{options.images * 3 * options.size**2 / 1e9:.2f} GB decoded, memory_gb {options.memory_gb}"
         )
         whole, killed = Path(options.folder) / "whole", Path(options.folder) / "killed"

@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.datasets import VisionDataset
 
-from roarlib.engine import attribute, models, train
-from roarlib.data import datasets as data
-from roarlib.study import results
+from roarlib.data import datasets
+from roarlib.engine import estimators, models, train
+from roarlib.study import machine
 from roarlib.study.machine import device_of, precision_of
 from roarlib.study.params import Study
 
@@ -66,10 +66,10 @@ def setting(options):
         device=options.device,
         precision=options.precision,
     )
-    found, rankings = data.load(study), {}
-    for name in data.SPLITS:
+    found, rankings = datasets.load(study), {}
+    for name in datasets.SPLITS:
         blank = torch.zeros(found.split(name).images.shape)
-        drawn = attribute.random(None, blank, None, ids=torch.arange(len(blank)), seed=0)
+        drawn = estimators.random(None, blank, None, ids=torch.arange(len(blank)), seed=0)
         rankings[name] = np.ascontiguousarray(drawn[:, :1].numpy())
     return study, found, rankings
 
@@ -88,7 +88,7 @@ def plain(study, found, rankings, seed, workers):
             num_workers=workers,
             persistent_workers=workers > 0,
         )
-        for name in data.SPLITS
+        for name in datasets.SPLITS
     }
     steps = study.epochs * len(loaders["train"])
     optimiser, schedule = train._optimiser(study, model, steps)
@@ -151,7 +151,7 @@ def main():
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of ours")
     options = parser.parse_args()
     study, found, rankings = setting(options)
-    device, cores = device_of(study), results.cores()
+    device, cores = device_of(study), machine.cores()
     at_once = cores if device.type == "cpu" else 1
     torch.set_num_threads(cores)
     trial = study.model_copy(update={"epochs": 1})
@@ -170,7 +170,7 @@ def main():
     samples = options.epochs * (options.train // study.batch_size) * study.batch_size
     precision = precision_of(study.precision, device)
     print(
-        f"{results.hardware(device.type)}; {study.model}, {samples} samples a training; "
+        f"{machine.hardware(device.type)}; {study.model}, {samples} samples a training; "
         f"ours {precision}, {at_once} at once"
     )
     print(f"{'':<8}{'samples/s':>11}{'seconds':>9}{'accuracy, mean and spread':>28}{'trainings':>11}")

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from roarlib.grid import status
 from roarlib.grid.cells import Grid
-from roarlib.study import own, params, results
+from roarlib.study import params, results
 from roarlib.study.params import InputError
 
-# the commands import what loads torch, Dask or papermill themselves, so that the others answer at once
+# the commands import what loads torch, Dask or papermill when they need it, so that all others answer at once
 
 study_file = click.argument("study_file", metavar="STUDY.yaml")
 only = click.option(
@@ -44,8 +44,13 @@ def prepare(study_file):
     if (folder / "meta.json").is_file():
         if damaged := prepared.damaged(folder):
             raise InputError(f"{folder}: {' and '.join(damaged)} differ from what was written; delete that folder")
-        if parts := datasets.changed(study):
-            raise InputError(f"the {' and '.join(parts)} pictures have changed; to take the new ones, delete {folder}")
+        with _images(study) as told:
+            parts = datasets.changed(study, thorough=True, progress=told)
+        if parts:
+            raise InputError(
+                f"the {' and '.join(parts)} pictures, or how they are read, have changed; to take them anew, delete "
+                f"{folder}"
+            )
         click.echo("prepared already, and every byte is as it was written")
     with _images(study) as told:
         datasets.load(study, told)
@@ -69,14 +74,14 @@ def _images(study):
 @only
 def plan(study_file, only):
     """List the cells, what is done, the disk space needed and the time left. Decodes no photograph."""
+    study = _load(study_file)
     from roarlib.data import datasets
     from roarlib.grid import cluster, preflight
 
-    study = _load(study_file)
     counts, shape = datasets.sizes(study)
     ready = study.dataset in datasets.ARRAYS or (datasets.prepared(study) / "meta.json").is_file()
     images, ranked = preflight.disk_bytes(study)
-    found = preflight.check(study) if ready else None
+    found = preflight.check(study, say=lambda line: click.echo(line, err=True)) if ready else None
     grid = Grid(study)
     chosen = grid.select(only)
     todo = grid.to_do(chosen)
@@ -110,22 +115,23 @@ def run(study_file, only, scheduler, slurm):
 
     Several runs may work on one study at a time, here or elsewhere: they share its cells.
     """
-    from roarlib.grid import preflight, runner
-
     if scheduler and slurm:
         raise InputError("--scheduler and --slurm: one of them")
     started = time.perf_counter()
     study = _load(study_file)
-    going = runner.Run(study, scheduler, slurm, lambda line: tqdm.write(line, file=sys.stderr))
-    chosen = going.grid.select(only)
-    todo = going.grid.to_do(chosen)
-    owed = {row for cell in todo for row in going.grid.missing(cell)}
+    grid = Grid(study)
+    chosen = grid.select(only)
+    todo = grid.to_do(chosen)
+    owed = {row for cell in todo for row in grid.missing(cell)}
     if not todo:
-        own.check(study)
+        results.check_sources(study)
         click.echo(f"{study.name}: all {len(chosen)} cells are done; `roar report {study_file}` shows them")
         return
+    from roarlib.grid import preflight, runner
+
+    going = runner.Run(study, scheduler, slurm, lambda line: tqdm.write(line, file=sys.stderr))
     with _images(study) as told:
-        preflight.check(study, told)
+        preflight.check(study, told, lambda line: click.echo(line, err=True))
     _advise(study)
     interval, there = 0.5 if sys.stderr.isatty() else 15, len(chosen) - len(todo)
     with tqdm(total=len(chosen), initial=there, unit="cell", desc=study.name, mininterval=interval) as bar:
@@ -154,7 +160,7 @@ def run(study_file, only, scheduler, slurm):
         outcomes = going.run(only, report)
     if len(results.rows(study)):
         results.collect(study)
-    _finish(going.grid, outcomes, owed, time.perf_counter() - started)
+    _finish(grid, outcomes, owed, time.perf_counter() - started)
 
 
 def _load(study_file):
@@ -230,6 +236,9 @@ def _size(count: int) -> str:
 
 def main():
     """Entry point: what the user got wrong is one line and exit status 2; --debug shows the traceback."""
+    if sys.getfilesystemencoding() != "utf-8":  # a locale that cannot spell every path: begin again in UTF-8
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     try:
         cli(standalone_mode=False)
     except (InputError, LookupError, OSError) as error:

@@ -4,6 +4,7 @@ Each function gives a widget, the last expression of a cell; where results are m
 what to run. Nothing that comes later may depend on what is chosen there. A study may also be the path of its YAML.
 """
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,18 +20,20 @@ from roarlib.views.curves import Curves
 from roarlib.views.images import FIRST, Images, TryEstimator
 from roarlib.views.view import View, run
 
+Studied = params.Study | str | Path
 
-def curves(study: params.Study | str | Path, *more: params.Study | str | Path) -> Curves:
+
+def curves(study: Studied, *more: Studied) -> Curves:
     """Accuracy curves of a study to click through; of several studies, with one more control that chooses one."""
     return Curves({s.name: results.table(s) for s in map(_study, (study, *more))})
 
 
-def images(study: params.Study | str | Path) -> View:
+def images(study: Studied) -> View:
     """Images of a study and what estimators remove of them."""
-    return _of_rankings(_study(study), Images)
+    return _of_rankings(study, Images)
 
 
-def compare(study: params.Study | str | Path, a: str | None = None, b: str | None = None) -> View:
+def compare(study: Studied, a: str | None = None, b: str | None = None) -> View:
     """Two estimators of a study, image by image: importance, where the removed sets differ, overlap over t.
 
     a, b: names, by default the first two of GRAD, SG-SQ-GRAD and Random that are ranked.
@@ -39,24 +42,20 @@ def compare(study: params.Study | str | Path, a: str | None = None, b: str | Non
     def make(data, predictions, found):
         names = in_order({name for name, _, _ in found})
         for name in {a, b} - {None, *names}:
-            return View([], f"there is no ranking by {name} yet: put it in its estimators and {run(study.name)}")
-        rest = [n for n in (*FIRST, *names) if n in names and n not in (a, b)]
+            return View(f"there is no ranking by {name} yet: put it in its estimators and {run(_study(study).name)}")
+        rest = [name for name in (*FIRST, *names) if name in names and name not in (a, b)]
         first = a or next(iter(rest), b)
-        return Compare(data, predictions, found, first, b or next((n for n in rest if n != first), first))
+        return Compare(data, predictions, found, first, b or next((name for name in rest if name != first), first))
 
-    study = _study(study)
     return _of_rankings(study, make)
 
 
 def try_estimator(
-    study: params.Study | str | Path,
-    fn: Callable,
-    name: str = "mine",
-    known: tuple[str, ...] = ("grad", "grad-sgsq", "random"),
+    study: Studied, fn: Callable, name: str = "mine", known: tuple[str, ...] = ("grad", "grad-sgsq", "random")
 ) -> View:
     """A function `(model, images, targets) -> scores` tried at once on any image, beside known estimators.
 
-    It needs the base model, and neither rankings nor retraining. See `attribute` for what a function gets and gives;
+    It needs the base model, neither rankings nor retraining; `engine.estimators` says what a function gets and gives.
     name: small letters, digits and _. What is wrong with it is a sentence in the view.
     """
     study = _study(study)
@@ -68,32 +67,31 @@ def try_estimator(
         if not (results.folder(study, results.Key("base").cell) / "model.safetensors").is_file():
             raise LookupError(f"there is no base model of {study.name} to explain yet: {run(study.name)}")
         data = datasets.load(study)
-        explainer = Explainer(study, data, *train.load_base(study, data))
-        return TryEstimator(explainer, _found(study), fn, name, tuple(known))
+        return TryEstimator(Explainer(study, data, *train.load_base(study, data)), _found(study), fn, name, known)
     except (LookupError, ValueError) as problem:  # InputError is a ValueError
-        return View([], str(problem.args[0]))
+        return View(str(problem.args[0]))
 
 
-def _study(study) -> params.Study:
-    """A study, or the one that a YAML file describes."""
+def _study(study: Studied) -> params.Study:
     return study if isinstance(study, params.Study) else params.load(study)
 
 
-def _of_rankings(study: params.Study, make: Callable) -> View:
+def _of_rankings(study: Studied, make: Callable) -> View:
     """A view of data, predictions and rankings; a sentence where rankings or images are missing."""
-    found = _found(study)
+    study = _study(study)
+    found, base = _found(study), results.folder(study, results.Key("base").cell)
     if not found:
-        return View([], f"there are no rankings of {study.name} yet: {run(study.name)}")
-    base = results.folder(study, results.Key("base").cell)
+        return View(f"there are no rankings of {study.name} yet: {run(study.name)}")
     files = {split: base / f"predictions-{split}.npy" for split in datasets.SPLITS}
-    predictions = {s: np.load(file, allow_pickle=False) for s, file in files.items() if file.is_file()}
+    predictions = {split: np.load(file, allow_pickle=False) for split, file in files.items() if file.is_file()}
     try:
         return make(datasets.load(study), predictions, found)
     except params.InputError as problem:  # the rankings are there, but the images are not
-        return View([], str(problem))
+        return View(str(problem))
 
 
 def _found(study: params.Study) -> dict:
     """The rankings that are there, memory-mapped: (estimator, unit, split) -> uint8 (N, C or 1, H, W)."""
-    keys = [(e, u, s) for e in study.estimators for u in study.units for s in datasets.SPLITS]
-    return {key: rankings.load(study, *key) for key in keys if rankings.path(study, *key).is_file()}
+    where = list(itertools.product(study.units, datasets.SPLITS))
+    keys = [(name, unit, split) for unit, split in where for name in rankings.ready(study, unit, split)]
+    return {key: rankings.load(study, *key) for key in keys}

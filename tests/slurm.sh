@@ -52,7 +52,7 @@ for _ in $(seq 100); do
 done
 sinfo
 
-printf 'jobs: 2\nmemory: 1500MB\ncores: 1\nwalltime: "00:20:00"\nhost: 127.0.0.1\n' > "$work/cluster.yaml"
+printf 'jobs: 2\nmemory: 1500MB\ncores: 1\nwalltime: "00:20:00"\nscheduler-options: {host: 127.0.0.1}\n' > "$work/cluster.yaml"
 export ROAR_OUTPUTS="$work/outputs"
 cd "$here"
 .venv/bin/roar run params/smoke.yaml --slurm "$work/cluster.yaml"

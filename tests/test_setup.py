@@ -6,10 +6,8 @@ from importlib.metadata import version
 
 import pytest
 import yaml
+from conftest import ROOT
 
-from roarlib.study import params
-
-ROOT = params.root()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(re.findall(r"^([\w.-]+)={2,3}(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
 

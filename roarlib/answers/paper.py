@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from roarlib.answers import stats
-from roarlib.study.names import BASES, PAPER, label
+from roarlib.study.names import PAPER, PAPER_BASES, label
 
 TABLE2 = Path(__file__).with_name("hooker2019_table2.csv")  # 420 accuracies and their source
 DATASETS = {  # ours -> (its name in the table, clean accuracy of the paper, number of classes)
@@ -92,7 +92,7 @@ def of_study(table: pd.DataFrame, unit: str) -> Source | None:
     return Source(
         str(table.study.iloc[0]),
         float(clean.mean()),
-        1 / int(table.n_classes.max()),
+        stats.floor(table),
         int(retrained.groupby(["estimator", "mode", "percent"]).seed.nunique().min()),
         wide("retrain", "remove"),
         wide("retrain", "keep"),
@@ -132,24 +132,24 @@ def _said(gaps: pd.Series) -> str:
 
 
 def _bases_no_better(s: Source):
-    gaps = _mean_gap(s, BASES, ["random"] * 3)
+    gaps = _mean_gap(s, PAPER_BASES, ["random"] * 3)
     return bool((gaps >= -SLACK).all()), _said(gaps)
 
 
 def _smoothgrad_no_better(s: Source):
-    gaps = _mean_gap(s, [f"{b}-sg" for b in BASES], BASES)
+    gaps = _mean_gap(s, [f"{b}-sg" for b in PAPER_BASES], PAPER_BASES)
     return bool((gaps >= -SLACK).all()), _said(gaps)
 
 
 def _ensembles_far_better(s: Source):
-    names = [f"{b}-{e}" for e in ("sgsq", "var") for b in BASES]
+    names = [f"{b}-{e}" for e in ("sgsq", "var") for b in PAPER_BASES]
     gaps = _mean_gap(s, names, ["random"] * 6)
     return bool((gaps <= -10).all()), _said(gaps)
 
 
 def _squaring_helps_a_little(s: Source):
-    gaps = _mean_gap(s, [f"{b}-squared" for b in BASES], BASES)
-    far = _mean_gap(s, [f"{b}-sgsq" for b in BASES], BASES)
+    gaps = _mean_gap(s, [f"{b}-squared" for b in PAPER_BASES], PAPER_BASES)
+    far = _mean_gap(s, [f"{b}-sgsq" for b in PAPER_BASES], PAPER_BASES)
     return bool(((gaps < 0) & (gaps.values > far.values)).all()), _said(gaps)
 
 

@@ -18,6 +18,12 @@ SPREAD = ["n", "mean", "std", "low", "high"]
 LEVEL = 0.95  # of every interval
 
 
+def floor(table: pd.DataFrame) -> float:
+    """The accuracy (0..1) of knowing nothing: chance, or the largest class's share of the test set if that is more."""
+    known = table["floor"].max() if "floor" in table else np.nan
+    return float(np.nanmax([1 / table["n_classes"].max(), known]))
+
+
 def t_halfwidth(std, n, level: float = LEVEL):
     """Half the width of the t interval of a mean: t((1 + level) / 2, n - 1) std / sqrt(n).
 
@@ -157,7 +163,7 @@ def tested(values) -> dict:
 
 
 def goodness(wide: pd.DataFrame, mode: str) -> pd.Series:
-    """How good each estimator is, larger is better: mean accuracy where inputs are kept, minus it where they are removed.
+    """How good each estimator is, larger is better: mean accuracy, times -1 in the modes that remove.
 
     wide: accuracies, estimators (rows) by points (columns: percents, or seeds and percents). Only estimators with every
     point count, so that means are over the same points.

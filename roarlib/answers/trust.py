@@ -33,7 +33,7 @@ def leak(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     """Accuracy of models that saw nothing but the removal masks: stats.summary's columns, and above_chance (0..1)."""
     rows = table[(table.measure == "retrain") & (table["mode"] == "mask") & (table.unit == unit)]
     found = stats.summary(rows)
-    return found.assign(above_chance=found["mean"].astype(float) - _chance(table))
+    return found.assign(above_chance=found["mean"].astype(float) - stats.floor(table))
 
 
 def scores(table: pd.DataFrame, unit: str) -> pd.DataFrame:
@@ -202,7 +202,3 @@ def guards(table: pd.DataFrame) -> pd.DataFrame:
         values = sorted(str(value) for value in retrained[column].dropna().unique())
         rows.append((said, len(values) <= 1, ", ".join(values)))
     return pd.DataFrame(rows, columns=["guard", "holds", "detail"])
-
-
-def _chance(table: pd.DataFrame) -> float:
-    return 1 / int(table.n_classes.max())

@@ -28,7 +28,6 @@ def verdicts(table: pd.DataFrame, unit: str, mode: str, reference: str = "random
     for all rows), verdict. Lower accuracy is better in the modes that remove, higher in those that keep. Sorted, best
     first.
     """
-    stats.one_study(table)
     rows = _retrained(table, unit, mode)
     found = []
     for estimator in rows.estimator.unique():
@@ -47,6 +46,7 @@ def verdicts(table: pd.DataFrame, unit: str, mode: str, reference: str = "random
 
 
 def _retrained(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
+    stats.one_study(table)
     return table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
 
 
@@ -83,6 +83,8 @@ def power(difference: float, std: float, n: int, level: float = LEVEL) -> float:
     """
     if n < 2 or not np.isfinite(std):
         return 0.0 if n < 2 else np.nan
+    if std == 0:  # nothing varies: any difference is seen
+        return 1.0 if difference else level
     edge, shift = scipy_stats.t.ppf(1 - level / 2, n - 1), np.sqrt(n) * abs(difference) / std
     tails = scipy_stats.nct.sf(edge, n - 1, shift), scipy_stats.nct.cdf(-edge, n - 1, shift)
     return float(np.nan_to_num(tails[0], nan=1.0) + np.nan_to_num(tails[1]))  # SciPy gives NaN far out
@@ -146,6 +148,7 @@ def agreement_within(table: pd.DataFrame) -> pd.DataFrame:
 
 def _sides(table: pd.DataFrame) -> list[tuple[str, str]]:
     """Every unit and mode that judges estimators; a mask alone does not: what it tells is a leak."""
+    stats.one_study(table)
     judging = table[(table.measure == "retrain") & (table["mode"] != "mask")]
     there = set(judging[["unit", "mode"]].itertuples(index=False, name=None))
     return [(unit, mode) for unit in UNITS for mode in MODES if (unit, mode) in there]

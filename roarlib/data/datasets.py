@@ -11,44 +11,18 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from roarlib.data import photos, prepare, textures
-from roarlib.study.files import outputs, root
+from roarlib.data.prepare import Split
+from roarlib.study.files import outputs, root, write_atomically
 from roarlib.study.params import InputError, Study
 
 SPLITS = ("train", "test")
 VERSION = 1  # of the prepared arrays; raise it when a loader gives other bytes for the same parameters
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images uint8 (N, C, H, W), labels int64 (N,); masks bool (N, 1, H, W) of the informative pixels, where known."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    masks: np.ndarray | None = None
-
-    def __len__(self):
-        return len(self.images)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
-        return self.images.shape[1:]
-
-    def read(self, part: slice) -> tuple[np.ndarray, dict[int, str]]:
-        """Some of the images, and none that is unreadable: what `photos.Photos` offers as well."""
-        return self.images[part], {}
-
-    def first(self, count: int) -> "Split":
-        """The first `count` images; 0 means all. Raises InputError where there are not so many."""
-        if count > len(self):
-            raise InputError(f"{count} images asked for, but the data set has only {len(self)}")
-        cut = slice(count or None)
-        return Split(self.images[cut], self.labels[cut], None if self.masks is None else self.masks[cut])
 
 
 @dataclass(frozen=True)
@@ -79,45 +53,63 @@ def load(study: Study, progress: Callable[[int, int], None] | None = None) -> Da
         try:
             prepare.write(folder, *_sources(study), progress)
         except OSError as error:
-            raise InputError(f"cannot read or write {error.filename or folder}: {error.strerror}") from None
+            raise InputError(
+                photos.shown(f"cannot read or write {error.filename or folder}: {error.strerror}")
+            ) from None
     meta = prepare.meta(folder)
-    splits = [Split(*prepare.read(folder, name)) for name in SPLITS]
+    splits = [prepare.read(folder, name) for name in SPLITS]
     return Data(*splits, meta["classes"], np.float32(meta["mean"]), np.float32(meta["std"]))
 
 
 def prepared(study: Study) -> Path:
-    """The folder of a study's prepared arrays; studies that ask for the same images share it."""
-    known = study.dataset in DATASETS or study.dataset.startswith("folder:")
-    if not known:
+    """The folder of a study's prepared arrays; studies that ask for the same images share it, however they spell it."""
+    if study.dataset not in DATASETS and not study.dataset.startswith("folder:"):
         near = difflib.get_close_matches(study.dataset, [*DATASETS, "folder:"], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"unknown dataset '{study.dataset}'{hint} Known: {', '.join(DATASETS)}, folder:PATH")
-    wanted = [VERSION, study.dataset, study.train_images, study.test_images, study.image_size, study.resize]
-    if not study.dataset.startswith("textures"):
-        wanted.append(str(data_dir(study).resolve()))
-    word = re.sub("[^a-z0-9]+", "-", study.dataset.lower()).strip("-")[-40:]
-    return outputs() / "_prepared" / f"{word}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
+    names = [(study.dataset, *([] if study.dataset.startswith("textures") else [str(data_dir(study).resolve())]))]
+    if study.dataset.startswith("folder:"):  # by what it comes to; earlier versions went by what the study says
+        names.append((f"folder:{(data_dir(study) / Path(study.dataset[7:]).expanduser()).resolve()}",))
+    for dataset, *where in names:
+        wanted = [VERSION, dataset, study.train_images, study.test_images, study.image_size, study.resize, *where]
+        word = re.sub("[^a-z0-9]+", "-", dataset.lower()).strip("-")[-40:]
+        folder = outputs() / "_prepared" / f"{word}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
+        if folder.is_dir():
+            break
+    return folder
 
 
-def changed(study: Study) -> list[str]:
-    """Splits whose pictures are not those that were prepared; none where the pictures are gone by now."""
+def changed(study: Study, thorough: bool = False, progress: Callable[[int, int], None] | None = None) -> list[str]:
+    """Splits whose pictures are not those that were prepared; none where the pictures are gone by now.
+
+    Names and sizes tell at once. Where only times differ, or with `thorough`, the pictures are decoded again (with
+    `progress`, of each split by itself); if they are the same after all, their times are noted.
+    """
     if study.dataset in ARRAYS:
         return []
-    meta = prepare.meta(prepared(study))
+    folder = prepared(study)
+    meta, found = prepare.meta(folder), []
     try:
         splits, _ = _sources(study)
     except InputError:
         return []
-    now = {name: prepare.digest(split) for name, split in splits.items()}
-    return [name for name, digest in now.items() if meta[name].get("of", digest) != digest]
+    for name, split in splits.items():
+        now = prepare.digests(split)
+        key = "names" if "names" in meta[name] else "of"  # prepared by an earlier version, which noted no times
+        doubtful = thorough or meta[name].get("times", now["times"]) != now["times"]
+        if meta[name].get(key, now[key]) != now[key] or doubtful and prepare.differs(folder, {name: split}, progress):
+            found.append(name)
+        else:
+            meta[name] |= now
+    if meta != prepare.meta(folder) and os.access(folder, os.W_OK):
+        write_atomically(folder / "meta.json", json.dumps(meta, indent=1))
+    return found
 
 
 def sizes(study: Study) -> tuple[dict[str, int], tuple[int, int, int]]:
     """({split: number of images}, (C, H, W)) of the study's data, without decoding any photograph."""
-    if (prepared(study) / "meta.json").is_file():
-        found = load(study)
-        return {name: len(found.split(name)) for name in SPLITS}, found.shape
-    splits, _ = _sources(study)
+    found = load(study) if (prepared(study) / "meta.json").is_file() else None
+    splits = {"train": found.train, "test": found.test} if found else _sources(study)[0]
     return {name: len(split) for name, split in splits.items()}, splits["train"].shape
 
 
@@ -126,19 +118,18 @@ def _sources(study: Study) -> tuple[dict, list[str]]:
     if study.dataset in ARRAYS:
         if study.image_size or study.resize:
             raise InputError(f"image_size and resize are for photographs; {study.dataset} has a size of its own")
-        train, test, classes = ARRAYS[study.dataset](study)
+        *found, classes = ARRAYS[study.dataset](study)
     else:
         size = study.image_size or 224
-        train, test, classes = photos.find(study.dataset, data_dir(study), study.resize or round(size * 8 / 7), size)
-    try:
-        splits = {"train": train.first(study.train_images), "test": test.first(study.test_images)}
-    except InputError as error:
-        raise InputError(f"{study.dataset}: {error}") from None
-    for name, split in splits.items():
-        _check(f"{study.dataset} {name}", split, len(classes))
-    if len(np.unique(splits["train"].labels)) < len(classes):
-        missing = sorted(set(range(len(classes))) - set(splits["train"].labels.tolist()))
-        raise InputError(f"{study.dataset} train: no image of class {classes[missing[0]]}; raise train_images")
+        *found, classes = photos.find(study.dataset, data_dir(study), study.resize or round(size * 8 / 7), size)
+    splits = {}
+    for name, split, count in zip(SPLITS, found, (study.train_images, study.test_images), strict=True):
+        if count > len(split):
+            raise InputError(f"{study.dataset}: {count} images asked for, but the data set has only {len(split)}")
+        splits[name] = split.first(count)
+        _check(f"{study.dataset} {name}", splits[name], len(classes))
+    if missing := set(range(len(classes))).difference(splits["train"].labels.tolist()):
+        raise InputError(f"{study.dataset} train: no image of class {classes[min(missing)]}; raise train_images")
     return splits, list(classes)
 
 
@@ -152,10 +143,14 @@ def notes(study: Study) -> list[str]:
         full = wanted and not (study.train_images, study.test_images)[k]
         paper = f" (the paper's count: {wanted})" if full and wanted != meta[name]["count"] else ""
         lines.append(f"{name}: {meta[name]['count']} images{paper}")
-        if meta[name]["missing"]:
-            lines[-1] += f", {len(meta[name]['missing'])} listed but not there"
-        if meta[name]["unreadable"]:
-            lines[-1] += f", {len(meta[name]['unreadable'])} unreadable and left out"
+        for key, words in (("missing", "listed but not there"), ("unreadable", "unreadable and left out")):
+            lines[-1] += f", {len(meta[name][key])} {words}" if meta[name][key] else ""
+        if others := meta[name].get("others"):
+            kinds = ", ".join(f"{kind} ({count})" for kind, count in others.items())
+            lines.append(f"  {(n := sum(others.values()))} file{'s' * (n > 1)} of other kinds left out: {kinds}")
+        low, high = meta[name].get("levels", (0, 255))
+        if high - low < 25.5:
+            lines.append(f"  only levels {low} to {high} of 0..255 occur; scale up 12-bit values in 16-bit files")
         lines += [f"  left out: {entry}" for entry in left_out[:10]]
         if len(left_out) > 10:
             lines.append(f"  and {len(left_out) - 10} more: {folder / 'meta.json'}")
@@ -170,9 +165,7 @@ def data_dir(study: Study) -> Path:
 def _check(name: str, split, classes: int) -> None:
     if isinstance(split, Split):
         if split.images.dtype != np.uint8 or split.images.ndim != 4:
-            raise InputError(
-                f"{name}: images must be uint8 (N, C, H, W), not {split.images.dtype} {split.images.shape}"
-            )
+            raise InputError(f"{name} must be uint8 (N, C, H, W), not {split.images.dtype} {split.images.shape}")
         if len(split.images) != len(split.labels):
             raise InputError(f"{name}: {len(split.images)} images but {len(split.labels)} labels")
     if not len(split):
@@ -181,37 +174,30 @@ def _check(name: str, split, classes: int) -> None:
         raise InputError(f"{name}: labels {split.labels.min()}..{split.labels.max()}, but {classes} classes")
 
 
-def _textures(kind: str) -> Callable:
+def _textures(kind: str, study: Study):
     classes = [f"direction {18 * k}°" for k in range(10)] if kind == "outline" else textures.CLASSES
-
-    def load_splits(study: Study):
-        train = Split(*textures.make(study.train_images or 2000, 0, 32, kind))
-        return train, Split(*textures.make(study.test_images or 1000, 1, 32, kind)), classes
-
-    return load_splits
+    train = Split(*textures.make(study.train_images or 2000, 0, 32, kind))
+    return train, Split(*textures.make(study.test_images or 1000, 1, 32, kind)), classes
 
 
-def _torchvision(cls_name: str, put: str) -> Callable:
-    def load_splits(study: Study):
-        import torchvision.datasets  # slow to import, and not needed for textures
+def _torchvision(cls_name: str, put: str, study: Study):
+    import torchvision.datasets  # slow to import, and not needed for textures
 
-        cls, folder = getattr(torchvision.datasets, cls_name), data_dir(study)
-        splits = []
-        for train in (True, False):
-            try:
-                found = _found_or_fetched(cls, folder, train)
-            except (RuntimeError, OSError, EOFError, ValueError) as error:
-                raise InputError(
-                    f"{study.dataset}: missing or damaged under {folder} and not downloadable "
-                    f"({' '.join(str(error).split())[:90]}); put {put} there, or name its folder by "
-                    "data_dir or the environment variable ROAR_DATA"
-                ) from None
-            images = np.asarray(found.data)  # (N, H, W, C) or (N, H, W)
-            images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-            splits.append(Split(np.ascontiguousarray(images), np.asarray(found.targets, dtype=np.int64)))
-        return *splits, found.classes
-
-    return load_splits
+    cls, folder = getattr(torchvision.datasets, cls_name), data_dir(study)
+    splits = []
+    for train in (True, False):
+        try:
+            found = _found_or_fetched(cls, folder, train)
+        except (RuntimeError, OSError, EOFError, ValueError) as error:
+            raise InputError(
+                f"{study.dataset}: missing or damaged under {folder} and not downloadable "
+                f"({' '.join(str(error).split())[:90]}); put {put} there, or name its folder by "
+                "data_dir or the environment variable ROAR_DATA"
+            ) from None
+        images = np.asarray(found.data)  # (N, H, W, C) or (N, H, W)
+        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        splits.append(Split(np.ascontiguousarray(images), np.asarray(found.targets, dtype=np.int64)))
+    return *splits, found.classes
 
 
 def _found_or_fetched(cls, folder: Path, train: bool):
@@ -223,8 +209,8 @@ def _found_or_fetched(cls, folder: Path, train: bool):
 
 # name -> function of the study that returns (train Split, test Split, class names)
 ARRAYS: dict[str, Callable] = {
-    **{f"textures-{kind}".rstrip("-"): _textures(kind) for kind in textures.KINDS},
-    "cifar10": _torchvision("CIFAR10", "cifar-10-batches-py/"),
-    "fashion-mnist": _torchvision("FashionMNIST", "FashionMNIST/raw/"),
+    **{f"textures-{kind}".rstrip("-"): partial(_textures, kind) for kind in textures.KINDS},
+    "cifar10": partial(_torchvision, "CIFAR10", "cifar-10-batches-py/"),
+    "fashion-mnist": partial(_torchvision, "FashionMNIST", "FashionMNIST/raw/"),
 }
 DATASETS = [*ARRAYS, *photos.COUNTS]  # and folder:PATH

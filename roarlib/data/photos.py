@@ -4,13 +4,15 @@ Layouts: ImageNet, Food-101, Birdsnap, and any folder with train/ and test/ (or 
 """
 
 import json
+import os
+import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.transforms import functional as TF
 
 from roarlib.study.machine import cores
@@ -18,13 +20,15 @@ from roarlib.study.params import InputError
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 COUNTS = {"imagenet": (1_281_167, 50_000), "food101": (75_750, 25_250), "birdsnap": (47_386, 2_443)}  # train, test
+CLUTTER = re.compile(r"\.|(@eadir|__macosx|thumbs\.db|desktop\.ini)\Z", re.IGNORECASE)  # left by file managers
+NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}  # Pillow alone knows their names, no more
 
 
 @dataclass(frozen=True)
 class Photos:
     """Picture files and their labels, int64 (N,), to be decoded to `size` pixels a side: see `view`.
 
-    missing: files that a list names and that are not there.
+    missing: files that a list names and that are not there. others: extension -> number of files that are no pictures.
     """
 
     paths: list[Path]
@@ -32,6 +36,7 @@ class Photos:
     resize: int
     size: int
     missing: list[str] = field(default_factory=list)
+    others: dict[str, int] = field(default_factory=dict)
 
     def __len__(self):
         return len(self.paths)
@@ -48,9 +53,9 @@ class Photos:
             try:
                 return view(self.paths[number], self.resize, self.size)
             except Exception as error:  # decoders raise all sorts
-                if getattr(error, "errno", None):  # not the picture's fault: the disk's, or too many open files
+                if isinstance(error, InputError) or getattr(error, "errno", None):  # for the user, or the disk's fault
                     raise
-                return f"{self.paths[number]} ({' '.join(str(error).split())[:60]})"
+                return f"{shown(self.paths[number])} ({' '.join(str(error).split())[:60]})"
 
         with ThreadPoolExecutor(cores()) as pool:  # decoding releases Python's lock
             found = dict(zip(range(part.start, part.stop), pool.map(look, range(part.start, part.stop)), strict=True))
@@ -60,29 +65,42 @@ class Photos:
 
     def first(self, count: int) -> "Photos":
         """`count` pictures, as evenly from all classes as can be (files are sorted by class); 0 means all."""
-        if count > len(self):
-            raise InputError(f"{count} images asked for, but the data set has only {len(self)}")
-        if not count:
-            return self
-        turn = np.zeros(len(self), dtype=np.int64)  # which picture of its class it is
-        for label in np.unique(self.labels):
-            here = self.labels == label
-            turn[here] = np.arange(here.sum())
-        chosen = np.sort(np.lexsort((self.labels, turn))[:count])
+        turn = np.concatenate([np.arange(n) for n in np.bincount(self.labels)])  # which picture of its class it is
+        chosen = np.sort(np.lexsort((self.labels, turn))[: count or None])
         return replace(self, paths=[self.paths[i] for i in chosen], labels=self.labels[chosen])
 
 
 def view(path: Path, resize: int, size: int) -> np.ndarray:
     """One picture as uint8 (3, size, size): turned upright, RGB, short side to `resize`, the centre cut out.
 
-    The paper's test-time view (256, 224). Raises OSError or ValueError for a file that is no whole picture.
+    The paper's test-time view (256, 224). What is transparent shows a white ground; 0..65535 becomes 0..255; of several
+    frames, the first. Raises OSError or ValueError for a file that is no whole picture, InputError where its values
+    have no known range.
     """
     with Image.open(path) as image:
+        scale = image.format == "PNG" and {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}.get(image.tile[0][3])
+        if scale and "transparency" in image.info:  # still as in the file, though Pillow makes all pixels 8 bits
+            image.info["transparency"] = (np.array(image.info["transparency"]) * scale).astype(int).tolist()
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip
-            image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+        if image.mode[0] in "IF":  # more than 8 bits, which convert would clip
+            values = np.asarray(image)
+            if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+                raise InputError(
+                    f"{shown(path)}: mode {image.mode}, {values.min():g} to {values.max():g}; nothing says which value "
+                    "is white: save it with 8 bits (0 to 255) or 16 (0 to 65535), or take it away"
+                )
+            values = np.where(values == image.info.get("transparency", -1), 65535, values)
+            image = Image.fromarray((values / 257).round().astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = TF.center_crop(TF.resize(image.convert("RGB"), resize), size)
         return np.asarray(image).transpose(2, 0, 1)
+
+
+def shown(name: str | Path) -> str:
+    """A file name that can be printed and stored: bytes that are no UTF-8 (an é in Latin-1) as \\xe9."""
+    return str(name).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def find(dataset: str, folder: Path, resize: int, size: int) -> tuple[Photos, Photos, list[str]]:
@@ -92,15 +110,15 @@ def find(dataset: str, folder: Path, resize: int, size: int) -> tuple[Photos, Ph
     """
     if dataset.startswith("folder:"):
         *parts, classes = _folder(folder / Path(dataset.removeprefix("folder:")).expanduser(), "pictures")
+    elif dataset == "imagenet":
+        *parts, classes = _folder(folder / "imagenet", "ILSVRC2012 (image-net.org; sorted by torchvision's ImageNet)")
     else:
-        *parts, classes = {"imagenet": _imagenet, "food101": _food101, "birdsnap": _birdsnap}[dataset](folder)
-    train, test = (
-        Photos(paths, np.array(labels, dtype=np.int64), resize, size, missing) for paths, labels, missing in parts
-    )
+        *parts, classes = {"food101": _food101, "birdsnap": _birdsnap}[dataset](folder)
+    train, test = (Photos(files, np.array(labels, np.int64), resize, size, *rest) for files, labels, *rest in parts)
     return train, test, classes
 
 
-Part = tuple[list[Path], list[int], list[str]]  # files, labels, names of missing files
+Part = tuple[list[Path], list[int], list[str], dict[str, int]]  # files, labels, missing files, extensions of others
 
 
 def _folder(folder: Path, what: str) -> tuple[Part, Part, list[str]]:
@@ -112,33 +130,41 @@ def _folder(folder: Path, what: str) -> tuple[Part, Part, list[str]]:
     parts, names = [], []
     for part in (folder / "train", test):
         try:
-            classes, number = find_classes(part)
-            found = make_dataset(str(part), number, IMG_EXTENSIONS)
-        except (FileNotFoundError, OSError) as error:
-            raise InputError(f"{part}: {' '.join(str(error).split())[:120]}") from None
-        parts.append(([Path(path) for path, _ in found], [label for _, label in found], []))
-        names.append(classes)
+            classes = sorted(f.name for f in os.scandir(part) if f.is_dir() and not CLUTTER.match(f.name))
+        except OSError as error:
+            raise InputError(f"{part}: {error.strerror}") from None
+        parts.append(_pictures(part, classes))
+        names.append([shown(name) for name in classes])
     if names[0] != names[1]:
         odd = sorted(set(names[0]) ^ set(names[1]))
         raise InputError(f"{folder}: train and {test.name} differ in classes, {odd[0]} for one")
     return *parts, names[0]
 
 
-def _imagenet(folder: Path):
-    return _folder(
-        folder / "imagenet",
-        "ILSVRC2012_img_train and ILSVRC2012_img_val (image-net.org; torchvision.datasets.ImageNet unpacks and sorts "
-        "them)",
-    )
+def _pictures(folder: Path, classes: list[str]) -> Part:
+    """Pictures of every kind that Pillow reads, in torchvision's order; the other files counted by extension."""
+    kinds = {kind for kind, name in Image.registered_extensions().items() if name not in NOT_READ}
+    paths, labels, others = [], [], Counter()
+    for label, name in enumerate(classes):
+        for where, _, files in sorted(os.walk(folder / name, followlinks=True)):
+            if any(map(CLUTTER.match, Path(where).relative_to(folder).parts)):
+                continue
+            files = [Path(where, file) for file in sorted(files) if not CLUTTER.match(file)]
+            read = [file for file in files if file.suffix.lower() in kinds]
+            paths += read
+            labels += [label] * len(read)
+            others.update(shown(f.suffix.lower()) or "no extension" for f in files if f.suffix.lower() not in kinds)
+        if label not in labels[-1:]:
+            raise InputError(f"{shown(folder / name)}: no picture of a kind that can be read, such as .jpg or .png")
+    return paths, labels, [], dict(others.most_common())
 
 
 def _food101(folder: Path):
     """The released layout with meta/train.json and meta/test.json, or a plain pair of folders."""
     base = next((p for p in (folder / "food-101", folder / "food101", folder) if (p / "meta").is_dir()), None)
     if base is None:
-        plain = folder / "food101"
-        if (plain / "train").is_dir():
-            return _folder(plain, "Food-101")
+        if (folder / "food101" / "train").is_dir():
+            return _folder(folder / "food101", "Food-101")
         raise InputError(f"{folder}: put food-101/ there (food-101.tar.gz from data.vision.ee.ethz.ch/cvl/food-101)")
     parts = [json.loads((base / "meta" / f"{name}.json").read_text()) for name in ("train", "test")]
     classes = sorted(parts[0])
@@ -148,9 +174,8 @@ def _food101(folder: Path):
 
 def _birdsnap(folder: Path):
     """images.txt, species.txt and test_images.txt as released; the pictures under download/images or images."""
-    base = next(
-        (p for p in (folder / "birdsnap", folder / "birdsnap" / "birdsnap") if (p / "images.txt").is_file()), None
-    )
+    homes = (folder / "birdsnap", folder / "birdsnap" / "birdsnap")
+    base = next((p for p in homes if (p / "images.txt").is_file()), None)
     if base is None:
         raise InputError(
             f"{folder}: put birdsnap/ there with images.txt, species.txt and test_images.txt (birdsnap.tgz of "
@@ -178,4 +203,4 @@ def _there(folder: Path, pairs: list[tuple[str, int]]) -> Part:
     """The listed pictures that exist; the others are kept by name."""
     found = [(folder / name, label) for name, label in pairs if (folder / name).is_file()]
     missing = [name for name, _ in pairs if not (folder / name).is_file()]
-    return [path for path, _ in found], [label for _, label in found], missing
+    return [path for path, _ in found], [label for _, label in found], missing, {}

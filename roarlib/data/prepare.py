@@ -6,9 +6,11 @@ known, and meta.json, written last, so that its presence means done. Interrupted
 
 import hashlib
 import json
+import os
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,36 +22,59 @@ CHUNK = 256  # images decoded and written at once
 BROKEN = 0.01  # a larger share of unreadable pictures is an error
 
 
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 (N, C, H, W), labels int64 (N,); masks bool (N, 1, H, W) of the informative pixels, where known."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+
+    def __len__(self):
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.images.shape[1:]
+
+    def read(self, part: slice) -> tuple[np.ndarray, dict[int, str]]:
+        """Some of the images, and none that is unreadable: what `photos.Photos` offers as well."""
+        return self.images[part], {}
+
+    def first(self, count: int) -> "Split":
+        """The first `count` images; 0 means all."""
+        cut = slice(count or None)
+        return Split(self.images[cut], self.labels[cut], None if self.masks is None else self.masks[cut])
+
+
 def write(folder: Path, splits: dict, classes: list[str], progress: Callable | None) -> None:
     """Write all splits and meta.json; resumes. progress: called with (images done, of all).
 
-    splits: name -> what has `labels`, `shape` and `read` (`datasets.Split`, `photos.Photos`). Pictures that cannot be
-    read are left out, and named in meta.json; InputError where more than 1 percent are.
+    splits: name -> what has `labels`, `shape` and `read` (`Split`, `photos.Photos`). Pictures that cannot be read are
+    left out, and named in meta.json; InputError where more than 1 percent are.
     """
     total = sum(len(split) for split in splits.values())
     with alone(folder):
         if (folder / "meta.json").is_file():
             return  # another process was first
-        meta, before = {"classes": list(classes)}, 0
+        meta, levels, before = {"classes": list(classes)}, {}, 0
         for name, split in splits.items():
             tell = progress and (lambda done, before=before: progress(before + done, total))
-            meta[name] = _write_split(folder, name, split, tell)
+            meta[name], levels[name] = _write_split(folder, name, split, tell)
             before += len(split)
-        counts = np.array(meta["train"].pop("levels"))
-        meta["test"].pop("levels")
-        meta["mean"], meta["std"] = (moment.tolist() for moment in moments(counts))
+        meta["mean"], meta["std"] = (moment.tolist() for moment in moments(levels["train"]))
         write_atomically(folder / "meta.json", json.dumps(meta, indent=1))
         for rest in folder.glob("*.progress.json"):
             rest.unlink()
 
 
-def _write_split(folder: Path, name: str, split, tell: Callable | None) -> dict:
-    """One split chunk by chunk; returns its entry of meta.json, with `levels`, the histogram of values by channel."""
+def _write_split(folder: Path, name: str, split, tell: Callable | None) -> tuple[dict, np.ndarray]:
+    """One split chunk by chunk; returns its entry of meta.json and the histogram of values, (C, 256)."""
     file, notes = folder / f"{name}-images.npy", folder / f"{name}.progress.json"
-    state = {"of": digest(split), "seen": 0, "kept": 0, "crc32": 0, "bad": {}}
-    state["levels"] = [[0] * 256 for _ in range(split.shape[0])]
+    state = digests(split) | {"seen": 0, "kept": 0, "crc32": 0, "bad": {}, "levels": [[0] * 256] * split.shape[0]}
     earlier = json.loads(notes.read_text()) if notes.is_file() and file.is_file() else {}
-    if earlier.get("of") == state["of"]:
+    if earlier.get("times") == state["times"]:
         state, array = earlier, np.lib.format.open_memmap(file, "r+")
     else:  # nothing there, or other pictures by now
         array = new_array(file, (len(split), *split.shape))
@@ -73,7 +98,8 @@ def _write_split(folder: Path, name: str, split, tell: Callable | None) -> dict:
         notes.unlink()  # mended pictures are to be looked at again
         one = next(iter(state["bad"].values()))
         raise InputError(f"{name}: {len(state['bad'])} of {len(split)} pictures cannot be read, {one} for one")
-    return _finish_split(folder, name, split, state) | {"levels": levels.tolist()}
+    used = np.flatnonzero(levels.sum(0))
+    return _finish_split(folder, name, split, state) | {"levels": [int(used[0]), int(used[-1])]}, levels
 
 
 def _finish_split(folder: Path, name: str, split, state: dict) -> dict:
@@ -83,28 +109,34 @@ def _finish_split(folder: Path, name: str, split, state: dict) -> dict:
     np.save(folder / f"{name}-labels.npy", split.labels[kept])
     if getattr(split, "masks", None) is not None:
         np.save(folder / f"{name}-masks.npy", split.masks)
-    return {
-        "count": state["kept"],
-        "of": state["of"],
-        "crc32": state["crc32"],
-        "unreadable": list(state["bad"].values()),
-        "missing": getattr(split, "missing", []),
-    }
+    said = {"count": state["kept"], "unreadable": list(state["bad"].values())}
+    said |= {key: state[key] for key in ("of", "names", "times", "crc32")}
+    return said | {"missing": getattr(split, "missing", []), "others": getattr(split, "others", {})}
 
 
-def digest(split) -> str:
-    """A digest of what is written, so that work is only ever continued for the same pictures in the same order."""
+def digests(split) -> dict[str, str]:
+    """Digests of what is written, so that work is only ever continued for the same pictures in the same order.
+
+    names: sizes, and paths from the files' common folder on. times: when they were last written as well.
+    """
+    # of: sizes, and paths as the study spells them; folders of earlier versions have it alone, with no times to differ
     size = [len(split), list(split.shape), getattr(split, "resize", 0)]
-    found = hashlib.sha256(json.dumps(size).encode() + split.labels.tobytes())
-    for path in getattr(split, "paths", ()):
-        found.update(f"{path} {path.stat().st_size}\n".encode())
-    return found.hexdigest()
+    head = json.dumps(size).encode() + split.labels.tobytes()
+    found = {key: hashlib.sha256(head) for key in ("of", "names", "times")}
+    paths = [str(path) for path in getattr(split, "paths", ())]
+    common = len(os.path.dirname(os.path.commonprefix(paths)))
+    for path in paths:
+        stat = os.stat(path)
+        name = f"{path[common:]} {stat.st_size}"
+        for key, line in (("of", f"{path} {stat.st_size}"), ("names", name), ("times", f"{name} {stat.st_mtime_ns}")):
+            found[key].update(f"{line}\n".encode(errors="surrogateescape"))
+    return {key: digest.hexdigest() for key, digest in found.items()}
 
 
-def read(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Images (memory-mapped; writing changes a private copy), labels and masks or None of a prepared split."""
+def read(folder: Path, name: str) -> Split:
+    """A prepared split; images and masks are memory-mapped, and writing to them changes a private copy."""
     count, masks = meta(folder)[name]["count"], folder / f"{name}-masks.npy"
-    return (
+    return Split(
         np.load(folder / f"{name}-images.npy", mmap_mode="c", allow_pickle=False)[:count],
         np.load(folder / f"{name}-labels.npy", allow_pickle=False),
         np.load(masks, mmap_mode="c", allow_pickle=False) if masks.is_file() else None,
@@ -120,12 +152,20 @@ def meta(folder: Path) -> dict:
 
 def damaged(folder: Path) -> list[str]:
     """The splits whose images are not what was written: checked by their CRC-32, reading every byte."""
+    return differs(folder, {name: read(folder, name) for name in ("train", "test")})
+
+
+def differs(folder: Path, splits: dict, progress: Callable | None = None) -> list[str]:
+    """Of these splits, those whose images, all read again, are not what was written; progress is of each split."""
     found = []
-    for name in ("train", "test"):
-        images, crc = read(folder, name)[0], 0
-        for start in range(0, len(images), CHUNK):
-            crc = zlib.crc32(np.ascontiguousarray(images[start : start + CHUNK]), crc)
+    for name, split in splits.items():
+        crc = 0
+        for stop in range(CHUNK, len(split) + CHUNK, CHUNK):
+            images, _ = split.read(slice(stop - CHUNK, min(stop, len(split))))
+            crc = zlib.crc32(np.ascontiguousarray(images), crc)
             release(images)
+            if progress:
+                progress(min(stop, len(split)), len(split))
         if crc != meta(folder)[name]["crc32"]:
             found.append(name)
     return found

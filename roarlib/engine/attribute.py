@@ -1,16 +1,12 @@
-"""Feature-importance estimators: three bases, the noise ensemble around them, controls, and anybody's own.
+"""Scores of images by any estimator: its noise ensemble and variants around it, from passes shared by a whole family.
 
-An estimator is a function `(model, images, targets) -> scores`: images normalised float (N, C, H, W), targets int64
-(N,) the explained class, scores of the images' shape, larger = more important. It may ask for more by naming a keyword
-(`ids`, `masks`, `seed`, `steps`, `reference`, `batch`); see `explain`. The six members of a base (plain, squared, SG,
-SG squared, SG-SQ, VAR) come from one sweep over the noisy inputs: they share every model pass.
+The six members of a base (plain, squared, SG, SG squared, SG-SQ, VAR) come from one sweep over the noisy inputs: they
+share every model pass.
 """
 
-import functools
 import inspect
+import itertools
 import math
-import re
-import warnings
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -18,11 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import gaussian_blur
 
 from roarlib.engine import draws, models
-from roarlib.study import names, own
+from roarlib.engine.estimators import base_function, built_in
 from roarlib.study.machine import precision_of
 from roarlib.study.names import split_name, variant_of
 from roarlib.study.params import InputError, Study
@@ -45,112 +40,6 @@ class Batch(NamedTuple):
         k = len(images) // len(self.images)
         masks = None if self.masks is None else self.masks.repeat(k, 1, 1, 1)
         return Batch(images, self.targets.repeat(k), self.ids.repeat(k), masks)
-
-
-def grad(model, images, targets):
-    """GRAD: derivative of the target's logit with respect to every input (Simonyan et al., 2014). Signed."""
-    x = images.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = model(x)
-    return torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), x)[0]  # of x alone: no weight gradients
-
-
-class _Guided(TorchFunctionMode):
-    """While active, every ReLU call passes only positive gradients on; module and functional, in place or not.
-
-    Calls are intercepted, so the model itself is never touched and a shared or functional ReLU is guided as well.
-    """
-
-    RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
-
-    def __init__(self):
-        super().__init__()
-        self.guided = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        if function in self.RELUS and out.requires_grad:
-            out.register_hook(lambda g: g.clamp(min=0))
-            self.guided += 1
-        return out
-
-
-def gb(model, images, targets):
-    """GB: Guided Backprop, the gradient with negative parts cut at every ReLU (Springenberg et al., 2015).
-
-    Raises InputError where it could guide nothing and would silently be GRAD: no ReLU, or a scripted model.
-    """
-    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
-        raise InputError("gb cannot guide the ReLUs inside a TorchScript model; give the eager model")
-    with _Guided() as mode:
-        scores = grad(model, images, targets)
-    if not mode.guided:
-        raise InputError(f"gb found no ReLU to guide in {type(model).__name__}: it is defined for ReLU networks only")
-    return scores
-
-
-def ig(model, images, targets, *, steps, reference, batch):
-    """IG: Integrated Gradients along the straight line from `reference` (Sundararajan et al., ICML 2017).
-
-    steps: k points of Gauss-Legendre quadrature. reference: broadcastable to images. batch: how many inputs the model
-    takes at once; steps are stacked up to it. Sums to f(x) - f(reference) up to the quadrature's error. A traced
-    model's first convolution is affine: it is passed once, and the steps lie on the straight line behind it.
-    """
-    nodes, weights = (v[:, None, None, None, None] / 2 for v in np.polynomial.legendre.leggauss(steps))
-    alphas, weights = (torch.as_tensor(v, dtype=images.dtype, device=images.device) for v in (nodes + 0.5, weights))
-    stem, rest = models.stem_and_rest(model)
-    x, dtype = images.detach().requires_grad_(), stem(images[:1]).dtype  # reduced under autocast
-    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-        end, start = stem(x), stem(torch.zeros_like(images[:1]) + reference).detach()
-    line, total, at_once = end.detach() - start, torch.zeros_like(end), max(1, batch // len(images))
-    for alpha, weight in zip(alphas.split(at_once), weights.split(at_once), strict=True):
-        points = torch.addcmul(start, alpha, line)  # (k, N, C, H, W)
-        # a copy, since a ReLU may overwrite its input
-        slopes = grad(lambda p: rest(p.to(dtype, copy=True)), points.flatten(0, 1), targets.repeat(len(alpha)))
-        total += (weight * slopes.reshape(points.shape)).sum(0)
-    return torch.autograd.grad(end, x, total)[0] * (images - reference)
-
-
-def random(model, images, targets, *, ids, seed):
-    """Random: each input goes at t percent with probability t/100, drawn once per image, nested in t.
-
-    Returns a ranking (uint8) rather than scores: the counts are binomial, as in the paper.
-    """
-    uniform = draws.uniform(seed, draws.RANDOM, ids, images[0].numel())
-    return (uniform * 100).to(torch.uint8).reshape(images.shape)
-
-
-def sobel(model, images, targets):
-    """Sobel: gradient magnitude per channel, from the separable filter [1 2 1] x [-1 0 1] along both axes."""
-    smooth, slope = images.new_tensor([1, 2, 1]), images.new_tensor([-1, 0, 1])
-    kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]  # (2, 1, 3, 3)
-    count, channels, height, width = images.shape
-    padded = F.pad(images, (1, 1, 1, 1), mode="replicate").reshape(-1, 1, height + 2, width + 2)
-    with torch.autocast(images.device.type, enabled=False):
-        slopes = F.conv2d(padded, kernels)
-    return slopes.square().sum(1).sqrt().reshape(count, channels, height, width)
-
-
-def oracle(model, images, targets, *, masks):
-    """Oracle: the truly informative pixels first, on data that knows them."""
-    return masks.to(images.dtype).expand_as(images)
-
-
-def anti_oracle(model, images, targets, *, masks):
-    """Anti-oracle: the truly uninformative pixels first."""
-    return 1 - oracle(model, images, targets, masks=masks)
-
-
-# base name -> function; any other base is the user's `module:function`, or `captum:Class`
-BASES: dict[str, Callable] = {
-    "grad": grad,
-    "gb": gb,
-    "ig": ig,
-    "random": random,
-    "sobel": sobel,
-    "oracle": oracle,
-    "anti-oracle": anti_oracle,
-}
 
 
 def blurred(scores: torch.Tensor) -> torch.Tensor:
@@ -184,34 +73,6 @@ def varied(name: str, scores: torch.Tensor) -> torch.Tensor:
         return scores
     with torch.autocast(scores.device.type, enabled=False):
         return VARIANTS[variant](-scores.float() if scores.dtype == torch.uint8 else scores)
-
-
-def register(name: str, function: Callable) -> None:
-    """Make a function an estimator of this process under a plain name, with its noise ensembles (`name-sgsq` ..).
-
-    For notebooks: a grid runs in processes of its own and needs the function in a file, as `module:function`. Raises
-    InputError for a name that is taken or not lower case.
-    """
-    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in BASES and name not in names.REGISTERED:
-        raise InputError(f"'{name}' cannot name an estimator: take a new word of small letters, digits and _")
-    BASES[name] = function
-    names.REGISTERED.add(name)
-
-
-def base_function(name: str, options: dict | None = None) -> Callable:
-    """The function behind a base's name, its options filled in; InputError if it cannot be imported."""
-    if name in BASES:
-        return BASES[name]
-    if name.startswith("captum:"):
-        return functools.partial(_captum, own.load(name.replace("captum:", "captum.attr:")), options or {})
-    return functools.partial(own.load(name), **options or {})
-
-
-def _captum(method, options, model, images, targets):
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}  # YAML has no tuples
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
-        return method(model).attribute(images, target=targets, **lists)
 
 
 def explain(
@@ -271,27 +132,52 @@ def sweep(base: Callable, inputs: Batch, ensembles: set[str], study: Study, batc
 
 
 def _with_extras(name: str, function: Callable, model: nn.Module, extras: dict) -> Callable[[Batch], torch.Tensor]:
-    """The function of a Batch alone, with those extras that its signature names, and with its result checked."""
+    """The function of a Batch alone, with those extras that its signature names and its options do not set.
+
+    A function that is not ours gets contiguous copies of its own, and random numbers that follow from the seed and the
+    images: what it does to its inputs, or draws, changes nothing for those beside it.
+    """
     try:
         accepted = inspect.signature(function).parameters
     except ValueError:  # keywords that it does not take
         takes = ", ".join(inspect.signature(function.func).parameters)
         given = ", ".join(function.keywords)
         raise InputError(f"{name} takes {takes}; its estimator_options give {given}") from None
-    fixed = {k: v for k, v in extras.items() if k in accepted}
+    chosen = getattr(function, "keywords", {})
+    fixed = {k: v for k, v in extras.items() if k in accepted and k not in chosen}
+    calls = itertools.count()
 
     def call(inputs: Batch) -> torch.Tensor:
-        more = {k: getattr(inputs, k) for k in ("ids", "masks") if k in accepted}
+        more = {k: getattr(inputs, k) for k in ("ids", "masks") if k in accepted and k not in chosen}
         if more.get("masks", ...) is None:
             raise InputError(f"{name} needs the masks of the informative pixels, which this data set does not have")
-        scores = function(model, inputs.images, inputs.targets, **fixed | more)
-        if not isinstance(scores, torch.Tensor):
-            raise InputError(f"{name} gives a {type(scores).__name__}, not a tensor of scores")
-        if scores.shape != inputs.images.shape:
-            raise InputError(
-                f"{name} gives scores of shape {tuple(scores.shape)} for images of shape "
-                f"{tuple(inputs.images.shape)}; they must be equal"
-            )
-        return scores.detach()
+        if built_in(name):
+            return function(model, inputs.images, inputs.targets, **fixed | more).detach()
+        images = inputs.images.detach().clone(memory_format=torch.contiguous_format)
+        with draws.seeded(extras["seed"] + int(inputs.ids[0]) + next(calls)), models.evaluating(model):
+            scores = function(model, images, inputs.targets.clone(), **fixed | more)
+        return as_scores(name, scores, inputs.images)
 
     return call
+
+
+def as_scores(name: str, scores, images: torch.Tensor) -> torch.Tensor:
+    """What a function gives as scores (N, C, H, W) of the images: float, detached, on their device.
+
+    One score per pixel, (N, 1, H, W) or (N, H, W), stands for all channels; NumPy arrays and whole numbers, which are
+    scores too, are taken. InputError for anything else.
+    """
+    if isinstance(scores, np.ndarray) and scores.dtype != object:
+        scores = torch.as_tensor(scores)
+    if not isinstance(scores, torch.Tensor) or scores.is_complex():
+        kind = "complex" if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise InputError(f"{name} gives a {kind}, not a tensor of scores")
+    count, channels, height, width = images.shape
+    if scores.shape in ((count, height, width), (count, 1, height, width)):
+        scores = scores.reshape(count, 1, height, width).expand(count, channels, height, width)
+    if scores.shape != images.shape:
+        raise InputError(
+            f"{name} gives scores of shape {tuple(scores.shape)} for images of shape {tuple(images.shape)}; they "
+            f"must be equal, or (N, 1, H, W) or (N, H, W) for one score per pixel"
+        )
+    return scores.detach().to(images.device, None if scores.is_floating_point() else torch.float64)

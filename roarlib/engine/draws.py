@@ -6,7 +6,11 @@ number generators"), computed for a whole batch at once on any device.
 """
 
 import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 NOISE, TIES, RANDOM, IMPUTATION = 1, 2, 3, 4  # streams: independent numbers for one image under one seed
@@ -52,3 +56,18 @@ def normal(seed: int, ids: torch.Tensor, sample: int, shape: tuple[int, ...], st
     angle = (z & 0xFFFFFF).float() * (2 * math.pi * 2**-24)
     both = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
     return both[:, :count].reshape(len(ids), *shape)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's own generators seeded meanwhile, and then as before: for code that is not ours."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

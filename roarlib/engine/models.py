@@ -9,10 +9,13 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 
 from roarlib.study import own
 from roarlib.study.names import USERS_OWN
@@ -24,68 +27,78 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list
     return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
 
 
-class Residual(nn.Module):
-    """Basic residual block (He et al., CVPR 2016): two 3 x 3 convolutions and a shortcut, projected where it must."""
+class Blur(nn.Module):
+    """Halves the size by the binomial filter [1 3 3 1] in both directions (Zhang, ICML 2019).
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+    Every pixel behind it weighs the same, which no 3 x 3 convolution of stride 2 grants: that one prints a lattice on
+    gradients, and rankings inherit it. In float32 always: processors have no fast depthwise bfloat16.
+    """
+
+    def __init__(self, channels: int):
         super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", (taps[:, None] * taps).repeat(channels, 1, 1, 1), persistent=False)
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            x = x if x.dtype == torch.float64 else x.float()
+            return F.conv2d(x, self.kernel.to(x.dtype), stride=2, padding=1, groups=x.shape[1])
+
+
+class Residual(nn.Module):
+    """Basic residual block (He et al., CVPR 2016): two 3 x 3 convolutions and a shortcut, projected where it must.
+
+    down: blur and halve what comes in, before both. stride: of the first convolution and the shortcut instead.
+    """
+
+    def __init__(self, inputs: int, outputs: int, down: bool = False, stride: int = 1):
+        super().__init__()
+        self.down = Blur(inputs) if down else nn.Identity()
         self.body = nn.Sequential(*conv_bn(inputs, outputs, 3, stride), nn.ReLU(True), *conv_bn(outputs, outputs))
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Sequential(*conv_bn(inputs, outputs, 1, stride))
         self.relu = nn.ReLU(True)
 
     def forward(self, x):
+        x = self.down(x)
         return self.relu(self.body(x) + self.shortcut(x))
-
-
-class Scale(nn.Module):
-    def __init__(self, by: float):
-        super().__init__()
-        self.by = by
-
-    def forward(self, x):
-        return x * self.by
 
 
 def _head(width: int, classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)]
 
 
-def resnet_tiny(classes: int, channels: int) -> nn.Module:
-    """79,000 weights at 16-32-64 channels behind a stride-2 stem: a retraining takes seconds on one CPU core."""
-    return nn.Sequential(
-        *conv_bn(channels, 16, 3, 2),
-        nn.ReLU(True),
-        Residual(16, 16),
-        Residual(16, 32, 2),
-        Residual(32, 64, 2),
-        *_head(64, classes),
-    )
+def resnet_tiny(classes: int, channels: int, widths=(16, 32, 64)) -> nn.Module:
+    """78,000 weights at 16-32-64 channels behind a blurred stem: a retraining takes seconds on one CPU core."""
+    stem = [*conv_bn(channels, 16), nn.ReLU(True), Blur(16), Residual(16, widths[0])]
+    blocks = [Residual(i, o, down=True) for i, o in pairwise(widths)]
+    return nn.Sequential(*stem, *blocks, *_head(widths[-1], classes))
+
+
+def resnet_small(classes: int, channels: int) -> nn.Module:
+    """The same with one more block, 16-32-64-96 channels, 223,000 weights: for images of 64 pixels and more."""
+    return resnet_tiny(classes, channels, (16, 32, 64, 96))
+
+
+def resnet_tiny_strided(classes: int, channels: int) -> nn.Module:
+    """resnet-tiny with convolutions of stride 2 in stem and blocks, which print a lattice: to compare with."""
+    stem = [*conv_bn(channels, 16, 3, 2), nn.ReLU(True)]
+    blocks = [Residual(16, 16), Residual(16, 32, stride=2), Residual(32, 64, stride=2)]
+    return nn.Sequential(*stem, *blocks, *_head(64, classes))
 
 
 def resnet9(classes: int, channels: int) -> nn.Module:
-    """Page's 9-layer residual net, the usual fast one on CIFAR-10 (DAWNBench, 2018): 6.6 million weights."""
+    """Page's 9-layer residual net (DAWNBench, 2018) with blurs for its poolings: 6.6 million weights."""
 
-    def down(inputs, outputs):
-        return [*conv_bn(inputs, outputs), nn.ReLU(True), nn.MaxPool2d(2)]
+    def conv(inputs, outputs):
+        return [*conv_bn(inputs, outputs), nn.ReLU(True)]
 
-    def residual(width):
-        body = nn.Sequential(*conv_bn(width, width), nn.ReLU(True), *conv_bn(width, width), nn.ReLU(True))
-        return Shortcut(body)
+    def shortcut(width):
+        return Shortcut(nn.Sequential(*conv(width, width), *conv(width, width)))
 
-    return nn.Sequential(
-        *conv_bn(channels, 64),
-        nn.ReLU(True),
-        *down(64, 128),
-        residual(128),
-        *down(128, 256),
-        *down(256, 512),
-        residual(512),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(512, classes, bias=False),
-        Scale(0.125),
-    )
+    down = [*conv(64, 128), Blur(128), shortcut(128), *conv(128, 256), Blur(256), *conv(256, 512), Blur(512)]
+    head = [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(512, classes, bias=False), Scale(0.125)]
+    return nn.Sequential(*conv(channels, 64), *down, shortcut(512), *head)
 
 
 class Shortcut(nn.Module):
@@ -97,32 +110,51 @@ class Shortcut(nn.Module):
         return x + self.body(x)
 
 
+class Scale(nn.Module):
+    def __init__(self, by: float):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x):
+        return x * self.by
+
+
 def resnet18(classes: int, channels: int) -> nn.Module:
-    """ResNet-18 with the CIFAR stem (3 x 3, stride 1, no pooling), as the literature trains it on 32 x 32 images.
+    """ResNet-18 with the CIFAR stem (3 x 3, stride 1, no pooling) and blurs before its strides, for 32 x 32 images.
 
     For images of 64 pixels and more `build` takes torchvision's, which has the original stem (7 x 7, stride 2).
     """
-    widths, layers = (64, 64, 128, 256, 512), []
-    for stage, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-        layers += [Residual(inputs, outputs, 1 if stage == 0 else 2), Residual(outputs, outputs)]
+    layers = [Residual(64, 64), Residual(64, 64)]
+    for inputs, outputs in pairwise((64, 128, 256, 512)):
+        layers += [Residual(inputs, outputs, down=True), Residual(outputs, outputs)]
     return nn.Sequential(*conv_bn(channels, 64), nn.ReLU(True), *layers, *_head(512, classes))
 
 
 # name -> function (classes, channels) -> module
-MODELS: dict[str, Callable] = {"resnet-tiny": resnet_tiny, "resnet9": resnet9, "resnet18": resnet18}
+MODELS: dict[str, Callable] = {
+    "resnet-tiny": resnet_tiny,
+    "resnet-small": resnet_small,
+    "resnet9": resnet9,
+    "resnet18": resnet18,
+    "resnet-tiny-strided": resnet_tiny_strided,
+}
 
 
 def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """A fresh model with random weights for images of `shape` (C, H, W), checked on one blank image.
+    """A fresh model with random weights for images of `shape` (C, H, W), checked on blank images, in its `layout`.
 
     Weights come from torch's global generator: seed it before. Raises InputError for an unknown name and for a model
     that does not map a batch to (N, classes).
     """
     make = _torchvision(name) if name == "resnet18" and shape[1] >= 64 else constructor(name)
     try:
-        model = make(classes, shape[0]).eval()
+        model, blank = make(classes, shape[0]).eval(), torch.zeros(2, *shape)
         with torch.no_grad():
-            out = model(torch.zeros(2, *shape))
+            out = model(blank)
+            try:
+                model.to(memory_format=torch.channels_last)(blank.contiguous(memory_format=torch.channels_last))
+            except RuntimeError:  # for instance x.view(-1, 400), which wants channels first
+                model.to(memory_format=torch.contiguous_format).roar_layout = torch.contiguous_format
     except Exception as error:  # the user's code: anything may come of it
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"model {name} fails on images of shape {tuple(shape)}: {reason}") from error
@@ -132,6 +164,11 @@ def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
             f"model {name} gives {got} for 2 images; the data has {classes} classes, so (2, {classes}) is needed"
         )
     return model.train()
+
+
+def layout(model: nn.Module) -> torch.memory_format:
+    """How the model's images lie in memory: channels last, which is faster, unless `build` saw that it cannot."""
+    return getattr(model, "roar_layout", torch.channels_last)
 
 
 def constructor(name: str) -> Callable:
@@ -158,16 +195,35 @@ def _torchvision(name: str) -> Callable:
     return lambda classes, channels: torchvision.models.get_model(name, weights=None, num_classes=classes)
 
 
-def folded(model: nn.Module) -> nn.Module:
+def folded(model: nn.Module, images: torch.Tensor) -> nn.Module:
     """A copy of the model with every batch norm folded into the convolution before it, for faster passes.
 
     The same function in evaluation mode up to rounding: w' = w g / sqrt(v + e), b' = (b - m) g / sqrt(v + e) + beta.
-    A model that torch.fx cannot trace comes back as it is.
+    The model itself comes back where the copy is another function: one that torch.fx cannot trace, that has hooks or
+    parametrisations, or that disagrees on these few images (normalised, (N, C, H, W)) in float64.
     """
     try:
-        traced = fx.symbolic_trace(copy.deepcopy(model).eval())
+        exact = copy.deepcopy(model).double().eval()
+        same = not _hooked(model) and _same(exact, _fold(copy.deepcopy(exact)), images.double())
+        return _fold(copy.deepcopy(model).eval()) if same else model
     except Exception:  # tracing runs the user's forward on proxies: anything may come of it
         return model
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, Blur) or super().is_leaf_module(module, name)  # its autocast must not be lost
+
+
+def _hooked(model: nn.Module) -> bool:
+    """Whether calling the model runs more than its forward: hooks of any kind, weight_norm and the like among them."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    modules = list(model.modules())
+    return any(getattr(m, kind) for m in modules for kind in kinds) or any(map(is_parametrized, modules))
+
+
+def _fold(model: nn.Module) -> fx.GraphModule:
+    traced = fx.GraphModule(model, _Tracer().trace(model))
     modules, calls = dict(traced.named_modules()), Counter(node.target for node in traced.graph.nodes)
     for node in list(traced.graph.nodes):
         before = node.args[0] if node.op == "call_module" and node.args else None
@@ -181,17 +237,29 @@ def folded(model: nn.Module) -> nn.Module:
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
     traced.recompile()
+    traced.roar_folded = True
     return traced.requires_grad_(False)
+
+
+def _same(model: nn.Module, other: nn.Module, images: torch.Tensor) -> bool:
+    """Whether two models in float64 give the same logits and input gradients, to a billionth of the largest."""
+    found = []
+    for net in (model, model, other):  # the model twice: its forward may draw random numbers
+        x = images.detach().requires_grad_()
+        logits = net(x)
+        found.append((logits, torch.autograd.grad(logits.square().sum(), x)[0]))
+    pairs = [pair for one in found[1:] for pair in zip(found[0], one, strict=True)]
+    return all(bool((a - b).abs().max() <= 1e-9 * a.abs().max()) for a, b in pairs)
 
 
 @functools.lru_cache(maxsize=2)  # a batch asks for each of its noisy copies
 def stem_and_rest(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """A traced model as rest(stem(images)), the stem its first convolution; (identity, model) where that is not so.
+    """A folded model as rest(stem(images)), the stem its first convolution; (identity, model) where that is not so.
 
     The stem is affine: what lies on a straight line between images lies on one behind it as well. It is all that reads
     the images. The weights are the model's own.
     """
-    inputs = model.graph.find_nodes(op="placeholder") if isinstance(model, fx.GraphModule) else []
+    inputs = model.graph.find_nodes(op="placeholder") if getattr(model, "roar_folded", False) else []
     if len(inputs) != 1 or len(inputs[0].users) != 1:
         return nn.Identity(), model
     (first,) = inputs[0].users
@@ -208,11 +276,13 @@ def stem_and_rest(model: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and back to what it was, whatever happens."""
-    modes = [(m, m.training) for m in model.modules()]
+    """Every module in evaluation mode; modes and gradients of weights are back as they were, whatever happens."""
+    modes, grads = [(m, m.training) for m in model.modules()], [(p, p.grad) for p in model.parameters()]
     model.eval()
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+        for parameter, gradient in grads:
+            parameter.grad = gradient

@@ -1,4 +1,4 @@
-"""From scores to rankings: every image of a split explained, ranked and written to memory-mapped uint8 files, resumable.
+"""From scores to rankings: every image explained, ranked and written to memory-mapped uint8 files, resumable.
 
 `study.rankings` says what a ranking is and where it lies.
 """
@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roarlib.data.datasets import Data, Split
+from roarlib.data.datasets import SPLITS, Data, Split
 from roarlib.engine import attribute, draws, models
 from roarlib.engine.degrade import Degraded, image_ids
+from roarlib.engine.estimators import built_in, gap
 from roarlib.study import rankings
 from roarlib.study.files import new_array, part_of, release, write_atomically
 from roarlib.study.machine import device_of, keep_memory
-from roarlib.study.names import group_of, variant_of
+from roarlib.study.names import group_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 Progress = Callable[[int, int], None] | None  # called with (images done, of all)
@@ -27,7 +28,7 @@ Progress = Callable[[int, int], None] | None  # called with (images done, of all
 def to_unit(scores: torch.Tensor, unit: str) -> torch.Tensor:
     """Scores per ranked unit: (N, C, H, W) stays for `value`; `pixel` sums the channels to (N, 1, H, W).
 
-    A uint8 tensor is a ranking already (see attribute.random); for `pixel` its first channel stands for the pixel.
+    A uint8 tensor is a ranking already (see estimators.random); for `pixel` its first channel stands for the pixel.
     """
     if unit == "value":
         return scores
@@ -41,15 +42,20 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
     0..99. Raises ValueError for NaN or infinite scores. One sort of 64-bit keys: the score's bits in ascending integer
     order above, 32 random bits below.
     """
-    flat = scores.detach().reshape(len(scores), -1).float()
+    flat = scores.detach().reshape(len(scores), -1)
+    flat = flat if flat.dtype == torch.float64 else flat.float()
     if not torch.isfinite(flat).all():
         bad = int(ids[~torch.isfinite(flat).all(1)][0]) % (1 << 40)  # above are the split's bits
         raise ValueError(f"scores of image {bad} are NaN or infinite; an importance must be a finite number")
     units = flat.shape[1]
-    order = (-flat + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0: they tie
-    order = torch.where(order < 0, order ^ 0x7FFFFFFF, order)  # negative floats ascend backwards as integers
-    keys = (order << 32) | (draws.bits(seed, draws.TIES, ids, 0, units) & 0xFFFFFFFF)
-    rank_to_unit = keys.argsort(1)
+    ties = draws.bits(seed, draws.TIES, ids, 0, units) & 0xFFFFFFFF
+    if flat.dtype == torch.float64:  # no key holds its 64 bits and the ties': sort by these, then stably by the scores
+        shuffled = ties.argsort(1)
+        rank_to_unit = shuffled.gather(1, flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
+    else:
+        order = (-flat + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0: they tie
+        order = torch.where(order < 0, order ^ 0x7FFFFFFF, order)  # negative floats ascend backwards as integers
+        rank_to_unit = ((order << 32) | ties).argsort(1)
     rank_of_value = torch.arange(units, device=flat.device)
     value = ((100 * (rank_of_value + 1) + units - 1) // units - 1).to(torch.uint8)  # (K,)
     ranking = torch.empty(flat.shape, dtype=torch.uint8, device=flat.device)
@@ -59,7 +65,9 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
 
 @dataclass
 class Explainer:
-    """A study's data explained by one model, which is folded for it; what every ranking is made with.
+    """A study's data explained by one model; what every ranking is made with.
+
+    Our own estimators explain a faster copy of it, checked to be the same function: `models.folded`.
 
     model: the network to explain, on any device. predictions: split -> int64 (N,), the classes that are explained.
     batch: inputs a model pass takes; 0: what suits the device.
@@ -74,7 +82,9 @@ class Explainer:
     def __post_init__(self):
         self.device = device_of(self.study)
         self.batch = self.batch or batch_size(self.device, self.data.shape)
-        self.folded = models.folded(self.model).to(self.device, memory_format=torch.channels_last)
+        self.layout = models.layout(self.model)
+        self.model = self.model.to(self.device, memory_format=self.layout)
+        self.folded = models.folded(self.model, self._images("train", slice(0, 2))).to(memory_format=self.layout)
         mean, std = (torch.from_numpy(v).to(self.device) for v in (self.data.mean, self.data.std))
         black = (-mean / std)[:, None, None]
         self.reference = black if self.study.ig_reference == "black" else torch.zeros(1, device=self.device)
@@ -82,18 +92,25 @@ class Explainer:
     def ids(self, split: str, index: slice) -> torch.Tensor:
         return image_ids(split, index, self.device)
 
+    def _images(self, split: str, index: slice, gone=None, percent: int = 0) -> torch.Tensor:
+        images = Degraded(split, self.data, self.device, gone, percent, room=0).images(index)
+        return images.contiguous(memory_format=self.layout)
+
     def scores(self, split: str, index: slice, estimators: list[str], gone=None, percent: int = 0) -> dict:
         """Scores (B, C, H, W) by name of the images `index` of a split, with the study's settings.
 
         gone, percent: a ranking and how much of it is removed from the images first; None: they are untouched.
         """
-        images = Degraded(split, self.data, self.device, gone, percent, room=0).images(index)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = self._images(split, index, gone, percent)
         targets = torch.from_numpy(self.predictions[split][index]).to(self.device)
         masks = self.data.split(split).masks
         masks = None if masks is None else torch.from_numpy(masks[index]).to(self.device)
         inputs = attribute.Batch(images, targets, self.ids(split, index), masks)
-        return attribute.explain(self.study, self.folded, inputs, estimators, self.reference, self.batch)
+        made = {}
+        for model, ours in ((self.folded, True), (self.model, False)):  # code that is not ours gets the very model
+            names = [n for n in estimators if built_in(split_name(n)[0]) == ours]
+            made |= attribute.explain(self.study, model, inputs, names, self.reference, self.batch)
+        return made
 
     def ranked(self, scores: torch.Tensor, unit: str, ids: torch.Tensor, estimator: str) -> np.ndarray:
         """Scores of a batch as a ranking of this unit; InputError names the estimator if they are not finite."""
@@ -104,13 +121,21 @@ class Explainer:
             raise InputError(f"{estimator}: {error}") from None
         return found.cpu().numpy()
 
+    def gap(self, base: str) -> float | None:
+        """How far a base that promises completeness misses it on a few test images: `estimators.gap`."""
+        index, options = slice(0, min(8, len(self.data.test))), self.study.estimator_options.get(base, {})
+        targets = torch.from_numpy(self.predictions["test"][index]).to(self.device)
+        with models.evaluating(self.model):
+            return gap(base, options, self.model, self._images("test", index).contiguous(), targets)
+
     def rankings(self, split: str, index: slice, estimators: list[str], unit: str) -> dict[str, np.ndarray]:
         """Rankings of a few images, computed now and kept nowhere: name -> uint8 (B, C or 1, H, W).
 
         For trying an estimator before any retraining; InputError if one gives what cannot be ranked.
         """
         found, ids = self.scores(split, index, estimators), self.ids(split, index)
-        _refuse_constant(found)
+        for name in estimators:
+            refuse_constant(name, constants(found[name], unit), len(found[name]))
         return {name: self.ranked(found[name], unit, ids, name) for name in estimators}
 
 
@@ -125,19 +150,20 @@ def images_at_once(batch: int) -> int:
     return max(1, batch // 4)
 
 
-def make(explainer: Explainer, estimators: list[str], progress: Progress = None) -> dict[str, float]:
+def make(explainer: Explainer, estimators: list[str], progress: Progress = None) -> dict:
     """Rank every image of both splits by these estimators (one group), in all units of the study; write the files.
 
-    Returns {"seconds", "images_per_second"} of this call. Memory does not grow with the number of images. An
-    interrupted run resumes at the last checkpoint, with the same bytes in the end. `recursive.make` ranks recursive
-    estimators.
+    Returns of this call {"seconds", "images_per_second"}, and {"constant"}: (estimator, unit) -> share of the images
+    whose units all scored the same, so that chance ranked them. Above half it is an InputError. Memory does not grow
+    with the number of images. An interrupted run resumes at the last checkpoint, with the same bytes in the end.
+    `recursive.make` ranks recursive estimators.
     """
     if len({group_of(name) for name in estimators}) != 1:
         raise ValueError(f"{estimators} are not of one group, which is what shares passes and files")
     if variant_of(estimators[0]) == "recursive":
         raise ValueError(f"{estimators[0]} is ranked by recursive.make: it needs models of its own")
     keep_memory()
-    data, computed, started = explainer.data, 0, time.perf_counter()
+    study, data, computed, started = explainer.study, explainer.data, 0, time.perf_counter()
     total = len(data.train) + len(data.test)
     for before, split in ((0, "train"), (len(data.train), "test")):
         steps = _split(explainer, split, estimators)
@@ -146,7 +172,10 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
             if progress:
                 progress(before + done, total)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "images_per_second": computed / seconds}
+    counted = _counted(study, estimators[0], "train") | _counted(study, estimators[0], "test")
+    files = {(e, u): [rankings.path(study, e, u, s).name for s in SPLITS] for e in estimators for u in study.units}
+    constant = {key: sum(counted.get(name, 0) for name in names) / total for key, names in files.items()}
+    return {"seconds": seconds, "images_per_second": computed / seconds, "constant": constant}
 
 
 def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[int]:
@@ -158,9 +187,10 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
     if not files:
         yield len(split)
         return
-    checkpoint = next(iter(files.values())).parent / f"{name}.progress.json"  # one per group and split
-    parts, first, batch = _open_parts(files, split, checkpoint)
-    explainer.batch = batch or explainer.batch
+    folder = next(iter(files.values())).parent
+    checkpoint = folder / f"{name}{study.of_base}.progress.json"  # one per group, split and base model
+    parts, state = _open_parts(files, split, checkpoint)
+    first, constant, explainer.batch = state["done"], state["constant"], state["batch"] or explainer.batch
     yield first
     saved = time.monotonic()
     while first < len(split):
@@ -176,43 +206,61 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
         ids = explainer.ids(name, index)
         for (estimator, unit), part in parts.items():
             part[index] = explainer.ranked(scores[estimator], unit, ids, estimator)
-        if first == 0:
-            _refuse_constant(scores)
+            constant[files[estimator, unit].name] += constants(scores[estimator], unit)
+            refuse_constant(estimator, constant[files[estimator, unit].name], len(split))
         first = index.stop
         yield first
         if time.monotonic() - saved > 20:
-            _checkpoint(checkpoint, parts, first, explainer.batch)
+            _checkpoint(checkpoint, parts, state | {"done": first, "batch": explainer.batch, "constant": constant})
             saved = time.monotonic()
     for key, part in parts.items():
         part.flush()
         part_of(files[key]).replace(files[key])
+    counted = _counted(study, estimators[0], name) | constant
+    write_atomically(_counted_file(study, estimators[0], name), json.dumps(counted, indent=1))
     checkpoint.unlink(missing_ok=True)
 
 
-def _refuse_constant(scores: dict[str, torch.Tensor]) -> None:
-    """InputError if an estimator scores all inputs alike in most images of a batch; a few dead images may be."""
-    for estimator, values in scores.items():
-        flat = values.flatten(1)
-        if values.dtype != torch.uint8 and bool((flat == flat[:, :1]).all(1).float().mean() > 0.5):
-            raise InputError(f"{estimator} gives every input of an image the same score: there is nothing to rank")
+def _counted_file(study: Study, estimator: str, split: str) -> Path:
+    return rankings.path(study, estimator, "", "").with_name(f"{split}{study.of_base}.constant.json")
 
 
-def _open_parts(files: dict, split: Split, checkpoint: Path) -> tuple[dict, int, int]:
-    """Memory-mapped part files, the image to resume at and the batch size then: 0 and 0 for a fresh start."""
+def _counted(study: Study, estimator: str, split: str) -> dict[str, int]:
+    """Of each ranking file of a group and split, how many of its images had nothing to rank."""
+    file = _counted_file(study, estimator, split)
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def constants(scores: torch.Tensor, unit: str) -> int:
+    """How many images of a batch have the same score for all their units: their ranking is drawn by chance."""
+    flat = to_unit(scores, unit).flatten(1)
+    return 0 if scores.dtype == torch.uint8 else int((flat == flat[:, :1]).all(1).sum())
+
+
+def refuse_constant(estimator: str, count: int, of: int) -> None:
+    """InputError if an estimator had nothing to rank in more than half of the images."""
+    if count > of / 2:
+        raise InputError(
+            f"{estimator} gives every input of an image the same score in {count} of {of} images: nothing to rank"
+        )
+
+
+def _open_parts(files: dict, split: Split, checkpoint: Path) -> tuple[dict, dict]:
+    """Memory-mapped part files, and where to resume: images done, batch size and constants then, 0 at first."""
+    names = sorted(file.name for file in files.values())
     if checkpoint.is_file() and all(part_of(file).is_file() for file in files.values()):
         state = json.loads(checkpoint.read_text())
-        if state["files"] == sorted(file.name for file in files.values()):
-            parts = {key: np.lib.format.open_memmap(part_of(file), mode="r+") for key, file in files.items()}
-            return parts, state["done"], state["batch"]
+        if state["files"] == names:
+            return {key: np.lib.format.open_memmap(part_of(file), mode="r+") for key, file in files.items()}, state
     checkpoint.unlink(missing_ok=True)  # it speaks of parts that end here
     channels, height, width = split.shape
     shapes = {"pixel": (len(split), 1, height, width), "value": (len(split), channels, height, width)}
-    return {key: new_array(part_of(file), shapes[key[1]]) for key, file in files.items()}, 0, 0
+    parts = {key: new_array(part_of(file), shapes[key[1]]) for key, file in files.items()}
+    return parts, {"done": 0, "batch": 0, "constant": dict.fromkeys(names, 0), "files": names}
 
 
-def _checkpoint(file: Path, parts: dict, done: int, batch: int) -> None:
+def _checkpoint(file: Path, parts: dict, state: dict) -> None:
     for part in parts.values():
         part.flush()
         release(part)
-    names = sorted(Path(part.filename).name.removeprefix(".").removesuffix(".part") for part in parts.values())
-    write_atomically(file, json.dumps({"done": done, "batch": batch, "files": names}))
+    write_atomically(file, json.dumps(state))

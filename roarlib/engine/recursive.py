@@ -28,7 +28,7 @@ from roarlib.study.params import InputError
 FIRST = 1e38  # above any score that is ranked; times 1 to 2, in the order of what is gone, still a float32
 
 
-def make(explainer: Explainer, estimators: list[str], progress: Progress = None) -> dict[str, float]:
+def make(explainer: Explainer, estimators: list[str], progress: Progress = None) -> dict:
     """Rank every image of both splits by one recursive estimator, in all units of the study; write the files.
 
     explainer: of the base model, which explains the first removal; later ones are explained by models retrained at each
@@ -59,7 +59,7 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
             found[split].flush()
             Path(found[split].filename).replace(file)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "images_per_second": done / seconds}
+    return {"seconds": seconds, "images_per_second": done / seconds, "constant": {}}
 
 
 def _retrained(explainer: Explainer, found: dict[str, np.ndarray], percent: int) -> Explainer:

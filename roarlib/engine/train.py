@@ -18,7 +18,7 @@ from roarlib.engine.augment import augment
 from roarlib.engine.degrade import Degraded, degraded
 from roarlib.study.machine import device_of, precision_of
 from roarlib.study.params import InputError, Study
-from roarlib.study.results import Key, folder
+from roarlib.study.results import base_file
 
 
 def train(
@@ -42,7 +42,7 @@ def train(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # first weights, and what the model itself draws: dropout, stochastic depth
         model = models.build(study.model, len(data.classes), data.shape)
-        return _fit(study, model.to(device, memory_format=torch.channels_last), images, seed, progress).eval()
+        return _fit(study, model.to(device, memory_format=models.layout(model)), images, seed, progress).eval()
 
 
 def _fit(study: Study, model: nn.Module, images: Degraded, seed: int, progress) -> nn.Module:
@@ -55,7 +55,7 @@ def _fit(study: Study, model: nn.Module, images: Degraded, seed: int, progress) 
     for epoch in range(1, study.epochs + 1):
         total = torch.zeros((), device=device)
         for x, y in images.batches(_order(len(images), batches, study.batch_size, generator)):
-            x = augment(x, study.augment, generator).contiguous(memory_format=torch.channels_last)
+            x = augment(x, study.augment, generator).contiguous(memory_format=models.layout(model))
             optimiser.zero_grad()
             for part, labels in zip(*(t.split(study.micro_batch or len(y)) for t in (x, y)), strict=True):
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -102,6 +102,7 @@ def predict(study: Study, model: nn.Module, images: Degraded, flip: bool = False
     half, found = precision_of(study.precision, images.device) == "bfloat16", []
     batch = max(8, 1_000_000 // (images.data.shape[1] * images.data.shape[2]))
     for x, _ in images.batches(slice(i, i + batch) for i in range(0, len(images), batch)):
+        x = x.contiguous(memory_format=models.layout(model))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
             found.append((model(x) + model(x.flip(3)) if flip else model(x)).argmax(1))
     return torch.cat(found).cpu().numpy()
@@ -116,28 +117,34 @@ def evaluate(
     mode: str = "remove",
 ) -> float:
     """Share of the degraded test images that the model classifies correctly, 0 to 1. ranking: of the test split."""
-    images = degraded(study, data, "test", ranking, percent, mode)
-    return float((predict(study, model, images, study.flip_average) == data.test.labels).mean())
+    return tested(study, model, data, ranking, percent, mode)["accuracy"]
+
+
+def tested(study: Study, model: nn.Module, data: Data, ranking=None, percent: int = 0, mode: str = "remove") -> dict:
+    """What a row says of a model's test: `evaluate`'s accuracy, and `balanced`, the mean over classes of their own."""
+    images, labels = degraded(study, data, "test", ranking, percent, mode), data.test.labels
+    right = predict(study, model, images, study.flip_average) == labels
+    classes = [float(right[labels == label].mean()) for label in np.unique(labels)]
+    return {"accuracy": float(right.mean()), "balanced": float(np.mean(classes))}
 
 
 def save_base(study: Study, data: Data, model: nn.Module) -> dict[str, np.ndarray]:
     """Keep the base model (safetensors) and its predictions on both splits; returns split -> int64 (N,)."""
-    here = folder(study, Key("base").cell)
-    here.mkdir(parents=True, exist_ok=True)
+    file = base_file(study, "model.safetensors")
+    file.parent.mkdir(parents=True, exist_ok=True)
     found = {name: predict(study, model, degraded(study, data, name)) for name in SPLITS}
     for name, classes in found.items():
-        np.save(here / f"predictions-{name}.npy", classes)
-    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
-    safetensors.torch.save_file(weights, here / "model.safetensors")
+        np.save(base_file(study, f"predictions-{name}.npy"), classes)
+    weights = {k: v.clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}  # none shared
+    safetensors.torch.save_file(weights, file)
     return found
 
 
 def load_base(study: Study, data: Data) -> tuple[nn.Module, dict[str, np.ndarray]]:
     """The base model on the device, in evaluation mode, and its predictions. LookupError if it is not trained."""
-    here = folder(study, Key("base").cell)
-    if not (here / "model.safetensors").is_file():
+    if not (file := base_file(study, "model.safetensors")).is_file():
         raise LookupError(f"no base model yet; `roar run params/{study.name}.yaml` trains it")
     model = models.build(study.model, len(data.classes), data.shape)
-    model.load_state_dict(safetensors.torch.load_file(here / "model.safetensors"))
-    model = model.to(device_of(study), memory_format=torch.channels_last).eval()
-    return model, {name: np.load(here / f"predictions-{name}.npy", allow_pickle=False) for name in SPLITS}
+    model.load_state_dict(safetensors.torch.load_file(file))
+    model = model.to(device_of(study), memory_format=models.layout(model)).eval()
+    return model, {s: np.load(base_file(study, f"predictions-{s}.npy"), allow_pickle=False) for s in SPLITS}

@@ -4,7 +4,6 @@ A cell is one execution of a stage notebook. It is done when every row it promis
 truth, so a run can be stopped anywhere and started again.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -56,12 +55,21 @@ class Grid:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """Costly and early stages first, then seed by seed; group by group where rankings are deleted after use."""
-        study, base, groups = self.study, Cell((Key("base", seed=self.study.base_seed),), {}), self.groups
+        """Base model by base model, and of one: costly and early stages first, then seed by seed."""
+        return [cell for seed in self.study.base_seeds for cell in self._of_base(self.study.based(seed))]
+
+    def _of_base(self, study: Study) -> list[Cell]:
+        """The cells that rest on one base model; group by group where rankings are deleted after use."""
+        own = {} if study.base_models == "one" else {"base_seed": study.base_seed}
+        part = f"s{study.base_seed}" if own else "notebook"
+        base, groups = Cell((Key("base", seed=study.base_seed),), own, part=part), self.groups
         order = sorted(groups, key=lambda g: (not g.startswith("ig"), g == "controls"))  # IG costs most: start it first
-        attribute = [self._attribute(base, groups[group]) for group in order]
-        degrade = [self._degrade(base, cell) for cell in attribute]
-        retrain = [cell for seed in study.seeds for cell in self._retrain(seed)]
+        attribute = [_attribute(study, base, groups[group]) for group in order]
+        degrade = [_degrade(study, base, cell) for cell in attribute]
+        needs = {name: (cell.id,) for cell in attribute for name in cell.parameters["estimators"]}
+        names = ["clean", *(name for group in groups.values() for name in group)]
+        seeds = [study.base_seed] if own else study.seeds
+        retrain = [c for s in seeds for n in names if (c := _retrain(study, n, s, needs.get(n, ()))).rows]
         if study.rankings == "keep":
             return [base, *attribute, *degrade, *retrain]
         by_group = [[a, d, *(c for c in retrain if a.id in c.needs)] for a, d in zip(attribute, degrade, strict=True)]
@@ -75,70 +83,44 @@ class Grid:
             found.setdefault(group_of(name), []).append(name)
         return found
 
-    def _attribute(self, base: Cell, estimators: list[str]) -> Cell:
-        study = self.study
-        made = [Key("ranking", e, u, seed=study.base_seed) for e in estimators for u in study.units]
-        return Cell(tuple(made), {"estimators": estimators}, (base.id,))
-
-    def _degrade(self, base: Cell, attribute: Cell) -> Cell:
-        study, estimators = self.study, attribute.parameters["estimators"]
-        modes = [m for m in dict.fromkeys([*study.modes, *study.scored_modes]) if m != "mask"]  # no image to score
-        made = [
-            Key("deletion", e, u, m, p, study.base_seed)
-            for e in estimators
-            for u in study.units
-            for m in modes
-            for p in study.percents
-        ]
-        parameters = {"estimators": estimators, "modes": modes, "percents": study.percents}
-        return Cell(tuple(made), parameters, (base.id, attribute.id))
-
-    def _retrain(self, seed: int) -> Iterator[Cell]:
-        """One cell retrains one estimator with one seed, in all units and modes at all percents; `clean` is percent 0."""
-        study, percents = self.study, [p for p in self.study.percents if p]
-
-        def cell(estimator, units, modes, percents, needs=()):
-            made = [Key("retrain", estimator, u, m, p, seed) for u in units for m in modes for p in percents]
-            parameters = dict(estimator=estimator, units=units, modes=modes, percents=percents, seeds=[seed])
-            return Cell(tuple(made), parameters, needs, f"s{seed}")
-
-        yield cell("clean", ["all"], ["all"], [0])
-        for estimator in (e for group in self.groups.values() for e in group) if percents else ():
-            yield cell(estimator, study.units, study.modes, percents, (Key("ranking", estimator).cell,))
-
     def missing(self, cell: Cell) -> list[Key]:
         """The rows that a cell still owes; empty means that it is done."""
         return [row for row in cell.rows if not results.has(self.study, row)]
 
     def complete(self, cell: Cell) -> bool:
-        """Whether all rows of a cell are there, and all rankings if it makes any."""
-        return not self.missing(cell) and all(file.is_file() for file in self.rankings_of(cell))
+        """Whether all rows of a cell are there, and the files that other cells need of it."""
+        return not self.missing(cell) and all(file.is_file() for file in self.files_of(cell))
 
     def to_do(self, chosen: list[Cell]) -> list[Cell]:
-        """The cells that owe rows, and those whose rankings they need and which were deleted (`rankings: recompute`)."""
-        owing = {cell.id for cell in chosen if self.missing(cell)}
-        needed = {need for cell in chosen if cell.id in owing for need in cell.needs}
-        return [c for c in chosen if c.id in owing or c.id in needed and not self.complete(c)]
+        """The cells that owe rows, and those whose files they need and are not here (deleted, or never in a clone)."""
+        wanted = {cell.id for cell in chosen if self.missing(cell)}
+        for cell in reversed(chosen):  # what a cell needs comes before it
+            if cell.id in wanted:
+                wanted |= {other.id for other in chosen if other.id in cell.needs and not self.complete(other)}
+        return [cell for cell in chosen if cell.id in wanted]
 
     def due(self, cell: Cell) -> bool:
-        """Whether a cell must be run now: it owes rows, or rankings that a cell which owes rows needs."""
+        """Whether a cell must be run now: it owes rows, or files that a cell which is due needs."""
         if self.missing(cell):
             return True
         if self.complete(cell):
             return False
-        return any(cell.id in other.needs and self.missing(other) for other in self.cells)
+        return any(cell.id in other.needs and self.due(other) for other in self.cells)
 
-    def rankings_of(self, cell: Cell, splits: tuple[str, ...] = ("train", "test")) -> list[Path]:
-        """The ranking files of an attribution cell; none of any other."""
+    def files_of(self, cell: Cell, splits: tuple[str, ...] = ("train", "test")) -> list[Path]:
+        """What others need of a cell: its rankings, or the base model."""
+        study = self.study.based(cell.rows[0].seed)
+        if cell.measure == "base":
+            return [results.base_file(study, "model.safetensors")]
         made = [row for row in cell.rows if row.measure == "ranking"]
-        return [rankings.path(self.study, row.estimator, row.unit, split) for row in made for split in splits]
+        return [rankings.path(study, row.estimator, row.unit, split) for row in made for split in splits]
 
     def drop_used(self) -> None:
         """Delete the rankings of training images that no cell waits for; analyses keep those of the test images."""
         waited = {need for cell in self.cells if self.missing(cell) for need in cell.needs}
         for cell in self.cells:
-            if cell.id not in waited and not self.missing(cell):
-                for file in self.rankings_of(cell, ("train",)):
+            if cell.measure == "ranking" and cell.id not in waited and not self.missing(cell):
+                for file in self.files_of(cell, ("train",)):
                     file.unlink(missing_ok=True)
 
     def select(self, only: str | None) -> list[Cell]:
@@ -166,7 +148,7 @@ class Grid:
         return self.notebook(cell).with_suffix(".error")
 
     def state(self, cell: Cell) -> str:
-        """done, running (its claim is held by a process), failed (the last time it ran) or waiting; from files alone."""
+        """done, running (a process holds its claim), failed (the last time it ran) or waiting; from files alone."""
         if not self.missing(cell):
             return "done"
         file = self.claim_file(cell)
@@ -181,3 +163,32 @@ class Grid:
         found = results.rows(self.study)
         mine = [Key(*values) in owed for values in found[results.KEY].itertuples(index=False, name=None)]
         return float(found.seconds[mine].sum())
+
+
+def _attribute(study: Study, base: Cell, estimators: list[str]) -> Cell:
+    made = [Key("ranking", e, u, seed=study.base_seed) for e in estimators for u in study.units]
+    return Cell(tuple(made), {"estimators": estimators, **base.parameters}, (base.id,), base.part)
+
+
+def _degrade(study: Study, base: Cell, attribute: Cell) -> Cell:
+    estimators = attribute.parameters["estimators"]
+    modes = [m for m in dict.fromkeys([*study.modes, *study.scored_modes]) if m != "mask"]  # no image to score
+    made = [
+        Key("deletion", e, u, m, p, study.base_seed)
+        for e in estimators
+        for u in study.units
+        for m in modes
+        for p in study.percents
+    ]
+    parameters = {"estimators": estimators, "modes": modes, "percents": study.percents, **base.parameters}
+    return Cell(tuple(made), parameters, (base.id, attribute.id), base.part)
+
+
+def _retrain(study: Study, estimator: str, seed: int, needs: tuple[str, ...]) -> Cell:
+    """One cell retrains one estimator with one seed, in all units and modes at all percents; `clean` is percent 0."""
+    units, modes, percents = study.units, study.modes, [p for p in study.percents if p]
+    if estimator == "clean":
+        units, modes, percents = ["all"], ["all"], [0]
+    made = [Key("retrain", estimator, u, m, p, seed) for u in units for m in modes for p in percents]
+    parameters = dict(estimator=estimator, units=units, modes=modes, percents=percents, seeds=[seed])
+    return Cell(tuple(made), parameters, needs, f"s{seed}")

@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import yaml
 from distributed import Client, LocalCluster
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from roarlib.study import params
 from roarlib.study.files import outputs
 from roarlib.study.machine import cores, precision_of
 from roarlib.study.params import InputError, Study
@@ -41,7 +41,7 @@ def machine(study: Study) -> tuple[int, int]:
 
 
 def gpus_of(study: Study) -> list[str]:
-    """The GPUs to hand out one per cell, as CUDA_VISIBLE_DEVICES names them; none on a CPU or for one named `cuda:1`."""
+    """The GPUs to hand out, as CUDA_VISIBLE_DEVICES names them; none on a CPU, or where `cuda:1` names one."""
     if study.device not in ("auto", "cuda") or not torch.cuda.is_available():
         return []
     shown = [n for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n]
@@ -82,8 +82,8 @@ def slurm(settings: dict, count: int) -> Iterator[tuple[Client, Callable]]:
     """A client of workers that run as SLURM jobs, and what ends the jobs. settings: of `slurm_settings`."""
     from dask_jobqueue import SLURMCluster  # an extra, found by slurm_settings
 
-    jobs = settings.pop("jobs")
-    with SLURMCluster(**settings) as cluster, Client(cluster) as client:
+    jobs, options = settings["jobs"], {key: value for key, value in settings.items() if key != "jobs"}
+    with SLURMCluster(**options) as cluster, Client(cluster) as client:
         client.register_plugin(Leave())
         cluster.adapt(minimum_jobs=1, maximum_jobs=min(jobs, count))  # it replaces lost workers, `scale` does not
         yield client, functools.partial(cluster.close, timeout=4)
@@ -99,17 +99,13 @@ def slurm_settings(file: Path) -> dict:
         import dask_jobqueue  # noqa: F401
     except ImportError:
         raise InputError("--slurm needs dask-jobqueue: pip install -e '.[slurm]'") from None
-    try:
-        given = dict(yaml.safe_load(Path(file).read_text()) or {})
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from None
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: not readable as YAML: {' '.join(str(error).split())[:120]}") from None
-    known = ["jobs", *dask.config.get("jobqueue.slurm")]
-    if unknown := [key for key in given if key not in known]:
-        raise InputError(
-            f"{file}: unknown key '{unknown[0]}'; known are jobs and dask-jobqueue's: {', '.join(known[1:])}"
-        )
+    given = params.read(file)
+    known = dask.config.get("jobqueue.slurm")
+    for key, value in given.items():
+        if key not in known and key != "jobs":
+            raise InputError(f"{file}: unknown key '{key}'; known are jobs and dask-jobqueue's: {', '.join(known)}")
+        if isinstance(known.get(key), list | dict) and not isinstance(value, type(known[key])):
+            raise InputError(f"{file}: {key} = {value!r}: must be a {type(known[key]).__name__}")
     if not isinstance(given.get("jobs"), int) or given["jobs"] < 1:
         raise InputError(f"{file}: jobs, the number of jobs at a time, must be a whole number from 1")
     settings = {
@@ -118,8 +114,9 @@ def slurm_settings(file: Path) -> dict:
         "walltime": "04:00:00",
         "log-directory": str(outputs() / "_slurm"),
     } | given
-    # one cell at a time: the job's other cores serve a GPU's cell
-    settings |= {"job-cpu": settings["cores"], "cores": 1, "processes": 1, "nanny": False}  # SLURM sees to lost workers
+    # one cell at a time: the job's other cores serve a GPU's cell; SLURM sees to lost workers
+    job_cpu = settings.get("job-cpu") or settings["cores"]
+    settings |= {"job-cpu": job_cpu, "cores": 1, "processes": 1, "nanny": False}
     settings["job-script-prologue"] = [
         f"export ROAR_OUTPUTS={outputs().resolve()}",
         *given.get("job-script-prologue", []),

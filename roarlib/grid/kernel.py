@@ -76,7 +76,8 @@ def execute(
         contextvars.Context().run(papermill.execute_notebook, source, part, parameters, env=env, timeout=timeout, **how)
     except Exception as error:
         name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
-        raise NotebookFailed(target, f"{name}: {message}".partition("\n")[0], str(error).strip()) from None
+        first = next(filter(str.strip, str(message).splitlines()), "no message").strip()
+        raise NotebookFailed(target, f"{name}: {first}", str(error).strip()) from None
     finally:
         with suppress(FileNotFoundError):
             part.replace(target)

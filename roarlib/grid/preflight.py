@@ -1,61 +1,41 @@
 """Before a study runs: is everything there, does everything fit together, and how long will it take?"""
 
-import copy
 import os
 import shutil
 import time
+from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from roarlib.data import datasets
-from roarlib.engine import attribute, models, rank, train
-from roarlib.engine.rank import Explainer, Progress
+from roarlib.engine import models, rank, train
+from roarlib.engine.estimators import grad
+from roarlib.engine.rank import Progress
 from roarlib.grid import cluster
 from roarlib.grid.cells import Cell, Grid
-from roarlib.study import own, rankings, results
+from roarlib.grid.rehearsal import rehearse
+from roarlib.study import rankings, results
 from roarlib.study.machine import device_of
 from roarlib.study.names import group_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 
-def check(study: Study, progress: Progress = None) -> datasets.Data:
-    """Load the data, build the model and try every estimator on two images; InputError names what does not fit.
+def check(study: Study, progress: Progress = None, say: Callable[[str], None] = lambda line: None) -> datasets.Data:
+    """Load the data and rehearse the run on a few images; InputError names what does not fit.
 
-    Finds in seconds what would otherwise fail hours later in some cell. Returns the data, which are prepared before
-    (with `progress`, of images) where they are not yet.
+    Returns the data, which are prepared before (with `progress`, of images) where they are not yet. say: hears notes.
     """
     device_of(study)
     _check_folder(study)
-    own.check(study)
+    results.check_sources(study)
     found = datasets.load(study, progress)
     if parts := datasets.changed(study):
         raise InputError(
-            f"the {' and '.join(parts)} pictures are not those that were prepared: delete {datasets.prepared(study)}, and "
-            "give the study another name if it has results"
+            f"the {' and '.join(parts)} pictures are not those that were prepared: delete "
+            f"{datasets.prepared(study)}, and give the study another name if it has results"
         )
-    torch.manual_seed(study.base_seed)
-    model = models.build(study.model, len(found.classes), found.shape).to(device_of(study))
-    out = copy.deepcopy(model).train()(torch.zeros(2, *found.shape, device=device_of(study)))
-    if not isinstance(out, torch.Tensor):
-        raise InputError(f"model {study.model} gives {type(out).__name__} in training; logits alone are needed")
-    _try_estimators(study, found, model)
+    rehearse(study, found, say)
     return found
-
-
-def _try_estimators(study: Study, found: datasets.Data, model: torch.nn.Module) -> None:
-    explainer = Explainer(study, found, model, {"train": np.zeros(len(found.train), dtype=np.int64)})
-    for name in study.estimators:
-        try:
-            scores = explainer.scores("train", slice(0, min(2, len(found.train))), [name])
-        except InputError as error:
-            about = str(error) if str(error).startswith(split_name(name)[0]) else f"{name}: {error}"
-            raise InputError(f"estimator {about}") from None
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-            raise InputError(f"estimator {name} fails on two images: {reason}") from error
-        if not torch.isfinite(scores[name].float()).all():
-            raise InputError(f"estimator {name} gives NaN or infinite scores; an importance must be a finite number")
 
 
 def _check_folder(study: Study) -> None:
@@ -147,10 +127,10 @@ def _timed(study: Study, found: datasets.Data) -> tuple[float, float]:
     step = (time.perf_counter() - started) / max(1, len(few) // study.batch_size)
     device = device_of(study)
     count = rank.batch_size(device, found.shape)
-    x = torch.zeros(count, *found.shape, device=device).contiguous(memory_format=torch.channels_last)
+    x = torch.zeros(count, *found.shape, device=device).contiguous(memory_format=models.layout(model))
     y = torch.zeros(count, dtype=torch.int64, device=device)
     for repeat in range(4):
         if repeat == 1:
             started = time.perf_counter()
-        attribute.grad(model, x, y)
+        grad(model, x, y)
     return step, (time.perf_counter() - started) / (3 * count)

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import yaml
 from distributed import as_completed, get_worker, rejoin, secede
 
 from roarlib.grid import cluster, kernel
 from roarlib.grid.cells import Cell, Grid
-from roarlib.study import own, params
+from roarlib.study import params
 from roarlib.study.files import root, try_lock, write_atomically
 from roarlib.study.params import InputError, Study
 
@@ -78,7 +77,7 @@ def present(study: Study) -> Iterator[tuple[Path, Callable[[], bool]]]:
 
     study.yaml beside it speaks of the latest run; cells must not change under a run whose lists differ.
     """
-    text = yaml.safe_dump(study.model_dump(), sort_keys=False)
+    text = params.dump(study)
     own = study.folder / ".runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
     write_atomically(own, text)
     with own.with_name("lock").open("w") as file:
@@ -164,7 +163,6 @@ class Run:
         InputError where no worker can do it.
         """
         params.save(self.study)
-        own.keep(self.study)
         todo = self.grid.to_do(self.grid.select(only))
         if not todo:
             return []

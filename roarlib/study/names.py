@@ -43,7 +43,8 @@ VARIANTS = {  # of any estimator: see attribute.VARIANTS; recursive has a module
 }
 NOT_OF_RANDOM = ("abs", "reversed", "recursive")
 USERS_DASHES = (0, (6, 1.5, 1.5, 1.5))
-PAPER = tuple(f"{b}-{e}" if e else b for b in BASES for e in ENSEMBLES) + tuple(CONTROLS)
+PAPER_BASES = ("grad", "gb", "ig")
+PAPER = tuple(f"{b}-{e}" if e else b for b in PAPER_BASES for e in ENSEMBLES) + tuple(CONTROLS)
 FIXED = CONTROLS | KNOWN_ANSWER  # bases without ensembles
 
 UNITS = {"value": "single values", "pixel": "whole pixels"}
@@ -57,7 +58,7 @@ MODES = {  # what a model gets to see
 MEASURES = {"base": "base model", "ranking": "ranking", "deletion": "not retrained", "retrain": "retrained"}
 CURVES = ("retrain", "deletion")  # the measures of which curves are drawn
 
-REGISTERED: set[str] = set()  # by attribute.register, in this process
+REGISTERED: set[str] = set()  # by estimators.register, in this process
 USERS_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 
 

@@ -3,18 +3,16 @@
 import ast
 import hashlib
 import importlib.util
-import json
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from roarlib.study.files import root, write_atomically
+from roarlib.study.files import root
 from roarlib.study.names import USERS_OWN, split_name
 from roarlib.study.params import InputError, Study
-from roarlib.study.results import Key, folder
 
-FILE = "functions.json"  # in a study's folder: digests of its functions' sources when they were last run
 NOT_OWN = {"site-packages", "dist-packages"}
 
 
@@ -42,37 +40,25 @@ def load(name: str) -> Callable:
     return made
 
 
-def check(study: Study) -> None:
-    """InputError where the source behind a function is not what it was when rows of the study were made by it."""
-    before = _before(study)
-    for name, now in digests(study).items():
-        made_by_it = [e for e in [name, *study.estimators] if split_name(e)[0] == name] if name != study.model else []
-        cells = [Key("ranking", e).cell for e in made_by_it] or [Key("base").cell]
-        made = any(file for cell in cells for file in folder(study, cell).glob("rows/*"))
-        if before.get(name, now) != now and made:
-            what = "the study's folder" if name == study.model else f"its cells, 0?-*/{name.replace(':', '.')}*"
-            raise InputError(
-                f"{name} is not what it was when its results were made: its module, or one it imports, has changed, "
-                f"and {study.folder} would mix both. Give the function or the study another name, or delete {what}"
-            )
+def said(error: BaseException) -> str:
+    """What went wrong in a user's code, in one line: where in their file, and the first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    where = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(Path(frame.filename))]
+    place = f"{Path(where[-1].filename).name}:{where[-1].lineno}: " if where else ""
+    return f"{place}{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
 
 
-def keep(study: Study) -> None:
-    """Note what the sources behind the study's functions are now; see `check`."""
-    if found := digests(study):
-        write_atomically(study.folder / FILE, json.dumps(_before(study) | found, indent=1))
+def source(study: Study, estimator: str) -> str | None:
+    """What rows of an estimator rest on of the user's: digests of model and function, or `ours` where it is none.
 
-
-def _before(study: Study) -> dict[str, str]:
-    file = study.folder / FILE
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def digests(study: Study) -> dict[str, str]:
-    """Name -> digest of the source behind it, for the study's own estimators and model."""
-    names = {split_name(name)[0] for name in study.estimators} | {study.model}
-    own = (name for name in sorted(names) if USERS_OWN.fullmatch(name) and not name.startswith("captum:"))
-    return {name: digest(name) for name in own}
+    None where it cannot be told, as a file of theirs is not here.
+    """
+    base = "" if estimator == "clean" else split_name(estimator)[0]
+    names = [n for n in (study.model, base) if USERS_OWN.fullmatch(n) and not n.startswith("captum:")]
+    try:
+        return " ".join(digest(name) for name in names) or "ours"
+    except InputError:
+        return None
 
 
 def digest(name: str) -> str:
@@ -107,9 +93,13 @@ def _own_file(module: str) -> Path | None:
         return None
     if spec is None or not (spec.origin or "").endswith(".py"):
         return None
-    file = Path(spec.origin)
-    installed = NOT_OWN & set(file.parts) or file.is_relative_to(sysconfig.get_path("stdlib"))
-    return None if installed else file
+    return Path(spec.origin) if _is_own(Path(spec.origin)) else None
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a source file is the user's: not roarlib's, the standard library's or an installed package's."""
+    others = (sysconfig.get_path("stdlib"), Path(__file__).parents[1])
+    return file.suffix == ".py" and not NOT_OWN & set(file.parts) and not any(map(file.is_relative_to, others))
 
 
 def _imported(tree: ast.Module, package: str) -> Iterator[str]:

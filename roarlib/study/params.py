@@ -4,15 +4,17 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator, model_validator
 
+from roarlib.study import earlier, yaml12
 from roarlib.study.files import outputs, root, write_atomically
 from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MODES, expand, split_name
 
 Percent = Annotated[StrictInt, Field(ge=0, le=100)]
 Seed = Annotated[StrictInt, Field(ge=0)]
 Count = Annotated[StrictInt, Field(ge=1)]
+Mode, Scored = Literal[tuple(MODES)], Literal[tuple(mode for mode in MODES if mode != "mask")]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # no text, no boolean
 
 
 class InputError(ValueError):
@@ -37,42 +39,39 @@ class Study(BaseModel):
     epochs: Count = 8
     batch_size: Count = 128
     micro_batch: Annotated[StrictInt, Field(ge=0)] = 0  # images a pass, their gradients summed to a batch; 0: all
-    learning_rate: float = Field(0.2, gt=0)  # peak
-    momentum: float = Field(0.9, ge=0, lt=1)  # Nesterov
-    weight_decay: float = Field(5e-4, ge=0)  # not on batch norms and biases
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    warmup: float = Field(0.2, ge=0, lt=1)  # share of the steps in which the rate rises; then it falls to 0
+    learning_rate: Real = Field(0.2, gt=0)  # peak
+    momentum: Real = Field(0.9, ge=0, lt=1)  # Nesterov
+    weight_decay: Real = Field(5e-4, ge=0)  # not on batch norms and biases
+    label_smoothing: Real = Field(0.1, ge=0, lt=1)
+    warmup: Real = Field(0.2, ge=0, lt=1)  # share of the steps in which the rate rises; then it falls to 0
     drop_epochs: list[Count] = []  # not empty: after the warm-up it stays, and falls to a tenth at each of these
     augment: Literal["none", "crop", "crop-flip", "area-flip"] = "crop-flip"  # after removal; see train.augment
     precision: Literal["float32", "bfloat16", "auto"] = "auto"  # of training; auto: bfloat16 where the device has it
-    flip_average: bool = False  # tests average the logits of an image and its mirror image
+    flip_average: bool = Field(False, strict=True)  # tests average the logits of an image and its mirror image
     # estimators
     estimators: list[str] = Field(min_length=1)  # names; `paper`: its 18 and 2 controls; `*-blur`: see expand
     estimator_options: dict[str, dict] = {}  # base name -> keyword arguments of users' own and Captum's estimators
     units: list[Literal["value", "pixel"]] = Field(["pixel"], min_length=1)  # what is ranked and removed
     noise_samples: Count = 15  # J of the SmoothGrad family
-    noise_level: float = Field(0.15, ge=0)  # sigma as a share of each image's (max - min), normalised space
+    noise_level: Real = Field(0.15, ge=0)  # sigma as a share of each image's (max - min), normalised space
     ig_steps: Count = 25
     ig_reference: Literal["black", "mean"] = "black"
     attribution_precision: Literal["float32", "bfloat16", "auto"] = "float32"
     recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [10, 30, 50, 70]  # percents after which the
     # `-recursive` variants explain a retrained model anew
     # grid
-    modes: list[Literal[tuple(MODES)]] = Field(
-        ["remove"], min_length=1
-    )  # retrained; scored without it, too, but for mask
-    scored_modes: list[
-        Literal[tuple(m for m in MODES if m != "mask")]
-    ] = []  # more modes, only scored without retraining
-    imputation_noise: float = Field(0.01, ge=0)  # standard deviation added to imputed inputs, in 0..1 units
+    modes: list[Mode] = Field(["remove"], min_length=1)  # retrained; scored without it, too, but for mask
+    scored_modes: list[Scored] = []  # more modes, only scored without retraining
+    imputation_noise: Real = Field(0.01, ge=0)  # standard deviation added to imputed inputs, in 0..1 units
     percents: list[Percent] = Field([10, 30, 50, 70, 90], min_length=1)  # t; 0 (untouched) is always run too
     seeds: list[Seed] = Field([0, 1, 2, 3, 4], min_length=1)  # one retraining each, the same for all estimators
     base_seed: Seed = 0  # of the base model, the noise, the ties and Random
+    base_models: Literal["one", "each-seed"] = "one"  # each-seed: every seed has a base model and rankings of its own
     # machine: free to change between runs of one study
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ..
     workers: Annotated[StrictInt, Field(ge=0)] = 0  # cells at a time; 0: one a core, or one on a GPU
-    cell_hours: float = Field(24, gt=0)  # a cell that takes longer counts as hanging and is stopped
-    memory_gb: float = Field(0, ge=0)  # images and ranking above it stream from the disk; 0: a third of what is free
+    cell_hours: Real = Field(24, gt=0)  # a cell that takes longer counts as hanging and is stopped
+    memory_gb: Real = Field(0, ge=0)  # images and ranking above it stream from the disk; 0: a third of what is free
     rankings: Literal["keep", "recompute"] = "keep"  # recompute: deleted after use, made again if needed again
 
     @field_validator("estimators")
@@ -80,25 +79,21 @@ class Study(BaseModel):
     def _expand(cls, names):
         return expand(names)
 
+    @field_validator("percents", "recursive_steps", mode="before")
+    @classmethod
+    def _no_shares(cls, values):
+        numbers = [v for v in values if type(v) in (int, float) and v > 0] if isinstance(values, list) else []
+        shares = [v for v in numbers if v < 1 or max(numbers) <= 1]
+        if any(v < 1 for v in shares):
+            *others, last = [str(max(1, round(100 * v))) for v in shares]
+            raise ValueError(f"write {', '.join(others)}{' and ' if others else ''}{last} (percent, not shares)")
+        return values
+
     @field_validator("units", "modes", "scored_modes", "percents", "seeds")
     @classmethod
     def _no_repeats(cls, values):
         if len(set(values)) < len(values):
             raise ValueError(f"has an entry twice: {values}")
-        return values
-
-    @field_validator("modes")
-    @classmethod
-    def _first_judges(cls, modes):
-        if modes[0] == "mask":
-            raise ValueError("mask shows what masks tell, and judges nothing: name it after another mode")
-        return modes
-
-    @field_validator("recursive_steps")
-    @classmethod
-    def _rising(cls, values):
-        if values != sorted(set(values)):
-            raise ValueError(f"must rise: {values}")
         return values
 
     @field_validator("percents")
@@ -108,12 +103,17 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self):
+        if self.modes[0] == "mask":
+            raise ValueError("modes: mask shows what masks tell, and judges nothing: name it after another mode")
+        if self.recursive_steps != sorted(set(self.recursive_steps)):
+            raise ValueError(f"recursive_steps must rise: {self.recursive_steps}")
         if 0 < self.resize < (self.image_size or 224):
             raise ValueError(f"resize: {self.resize} is less than image_size, {self.image_size or 224}")
+        if self.base_models == "each-seed" and self.base_seed not in self.seeds:
+            raise ValueError(f"base_seed: {self.base_seed} is none of the seeds, each of which has its own base model")
         parts = {name: split_name(name) for name in self.estimators}
-        for name in self.estimator_options:
-            if name in BASES | FIXED or name not in {base for base, _ in parts.values()}:
-                raise ValueError(f"estimator_options: {name} is no estimator of yours or Captum's in this study")
+        if slips := [slip for name in self.estimator_options if (slip := _slip(name, self))]:
+            raise ValueError(f"estimator_options: {slips[0]}")
         for name, (base, ensemble) in parts.items():
             if ensemble == "var" and (self.noise_level == 0 or self.noise_samples == 1):
                 raise ValueError(f"estimators: {name} is 0 without noise; raise noise_level and noise_samples")
@@ -125,6 +125,28 @@ class Study(BaseModel):
     def folder(self) -> Path:
         """outputs/<name>, or under $ROAR_OUTPUTS."""
         return outputs() / self.name
+
+    @property
+    def own_options(self) -> dict[str, dict]:
+        """Every base that is not built in, a user's own or Captum's, with its options as rows have them."""
+        bases = {split_name(name)[0] for name in self.estimators} - {*BASES, *FIXED}
+        return {base: earlier.plain(self.estimator_options.get(base, {})) for base in sorted(bases)}
+
+    @property
+    def base_seeds(self) -> list[int]:
+        """The seeds of all base models."""
+        return self.seeds if self.base_models == "each-seed" else [self.base_seed]
+
+    def based(self, seed: int | None) -> "Study":
+        """The study with the base model that retrainings of this seed rest on; itself where there is only one."""
+        if seed is None or self.base_models == "one":
+            return self
+        return self.model_copy(update={"base_seed": seed})
+
+    @property
+    def of_base(self) -> str:
+        """What the names of files end in that belong to one of several base models."""
+        return f"-b{self.base_seed}" if self.base_models == "each-seed" else ""
 
 
 # Lists that only select what is run: they may grow or shrink under existing outputs, since a row names its own values.
@@ -140,12 +162,7 @@ def load(path: str | Path) -> Study:
     found = next((p for p in (Path(path), root() / path) if p.is_file()), None)
     if found is None:
         raise InputError(f"{path}: no such file; the studies here are {_studies()}")
-    try:
-        values = yaml.safe_load(found.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: must be a mapping of 'key: value' lines, but is a {type(values).__name__}")
+    values = read(found)
     values = {"name": found.stem} | {str(key): value for key, value in values.items()}
     try:
         return Study(**values)
@@ -153,35 +170,70 @@ def load(path: str | Path) -> Study:
         raise InputError(f"{path}: " + "; ".join(_said(e) for e in error.errors())) from None
 
 
+def read(file: str | Path) -> dict:
+    """The `key: value` lines of a YAML 1.2 file; InputError, with the file and the line, for anything else."""
+    try:
+        return yaml12.read(Path(file))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def dump(study: Study) -> str:
+    """A study as YAML that `load` reads as the same study."""
+    return yaml12.dump(study.model_dump())
+
+
 def save(study: Study) -> Path:
     """Put the study beside its outputs (study.yaml) and return the file; an unlike study there is an InputError."""
     path = agree(study)
-    write_atomically(path, yaml.safe_dump(study.model_dump(), sort_keys=False))
+    earlier.forget(study.folder, study.own_options)
+    write_atomically(path, dump(study))
     return path
 
 
 def agree(study: Study) -> Path:
-    """Where study.yaml lies, beside the outputs; InputError if one there has other parameters, which it shows.
+    """Where study.yaml lies, beside the outputs; InputError if results there have other parameters, which it shows.
 
-    Only what changes the meaning of existing rows counts: the selected lists and the machine may differ.
+    Only what changes the meaning of existing rows counts: the selected lists and the machine may differ, and so may
+    options of an estimator without a row. Without any row, everything may.
     """
-    path, new = study.folder / "study.yaml", study.model_dump()
-    if path.is_file():
-        old = load(path).model_dump()
-        old["estimator_options"] = new["estimator_options"] | old["estimator_options"]  # more names may have options
-        free = SELECTION + MACHINE
-        if not any(name.endswith("-recursive") for name in old["estimators"]):
-            free += ("recursive_steps",)  # nothing there depends on it
-        if not any(mode.endswith("-imputed") for mode in (*old["modes"], *old["scored_modes"])):
-            free += ("imputation_noise",)
-        fixed = [k for k in new if k not in free]
-        unlike = [f"{k}: {old[k]} there, {new[k]} now" for k in fixed if old[k] != new[k]]
-        if unlike:
-            raise InputError(
-                f"{path.parent} holds results of other parameters ({'; '.join(unlike)}); give the study "
-                "another name, or delete that folder"
-            )
+    path = study.folder / "study.yaml"
+    if not path.is_file() or not earlier.results(study.folder):
+        return path
+    old, free = load(path), {*SELECTION, *MACHINE, "estimator_options"}
+    if study.base_models == "each-seed":
+        free.add("base_seed")
+    if not any(name.endswith("-recursive") for name in old.estimators):
+        free.add("recursive_steps")  # nothing there depends on it
+    if not any(mode.endswith("-imputed") for mode in (*old.modes, *old.scored_modes)):
+        free.add("imputation_noise")
+    unlike = [(key, getattr(old, key), getattr(study, key)) for key in Study.model_fields if key not in free]
+    made = {name: earlier.options(study.folder, name) for name in study.own_options}
+    unlike += [(f"estimator_options of {k}", made[k], study.own_options[k]) for k in made if made[k] is not None]
+    if said := [f"{what}: {there} there, {now} now" for what, there, now in unlike if there != now]:
+        raise InputError(
+            f"{path.parent} holds results of other parameters ({'; '.join(said)}); give the study "
+            "another name, or delete that folder"
+        )
     return path
+
+
+def _slip(name: str, study: Study) -> str:
+    """What is wrong with the name of an estimator that has options; empty for a base that is listed, or just unused."""
+    own = study.own_options
+    if name in own:
+        return ""
+    wrong = f"{name} is no estimator of yours or Captum's in this study"
+    if base := next((base for base in (*own, *BASES, *FIXED) if f"{name}-".startswith(f"{base}-")), ""):
+        return f"{wrong}; write {base}, whose ensembles and variants share its options" if base in own else wrong
+    near = next((other for other in own if other not in study.estimator_options and _alike(name, other)), "")
+    return f"{wrong}; did you mean {near}? If not, leave it out" if near else ""
+
+
+def _alike(*names: str) -> bool:
+    """Whether two names are close, module and function each; a name without a module may mean any."""
+    pairs = zip(*(f":{name.lower()}".replace(".", ":").rsplit(":", 2)[-2:] for name in names), strict=True)
+    return all("" in pair or difflib.SequenceMatcher(None, *pair).ratio() >= 0.75 for pair in pairs)
 
 
 def _studies() -> str:
@@ -199,5 +251,9 @@ def _said(error: dict) -> str:
         return f"the key '{key}' is missing"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:] if message.startswith("Input") else message
+    if error["type"] == "bool_type":
+        message += ": true or false"
+    if error["type"] == "int_type" and isinstance(error["input"], float) and error["input"].is_integer():
+        message += f"; write {int(error['input'])}"
     value = f" = {error['input']!r}" if error["loc"] and "unknown estimator" not in message else ""
     return f"{key}{value}: {message}" if error["loc"] else message

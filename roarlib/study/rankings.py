@@ -15,8 +15,11 @@ from roarlib.study.results import Key, folder
 
 
 def path(study: Study, estimator: str, unit: str, split: str) -> Path:
-    """Where a ranking lies: 02-attribute/<group>/<estimator>-<unit>-<split>.npy under the study's folder."""
-    return folder(study, Key("ranking", estimator).cell) / f"{safe(estimator)}-{unit}-{split}.npy"
+    """Where a ranking lies: 02-attribute/<group>/<estimator>-<unit>-<split>.npy under the study's folder.
+
+    Before .npy stands `-b<seed>` where every seed has a base model of its own.
+    """
+    return folder(study, Key("ranking", estimator).cell) / f"{safe(estimator)}-{unit}-{split}{study.of_base}.npy"
 
 
 def ready(study: Study, unit: str, split: str) -> list[str]:

@@ -2,22 +2,24 @@
 
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from roarlib.study import machine
+from roarlib.study import earlier, machine, own
 from roarlib.study.files import write_atomically
-from roarlib.study.names import group_of, safe
+from roarlib.study.names import group_of, safe, split_name
 from roarlib.study.params import InputError, Study, agree, save
 
 STAGES = {"base": "01-train", "ranking": "02-attribute", "deletion": "03-degrade", "retrain": "04-retrain"}
 COLUMNS = (
     "study cell measure estimator unit mode percent seed accuracy n_train n_test n_classes epochs seconds device "
-    "hardware precision torch roarlib commit finished"
+    "hardware precision torch roarlib commit finished constant base_seed source balanced floor gap"
 ).split()
-NUMBERS = "percent seed accuracy n_train n_test n_classes epochs seconds".split()
+NUMBERS = "percent seed accuracy n_train n_test n_classes epochs seconds constant base_seed balanced floor gap".split()
 TEXT = {name: str for name in COLUMNS if name not in NUMBERS}  # a commit of digits alone is no number
 
 
@@ -64,14 +66,41 @@ def folder(study: Study, cell: str) -> Path:
     return study.folder / cell
 
 
+def base_file(study: Study, name: str) -> Path:
+    """Where a file of the base model lies: `model.safetensors`, `predictions-train.npy`, `predictions-test.npy`."""
+    stem, _, kind = name.rpartition(".")
+    return folder(study, Key("base").cell) / f"{stem}{study.of_base}.{kind}"
+
+
 def row_file(study: Study, key: Key) -> Path:
     """Where a measurement's row lies."""
     return folder(study, key.cell) / "rows" / key.file
 
 
 def has(study: Study, key: Key) -> bool:
-    """Whether a row is there, and so its measurement done."""
-    return row_file(study, key).is_file()
+    """Whether a row is there, as a file or in a published results.csv, and so its measurement done."""
+    return row_file(study, key).is_file() or key in published(study)
+
+
+def published(study: Study) -> frozenset[Key]:
+    """The measurements that results.csv knows: in a clone they count as done, and the study can be continued."""
+    file = study.folder / "results.csv"
+    return _keys(study.model_dump_json(), file, file.stat().st_mtime_ns) if file.is_file() else frozenset()
+
+
+@lru_cache(maxsize=8)
+def _keys(study: str, file: Path, changed: int) -> frozenset[Key]:
+    table = _earlier(Study.model_validate_json(study), file)[KEY].astype({"percent": int, "seed": int})
+    return frozenset(Key(*values) for values in table.itertuples(index=False, name=None))
+
+
+def _earlier(study: Study, file: Path) -> pd.DataFrame:
+    """The rows of a results.csv, without those that another version of a user's function or model made."""
+    table = pd.read_csv(file, dtype=TEXT)
+    if "source" not in table:  # of an earlier version, which did not know
+        return table
+    now = {name: own.source(study, name) for name in table.estimator.unique()}
+    return table[[now[e] in (None, s) for e, s in zip(table.estimator, table.source.fillna("ours"), strict=True)]]
 
 
 def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict:
@@ -82,21 +111,23 @@ def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict
     if key.measure not in STAGES or accuracy is not None and not 0 <= accuracy <= 1:
         raise ValueError(f"no such row: {key}, accuracy {accuracy}")
     row = {"study": study.name, "cell": key.cell, **key._asdict(), "accuracy": accuracy, **more}
-    row |= {"epochs": study.epochs, **machine.provenance()}
+    row |= {"epochs": study.epochs, "base_seed": study.base_seed, "source": own.source(study, key.estimator)}
+    row |= machine.provenance()
     row |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "params": study.model_dump()}
-    if not agree(study).is_file():  # a notebook run by hand: from now on the folder speaks of this study
-        save(study)
+    if not agree(study).is_file() or not earlier.results(study.folder):
+        save(study)  # a notebook run by hand: from now on the folder speaks of this study
     write_atomically(row_file(study, key), json.dumps(row, indent=1))
     return row
 
 
 def context(study: Study, data) -> dict:
-    """What a row says of the data and the device: sizes of the splits, number of classes, device, precision."""
+    """What a row says of the data and the device: sizes, classes, the share of the largest class, device, precision."""
     device = machine.device_of(study)
     return {
         "n_train": len(data.train),
         "n_test": len(data.test),
         "n_classes": len(data.classes),
+        "floor": max(np.bincount(data.test.labels)) / len(data.test),
         "device": str(device),
         "hardware": machine.hardware(device.type),
         "precision": machine.precision_of(study.precision, device),
@@ -116,6 +147,23 @@ def rows(study: Study) -> pd.DataFrame:
     return table.sort_values(KEY, ignore_index=True)
 
 
+def check_sources(study: Study) -> None:
+    """InputError where rows here were made by another version of a user's function or model than there is now."""
+    there = rows(study).reindex(columns=["estimator", "source"])
+    for name, made in there.groupby("estimator").source.unique().items():
+        now = own.source(study, name)
+        if now is None or {source for source in made if isinstance(source, str)} <= {now}:
+            continue
+        function, what = study.model, "the study's folder"
+        if name != "clean":
+            function = split_name(name)[0]
+            what = f"its cells, 0?-*/{safe(function)}*"
+        raise InputError(
+            f"{function} is not what it was when its results were made: its module, or one it imports, has changed, "
+            f"and {study.folder} would mix both. Give the function or the study another name, or delete {what}"
+        )
+
+
 def known(study: Study) -> pd.DataFrame:
     """Every row, rankings included: the row files, and what only an earlier results.csv still knows. See COLUMNS.
 
@@ -124,7 +172,7 @@ def known(study: Study) -> pd.DataFrame:
     found, file = rows(study), study.folder / "results.csv"
     if not file.is_file():
         return found
-    earlier = pd.read_csv(file, dtype=TEXT)
+    earlier = _earlier(study, file)
     both = pd.concat([found, earlier], ignore_index=True) if len(found) else earlier
     return both.drop_duplicates(KEY).sort_values(KEY, ignore_index=True)
 

@@ -1,19 +1,24 @@
-"""The view of accuracy curves: an SVG whose lines tell their numbers when pointed at."""
+"""The view of accuracy curves: a figure as inline SVG whose lines light up and tell their numbers when pointed at."""
 
 import html
+import re
+from io import StringIO
+from uuid import uuid4
 
 import matplotlib as mpl
 import pandas as pd
-from ipywidgets import Checkbox, Layout
+from ipywidgets import Checkbox, Dropdown, SelectMultiple
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from roarlib.study.names import BASES, CURVES, ENSEMBLES, MEASURES, MODES, UNITS, in_order, label, split_name
+from roarlib.study.names import BASES, CURVES, ENSEMBLES, FIXED, MEASURES, MODES, UNITS, in_order, label, split_name
 from roarlib.views import plots
-from roarlib.views.svg import drawing, new_ids
-from roarlib.views.view import OWN, WIDTH, View, base_of, choice, is_control, many, named, run
+from roarlib.views.sheets import DPI
+from roarlib.views.view import FITS, View, named, run, several
 
-PANEL = {1: (4.6, 3.4), 2: (3.2, 3.4)}  # inches: width and height of axes, where there are so many
-LEFT, RIGHT, BOTTOM, TOP = 0.55, 0.05, 0.45, 0.4  # inches around them
+OWN = "own"  # stands for the bases of users' own estimators
+WIDE, HIGH = 5.4, 4.0  # inches, of a panel with its names
+POINTER = 8  # points: how wide a line is to the pointer
 
 
 class Curves(View):
@@ -23,124 +28,85 @@ class Curves(View):
     """
 
     def __init__(self, tables: dict[str, pd.DataFrame]):
-        self.tables, self.ids = tables, new_ids()
+        self.tables, self.ids = tables, f"v{uuid4().hex[:8]}"
         if all(results(table).empty for table in tables.values()):
-            said = (f"there are no results of {name} yet: {run(name)}" for name in tables)
-            return super().__init__([], "; ".join(said))
-        self.study = choice("study", list(tables), "whose results")
-        self.unit = choice("unit", [], "what was ranked and removed")
-        self.mode = choice("top inputs", [], "removed, or kept alone")
-        self.measure = choice("models", [], "retrained on degraded images (ROAR) or not, or both")
-        self.estimator = choice("highlight", [], "keep this one's colour and turn the others grey")
-        tip = "95 percent t interval over seeds, as a band"
-        self.interval = Checkbox(True, description="interval", tooltip=tip, layout=Layout(width=WIDTH))
-        self.bases = many("bases", [], [], "families to show, beside the controls; several with Ctrl or Shift")
-        self.ensembles = many("ensembles", [], [], "what is done with a base; several with Ctrl or Shift")
-        self.fill()
-        self.study.observe(self.fill, "value")  # before View's observer, which draws the new study
-        controls = [self.unit, self.mode, self.measure, self.estimator, self.interval, self.bases, self.ensembles]
-        super().__init__([self.study] * (len(tables) > 1) + controls)
+            return super().__init__("; ".join(f"there are no results of {name} yet: {run(name)}" for name in tables))
+        self.study = Dropdown(options=list(tables), tooltip="whose results")
+        tip = "models retrained on degraded images (ROAR) or not, or both"
+        super().__init__(
+            **({"study": self.study} if len(tables) > 1 else {}),
+            unit=Dropdown(tooltip="what was ranked and removed"),
+            mode=Dropdown(description="top inputs", tooltip="removed, or kept alone"),
+            measure=Dropdown(description="models", tooltip=tip),
+            estimator=Dropdown(description="highlight", tooltip="keep this one's colour and turn the others grey"),
+            interval=Checkbox(True, tooltip="95 percent t interval over seeds, as a band"),
+            bases=several({}, "families to show, beside the controls"),
+            ensembles=several({}, "what is done with a base"),
+        )
 
-    def fill(self, _change=None) -> None:
+    def settle(self, changed) -> None:
         """Offer what the study has; what was chosen before stays chosen where it is there."""
+        if changed not in (None, self.study):
+            return
         found = results(self.tables[self.study.value])
         names = in_order(found["estimator"].unique())
-        own = [n for n in names if not is_control(n)]
-        titles = {b: look.label for b, look in BASES.items()} | {OWN: "your own"}
+        families = [family(name) for name in names if family(name)]
+        titles = {base: look.label for base, look in BASES.items()} | {OWN: "your own"}
         options = {
             self.unit: named(UNITS, found["unit"]),
             self.mode: named(MODES, found["mode"]),
             self.measure: [*named({m: MEASURES[m] for m in CURVES}, found["measure"]), ("both", "both")],
             self.estimator: [("all in colour", ""), *((label(n), n) for n in names)],
-            self.bases: named(titles, map(base_of, own)),
-            self.ensembles: named({e: look.menu for e, look in ENSEMBLES.items()}, (split_name(n)[1] for n in own)),
+            self.bases: named(titles, (base for base, _ in families)),
+            self.ensembles: named({e: look.menu for e, look in ENSEMBLES.items()}, (e for _, e in families)),
         }
-        self.busy = True  # one drawing for all of it
         for control, pairs in options.items():
             before, all_before = control.value, [value for _, value in control.options]
             control.options = pairs
             there = [value for _, value in pairs]
-            if control in (self.bases, self.ensembles):  # what the study before did not have is shown
-                control.value = tuple(v for v in there if v in before or v not in all_before)
+            if isinstance(control, SelectMultiple):  # what the study before did not have is shown
+                control.value = [v for v in there if v in before or v not in all_before]
                 control.rows = max(len(pairs), 1)
-            elif before in there:
-                control.value = before
             elif there:
-                control.value = there[0]
-        self.settle(found)
-        self.busy = False
-
-    def settle(self, found: pd.DataFrame) -> None:
-        """Go to results that are there, retrained ones if any, where the choice has none."""
-        controls = {"measure": self.measure, "unit": self.unit, "mode": self.mode}
-        measures = list(CURVES) if self.measure.value == "both" else [self.measure.value]
-        fits = found["measure"].isin(measures) & (found["unit"] == self.unit.value) & (found["mode"] == self.mode.value)
-        if len(found) and found.loc[fits, "measure"].nunique() < len(measures):
+                control.value = before if before in there else there[0]
+        fits = found[(found["unit"] == self.unit.value) & (found["mode"] == self.mode.value)]
+        if len(found) and not set(self.measures()) <= set(fits["measure"]):  # go to results, retrained ones if any
             first = found.sort_values("measure", key=lambda m: m != "retrain", kind="stable").iloc[0]
-            for name, control in controls.items():
-                control.value = first[name]
+            self.measure.value, self.unit.value, self.mode.value = first[["measure", "unit", "mode"]]
 
-    @mpl.rc_context(plots.LOOK)
+    def measures(self) -> list[str]:
+        return ["deletion", "retrain"] if self.measure.value == "both" else [self.measure.value]
+
     def draw(self) -> Figure:
         name, highlight = self.study.value, self.estimator.value
-        if results(self.tables[name]).empty:
+        table = self.tables[name]
+        if results(table).empty:
             raise LookupError(f"there are no results of {name} yet: {run(name)}")
-        measures = ("deletion", "retrain") if self.measure.value == "both" else (self.measure.value,)
-        wanted = [self.wanted(measure) for measure in measures]
-        letters = max((len(label(n)) for names in (*wanted, [highlight]) for n in names or [] if n), default=0)
-        wide, high = PANEL[len(measures)]
-        room = 0.08 * wide + 0.68 * letters * plots.TEXT / 72  # inches for the names at the lines' ends
-        size = (LEFT + len(measures) * (wide + room) + RIGHT, BOTTOM + high + TOP)
-        figure = Figure(size, layout="none")  # margins by hand: half the time of a layout engine
-        axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
-        figure.subplots_adjust(
-            LEFT / size[0], BOTTOM / size[1], 1 - (room + RIGHT) / size[0], 1 - TOP / size[1], wspace=room / wide
-        )
-        for ax, measure, names in zip(axes, measures, wanted, strict=True):
-            plots.curves(
-                self.tables[name],
-                ax,
-                names,
-                [highlight] if highlight else None,
-                measure,
-                self.unit.value,
-                self.mode.value,
-                self.interval.value,
-                named=False,
-            )
-        for ax in axes:
-            plots.name_lines(ax)
-        self.titles = mark(axes)
+        same = {"unit": self.unit.value, "mode": self.mode.value}
+        each = [{"measure": m, "estimators": self.wanted(table, measure=m, **same)} for m in self.measures()]
+        figure = Figure((WIDE * len(each), HIGH), layout="constrained")
+        axes = figure.subplots(1, len(each), squeeze=False, sharey=True)[0]
+        highlight = [highlight] if highlight else None
+        plots.panels(axes, table, each, highlight=highlight, interval=self.interval.value, **same)
+        self.words = pointable(axes)
         return figure
 
-    def wanted(self, measure: str) -> list[str] | None:
+    def wanted(self, table: pd.DataFrame, **where) -> list[str] | None:
         """The controls and the estimators of the bases and ensembles chosen; None where there are no such results."""
-        table = self.tables[self.study.value]
-        same = {"measure": measure, "unit": self.unit.value, "mode": self.mode.value}
-        there = table.loc[(table[list(same)] == pd.Series(same)).all(axis=1), "estimator"].unique()
-        names = [n for n in in_order(there) if is_control(n) or self.picked(n)]
-        if len(there) and not names:
+        there = in_order(table.loc[(table[list(where)] == pd.Series(where)).all(axis=1), "estimator"].unique())
+        shown = {(base, ensemble) for base in self.bases.value for ensemble in self.ensembles.value} | {None}
+        names = [name for name in there if family(name) in shown]
+        if there and not names:
             raise LookupError("choose at least one base and one ensemble")
         return names or None
 
-    def picked(self, name: str) -> bool:
-        return base_of(name) in self.bases.value and split_name(name)[1] in self.ensembles.value
-
     def caption(self) -> str:
-        titles = MEASURES | {"both": "retrained and not"}
-        text = (
-            f"{self.study.value}: models {titles[self.measure.value]}, top {UNITS[self.unit.value]} "
-            f"{MODES[self.mode.value]}"
-        )
+        models = (MEASURES | {"both": "retrained and not"})[self.measure.value]
+        text = f"{self.study.value}: models {models}, top {UNITS[self.unit.value]} {MODES[self.mode.value]}"
         return html.escape(text + (f", {label(self.estimator.value)} in colour" if self.estimator.value else ""))
 
-    def alt(self) -> str:
-        """All accuracies, a sentence a line."""
-        panels = (" ".join(title.replace("\n", ", ") + "." for title in titles) for titles in self.titles)
-        return "Test accuracy over t, the percent of inputs, by estimator. " + " ".join(panels)
-
     def shown(self) -> str:
-        return drawing(self.figure, self.alt(), self.ids, self.titles)
+        return drawing(self.figure, self.words, self.ids)
 
 
 def results(table: pd.DataFrame) -> pd.DataFrame:
@@ -148,20 +114,53 @@ def results(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["measure"].isin(CURVES) & (table["estimator"] != "clean")]
 
 
-def mark(axes) -> list[list[str]]:
-    """Give lines and their names the gids that `svg.drawing` wants; returns its titles: panel -> line -> text.
+def family(name: str) -> tuple[str, str] | None:
+    """An estimator's base (OWN for users') and ensemble; None for Random, Sobel and the like."""
+    base, ensemble = split_name(name)
+    return None if base in FIXED else (base if base in BASES else OWN, ensemble)
 
-    A line has the same number in every panel.
+
+def pointable(axes) -> str:
+    """Get lines and their names ready for `drawing`; returns all of their numbers in words.
+
+    A line and its name have the gid 'line:k:tooltip', with k the same in every panel; an unseen wide line under all
+    lines has 'near:k:tooltip'. So a thin line wins over the wide rims of others.
     """
     labels = list(dict.fromkeys(line.get_label().removeprefix("_") for ax in axes for line in ax.lines))
-    titles = [["" for _ in labels] for _ in axes]
-    for panel, ax in enumerate(axes):
-        for line in ax.lines:
+    words = "Test accuracy over t, the percent of inputs, by estimator."
+    for ax in axes:
+        gids = {}
+        for line in list(ax.lines):
             name = line.get_label().removeprefix("_")
-            k = labels.index(name)
             points = (f"t = {t:g}: {accuracy:.1f}%" for t, accuracy in line.get_xydata())
-            titles[panel][k] = "\n".join([f"{name}, {ax.get_title(loc='left').split(',')[0]}", *points])
-            line.set_gid(f"line:{panel}:{k}")
+            said = [f"{name}, {ax.get_title(loc='left').split(',')[0]}", *points]
+            words += f" {', '.join(said)}."
+            gids[name] = f"{labels.index(name)}:" + "\n".join(said)
+            line.set_gid(f"line:{gids[name]}")
+            ax.plot(*line.get_data(), linewidth=POINTER, alpha=0, zorder=0, gid=f"near:{gids[name]}")
         for text in ax.texts:
-            text.set_gid(f"line:{panel}:{labels.index(text.get_text())}")
-    return titles
+            text.set_gid(f"line:{gids[text.get_text()]}")
+    return words
+
+
+def drawing(figure: Figure, words: str, ids: str) -> str:
+    """A `pointable` figure as inline SVG: pointing at a line or its name thickens the line and tells its numbers.
+
+    ids: a prefix for ids, unlike any other on a page, even those of other notebooks and kernels.
+    """
+    file, nothing = StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": ids}):
+        FigureCanvasSVG(figure).print_svg(file, metadata=nothing)
+    body = re.sub("<style.*?</style>", "", file.getvalue(), flags=re.S)  # matplotlib's rule would be for the whole page
+    lines = set(re.findall(r'<g id="line:(\d+):', body))
+    body = re.sub(r'(<g id="near:[^>]*>\s*<path)', r'\1 class="near"', body)
+    body = re.sub(r'<g id="(?:near|line):(\d+):([^"]*)">', r'<g class="e\1 line"><title>\2</title>', body)
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\1{ids}-", body)
+    style = f"#{ids} * {{stroke-linejoin: round; pointer-events: none}}#{ids} .line * {{pointer-events: auto}}"
+    for k in lines:
+        lit = f"#{ids}:has(.e{k}:hover) .e{k}"
+        style += f"{lit}>path:not(.near) {{stroke-width: 3px !important}}{lit} text {{font-weight: bold}}"
+    box, body = re.search(r'<svg .*?(viewBox="[^"]*")[^>]*>(.*)', body, re.S).groups()
+    wide = round(figure.get_figwidth() * DPI)
+    head = f'<svg id="{ids}" role="img" aria-label="{html.escape(words)}" style="width: {wide}px; {FITS}" {box}>'
+    return f"{head}<style>{style}</style>{body}"

@@ -2,24 +2,22 @@
 
 import functools
 import html
+import itertools
 from collections.abc import Callable
-from contextlib import contextmanager
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from ipywidgets import Button, IntSlider, Layout
+from ipywidgets import Button, Dropdown, IntSlider, Widget
 from matplotlib.figure import Figure
 
 from roarlib.data.datasets import SPLITS, Data
-from roarlib.engine import attribute
 from roarlib.engine.degrade import as_seen
+from roarlib.engine.estimators import register
 from roarlib.engine.rank import Explainer
 from roarlib.study.names import ENSEMBLES, UNITS, in_order, label, variant_of
 from roarlib.study.params import InputError
-from roarlib.views import plots
 from roarlib.views.sheets import heat, sheet
-from roarlib.views.view import WIDTH, View, choice, many, named
+from roarlib.views.view import View, named, several
 
 FIRST = ("grad", "grad-sgsq", "random")  # shown at first, where they are there
 ALL = "all"  # not None, which a Dropdown shows as nothing chosen
@@ -27,214 +25,153 @@ SMALL = 64 * 64  # pixels
 
 
 class Chooser(View):
-    """A view of one image of a data set: controls split, unit, index, percent and fill, and those of the subclass.
+    """A view of one image. Controls: split, unit, class_name, prediction, index, percent, surprise, and a subclass's.
 
-    predictions: split -> the base model's class of every image (N,); may lack splits.
+    predictions: split -> the base model's class of every image (N,); may lack splits. found: rankings, (estimator,
+    unit, split) -> uint8 (N, C or 1, H, W).
     """
 
-    def __init__(self, data: Data, predictions: dict, splits: list, units: list):
-        self.data, self.predictions = data, predictions
-        self.split = choice("split", sorted(splits), "which images: of the test or the training set")
-        self.unit = choice("unit", named(UNITS, units), "what is ranked and removed")
-        last = len(data.split(self.split.value)) - 1
-        self.index = IntSlider(
-            0, 0, last, description="image", tooltip="which of the images, from 0", layout=Layout(width=WIDTH)
-        )
-        tip = "share of inputs that is removed"
-        self.percent = IntSlider(30, 0, 100, description="percent t", tooltip=tip, layout=Layout(width=WIDTH))
-        fills = {"mean of the training set": "", "imputed from neighbours": "-imputed"}
-        self.fill = choice("holes", list(fills.items()), "what stands in the place of removed inputs")
-        self.split.observe(self.select, "value")  # before View's observers, which draw the new selection
-
-    def select(self, _change=None) -> None:
-        """Set the image slider to the images there are."""
-        self.limit(len(self.data.split(self.split.value)))
-
-    def limit(self, count: int) -> None:
-        self.busy = True  # the slider's own change is not to draw what the caller draws next
-        self.index.max = max(count - 1, 0)
-        self.index.value = 0
-        self.busy = False
-
-    def number(self) -> int:
-        """Which image of the split is shown."""
-        return self.index.value
-
-    def pixels(self) -> np.ndarray:
-        """The image shown, uint8 (C, H, W)."""
-        return self.data.split(self.split.value).images[self.number()]
-
-    def caption(self) -> str:
-        """'test image 7: true class cat; predicted dog (wrong)'."""
-        split, number = self.split.value, self.number()
-        label = self.data.split(split).labels[number]
-        text = f"{split} image {number}{self.of()}: true class {self.data.classes[label]}"
-        if split in self.predictions:
-            guess = self.predictions[split][number]
-            text += f"; predicted {self.data.classes[guess]} ({'correct' if guess == label else 'wrong'})"
-        return html.escape(text)
-
-    def of(self) -> str:
-        return ""
-
-    def sheet(self, rows: dict[str, np.ndarray]) -> Figure:
-        """A row an estimator: image, importance, what is removed and what is kept; rows: name -> ranking."""
-        pixels, fill, percent = self.pixels(), 255 * self.data.mean, self.percent.value
-        tiles = {
-            label(name): [pixels, heat(ranking)]
-            + [as_seen(pixels, ranking, percent, mode + self.fill.value, fill) for mode in ("remove", "keep")]
-            for name, ranking in rows.items()
-        }
-        titles = ["image", "importance", f"top {percent}% removed", f"top {percent}% kept"]
-        self.words = f"Rows: {', '.join(tiles)}. Columns: {', '.join(titles)}. Holes: {self.fill.label}."
-        return sheet(tiles, titles)
-
-    def alt(self) -> str:
-        return self.words
-
-
-class Images(Chooser):
-    """Images of a study with what each estimator removes or keeps of them.
-
-    found: (estimator, unit, split) -> ranking uint8 (N, C or 1, H, W). Controls, besides Chooser's: class_name,
-    prediction, surprise, estimators.
-    """
-
-    def __init__(self, data: Data, predictions: dict, found: dict):
-        self.found = found
-        estimators, units, splits = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
-        super().__init__(data, predictions, splits, units)
-        names = in_order(estimators)
-        classes = [("all", ALL), *((c, i) for i, c in enumerate(data.classes))]
-        filters = [("all", ALL), ("correct", True), ("wrong", False)]
-        self.class_name = choice("class", classes, "only images of this true class")
-        self.prediction = choice("prediction", filters, "only images the base model gets right, or wrong")
-        self.prediction.disabled = not predictions
-        self.surprise = Button(description="surprise me", tooltip="another image of the selection, at random")
-        first = [n for n in FIRST if n in names] or names[:3]
-        titles = [(label(n), n) for n in names]
-        self.estimators = many("estimators", titles, first, "one row each; several with Ctrl or Shift")
-        for control in (self.class_name, self.prediction):
-            control.observe(self.select, "value")
-        self.surprise.on_click(self.jump)
-        self.select()
-        View.__init__(
-            self,
-            [
-                self.split,
-                self.unit,
-                self.class_name,
-                self.prediction,
-                self.index,
-                self.percent,
-                self.fill,
-                self.surprise,
-                self.estimators,
-            ],
+    def __init__(self, data: Data, predictions: dict, found: dict, **controls: Widget):
+        self.data, self.predictions, self.found, self.selected = data, predictions, found, np.empty(0, int)
+        _, units, splits = zip(*found, strict=True)
+        classes = [("all", ALL), *((name, k) for k, name in enumerate(data.classes))]
+        right = [("all", ALL), ("correct", True), ("wrong", False)]
+        surprise = Button(description="surprise me", tooltip="another image of the selection, at random")
+        surprise.on_click(self.jump)
+        tip = "only images the base model gets right, or wrong"
+        super().__init__(
+            split=Dropdown(options=sorted(set(splits)), tooltip="which images: of the test or the training set"),
+            unit=Dropdown(options=named(UNITS, units), tooltip="what is ranked and removed"),
+            class_name=Dropdown(options=classes, description="class", tooltip="only images of this true class"),
+            prediction=Dropdown(options=right, disabled=not predictions, tooltip=tip),
+            index=IntSlider(description="image", tooltip="which of the images, from 0"),
+            percent=IntSlider(30, 0, 100, description="percent t", tooltip="share of inputs that is removed"),
+            surprise=surprise,
+            **controls,
         )
 
-    def select(self, _change=None) -> None:
+    def settle(self, changed) -> None:
         """Find the images that pass the filters and set the image slider to them."""
-        labels = self.data.split(self.split.value).labels
-        keep = np.ones(len(labels), dtype=bool)
-        if self.class_name.value != ALL:
-            keep &= labels == self.class_name.value
-        if self.prediction.value != ALL and self.split.value in self.predictions:
-            keep &= (self.predictions[self.split.value] == labels) == self.prediction.value
-        self.selected = np.flatnonzero(keep)
-        self.limit(len(self.selected))
+        split, labels = self.split.value, self.data.split(self.split.value).labels
+        fits = np.ones(len(labels), bool) if self.class_name.value == ALL else labels == self.class_name.value
+        if self.prediction.value != ALL and split in self.predictions:
+            fits &= (self.predictions[split] == labels) == self.prediction.value
+        if not np.array_equal(selected := np.flatnonzero(fits), self.selected):
+            self.selected, self.index.max, self.index.value = selected, max(len(selected) - 1, 0), 0
 
-    def jump(self, _button=None) -> None:
+    def jump(self, _button) -> None:
         """Go to another image of the selection."""
         if len(self.selected) > 1:
             step = np.random.default_rng().integers(1, len(self.selected))
             self.index.value = (self.index.value + int(step)) % len(self.selected)
 
     def number(self) -> int:
-        return int(self.selected[self.index.value])
-
-    def of(self) -> str:
-        return f" ({self.index.value + 1} of {len(self.selected)} selected)"
-
-    @mpl.rc_context(plots.LOOK)
-    def draw(self) -> Figure:
+        """Which image of the split is shown; LookupError if none is."""
         if not len(self.selected):
             raise LookupError("no image passes these filters: choose another class or prediction")
+        return int(self.selected[self.index.value])
+
+    def pixels(self) -> np.ndarray:
+        """The image shown, uint8 (C, H, W)."""
+        return self.data.split(self.split.value).images[self.number()]
+
+    def stored(self, names) -> dict[str, np.ndarray]:
+        """Those estimators that are ranked for the split and unit chosen -> their rankings of all images."""
+        found = {name: self.found.get((name, self.unit.value, self.split.value)) for name in names}
+        return {name: rankings for name, rankings in found.items() if rankings is not None}
+
+    def caption(self) -> str:
+        """'test image 7 (1 of 3 selected): true class cat; predicted dog (wrong)'."""
+        split, number, labels = self.split.value, self.number(), self.data.split(self.split.value).labels
+        few = len(self.selected) < len(labels)
+        text = f"{split} image {number}" + few * f" ({self.index.value + 1} of {len(self.selected)} selected)"
+        text += f": true class {self.data.classes[labels[number]]}"
+        if split in self.predictions:
+            guess = self.predictions[split][number]
+            text += f"; predicted {self.data.classes[guess]} ({'correct' if guess == labels[number] else 'wrong'})"
+        return html.escape(text)
+
+
+class Images(Chooser):
+    """Images of a study with what each estimator removes or keeps of them.
+
+    names: estimators to choose from; first: those chosen at first. Controls, besides Chooser's: fill, estimators.
+    """
+
+    def __init__(self, data: Data, predictions: dict, found: dict, names=None, first=FIRST, **controls: Widget):
+        names = in_order({name for name, _, _ in found} if names is None else names)
+        fills = [("mean of the training set", ""), ("imputed from neighbours", "-imputed")]
+        fill = Dropdown(options=fills, description="holes", tooltip="what stands in the place of removed inputs")
+        estimators = several({name: label(name) for name in names}, "one row each")
+        estimators.value = [name for name in first if name in names] or names[:3]
+        super().__init__(data, predictions, found, fill=fill, **controls, estimators=estimators)
+
+    def rankings(self) -> dict[str, np.ndarray]:
+        """name -> ranking of the image shown, of the estimators chosen; LookupError where there is none."""
         if not self.estimators.value:
             raise LookupError("choose at least one estimator")
-        where = self.unit.value, self.split.value
-        there = [n for n in self.estimators.value if (n, *where) in self.found]
-        if not there:
+        stored = self.stored(self.estimators.value)
+        if not stored:
             raise LookupError("the estimators chosen are not ranked for this split and unit: choose others")
-        return self.sheet({n: self.found[n, *where][self.number()] for n in there})
+        return {name: rankings[self.number()] for name, rankings in stored.items()}
+
+    def draw(self) -> Figure:
+        """A row an estimator: image, importance, what is removed and what is kept."""
+        pixels, percent, fill = self.pixels(), self.percent.value, 255 * self.data.mean
+        modes = [mode + self.fill.value for mode in ("remove", "keep")]
+        rows = {
+            label(name): [pixels, heat(ranking), *(as_seen(pixels, ranking, percent, mode, fill) for mode in modes)]
+            for name, ranking in self.rankings().items()
+        }
+        titles = ["image", "importance", f"top {percent}% removed", f"top {percent}% kept"]
+        self.words = f"Rows: {', '.join(rows)}. Columns: {', '.join(titles)}. Holes: {self.fill.label}."
+        return sheet(rows, titles)
 
 
-class TryEstimator(Chooser):
+class TryEstimator(Images):
     """A function's map and removed images beside known estimators, for any image, by the base model as it is.
 
-    explainer: of the base model. function: as `attribute` describes estimators. found: rankings that are there, as for
-    Images; others are computed. Controls, besides Chooser's: ensembles, known.
+    explainer: of the base model. function: as `estimators` describes them. found: rankings that are there; others
+    are made when they are shown. One more control: ensembles.
     """
 
     def __init__(self, explainer: Explainer, found: dict, function: Callable, name: str, known: tuple[str, ...]):
-        self.explainer, self.found, self.name = explainer, found, name
-        self.function, self.made_for, self.made = guarded(function, name), None, {}
-        super().__init__(explainer.data, explainer.predictions, list(SPLITS), explainer.study.units)
-        tip = f"{name} itself, and the noise ensembles around it; several with Ctrl or Shift"
-        self.ensembles = many("ensembles", [(look.menu, e) for e, look in ENSEMBLES.items()], ("",), tip)
-        mine = {f"{name}-{e}" if e else name for e in ENSEMBLES}
-        names = in_order({*known, *(e for e, _, _ in found)} - mine)
-        first = [n for n in known if n in names]
-        tip = "estimators to see beside it; several with Ctrl or Shift"
-        self.known = many("known", [(label(n), n) for n in names], first, tip)
-        View.__init__(self, [self.split, self.unit, self.index, self.percent, self.fill, self.ensembles, self.known])
+        self.explainer, self.function, self.name = explainer, function, name
+        self.make = functools.lru_cache(4)(self._make)  # percent and holes may change without new passes
+        self.own = {e: f"{name}-{e}" if e else name for e in ENSEMBLES}
+        names = {*known, *(other for other, _, _ in found)} - set(self.own.values())
+        tip = f"{name} itself, and the noise ensembles around it"
+        ensembles = several({e: look.menu for e, look in ENSEMBLES.items()}, tip)
+        ensembles.value = [""]
+        found = found | dict.fromkeys(itertools.product([name], explainer.study.units, SPLITS))  # any can be made
+        super().__init__(explainer.data, explainer.predictions, found, names, known, ensembles=ensembles)
 
-    @mpl.rc_context(plots.LOOK)
-    def draw(self) -> Figure:
-        own = [f"{self.name}-{e}" if e else self.name for e in self.ensembles.value]
+    def rankings(self) -> dict[str, np.ndarray]:
+        own, known = [self.own[ensemble] for ensemble in self.ensembles.value], self.estimators.value
         if not own:
             raise LookupError("choose at least one of the ensembles; plain is the function itself")
-        return self.sheet({n: self.ranking(n, own) for n in [*own, *self.known.value]})
+        there = {name: rankings[self.number()] for name, rankings in self.stored(known).items()}
+        for names in filter(None, (own, [name for name in known if name not in there])):
+            there |= self.make(tuple(names), self.split.value, self.number(), self.unit.value)
+        return {name: there[name] for name in (*own, *known)}
 
-    def ranking(self, name: str, own: list[str]) -> np.ndarray:
-        """The ranking of the image shown: one that is stored, or made now and kept while the image stays."""
-        split, unit, number = self.split.value, self.unit.value, self.number()
-        if self.made_for != (split, unit, number):
-            self.made_for, self.made = (split, unit, number), {}
-        if name not in own and (name, unit, split) in self.found:
-            return self.found[name, unit, split][number]
-        if variant_of(name) == "recursive":
+    def _make(self, names: tuple[str, ...], split: str, number: int, unit: str) -> dict[str, np.ndarray]:
+        """Rankings of one image; whatever the function raises is an InputError of one sentence.
+
+        One thread for a small image's passes: more gain nothing, and wait for each other where others work as well.
+        """
+        for name in (name for name in names if variant_of(name) == "recursive"):
             raise LookupError(f"{name} is not ranked for this split and unit, and only `roar run` can: it retrains")
-        if name not in self.made:
-            attribute.register(self.name, self.function)  # now: another view may have taken the name since
-            missing = [n for n in (own if name in own else [name]) if n not in self.made]
-            part = slice(number, number + 1)
-            with quick(self.data.shape):
-                made = self.explainer.rankings(split, part, missing, unit)
-            self.made |= {n: ranking[0] for n, ranking in made.items()}
-        return self.made[name]
-
-
-@contextmanager
-def quick(shape: tuple[int, int, int]):
-    """One thread for a small image's passes: more gain nothing, and wait for each other where others work as well."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if shape[1] * shape[2] <= SMALL else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def guarded(function: Callable, name: str) -> Callable:
-    """The function with whatever it raises turned into an InputError of one sentence."""
-
-    @functools.wraps(function)
-    def call(*inputs, **keywords):
+        register(self.name, self.function)  # now: another view may have taken the name since
+        threads, (_, high, wide) = torch.get_num_threads(), self.data.shape
+        torch.set_num_threads(1 if high * wide <= SMALL else threads)
         try:
-            return function(*inputs, **keywords)
+            made = self.explainer.rankings(split, slice(number, number + 1), list(names), unit)
+        except InputError:
+            raise
         except Exception as problem:  # a user's code: anything may come of it
             what = " ".join(str(problem).split())[:200]
-            raise InputError(f"{name} raised {type(problem).__name__}: {what}") from None
-
-    return call
+            raise InputError(f"{names[0]} raised {type(problem).__name__}: {what}") from None
+        finally:
+            torch.set_num_threads(threads)
+        return {name: ranking[0] for name, ranking in made.items()}

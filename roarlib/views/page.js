@@ -10,7 +10,7 @@ function compare(one, other, sign) {
   return sign * one.localeCompare(other, "en", { numeric: true });
 }
 
-for (const table of document.querySelectorAll("table")) {
+for (const table of document.querySelectorAll(".scroll table")) {
   const body = table.tBodies[0];
   const first = [...body.rows];
   const heads = [...table.tHead.rows[0].cells];

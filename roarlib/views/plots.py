@@ -1,31 +1,22 @@
-"""Figures of a study: from the tidy table to matplotlib axes, in one look; lines are named at their ends, not in a legend."""
+"""Figures of a study: from the tidy table to matplotlib axes, in one look; lines are named at their ends."""
 
 import os
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from adjustText import adjust_text
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
+from matplotlib.transforms import Bbox
 from scipy.optimize import isotonic_regression
 
 from roarlib.answers import paper, stats
-from roarlib.study.names import (
-    BASES,
-    FIXED,
-    MEASURES,
-    MODES,
-    UNITS,
-    in_order,
-    keeps,
-    label,
-    split_name,
-    style,
-    variant_of,
-)
+from roarlib.answers.verdicts import BETTER, WORSE
+from roarlib.study.names import BASES, FIXED, MEASURES, MODES, UNITS, in_order, keeps, label, style, variant_of
 
 INK, QUIET, FAINT = "#222222", "#666666", "#c4c4c4"  # text; notes and Sobel; lines that are only context
 TEXT = 7.5  # points: readable in a column 8.5 cm wide
@@ -34,9 +25,20 @@ LOOK = {  # white paper whatever the theme around it: JupyterLab's dark one, or 
     **{f"{part}color": INK for part in ("text.", "axes.label", "axes.title", "xtick.label", "ytick.label")},
     **{f"{part}color": QUIET for part in ("axes.edge", "xtick.", "ytick.")},
     **{f"{part}size": TEXT for part in ("font.", "axes.label", "axes.title", "xtick.label", "ytick.label")},
+    **{f"axes.spines.{side}": False for side in ("top", "right")},
     **{"axes.grid": False, "axes.linewidth": 0.7, "font.family": "sans-serif", "pdf.fonttype": 42},
     "svg.hashsalt": "roar",
 }
+
+
+class Shown(NamedTuple):
+    """What curves show, as keywords of all functions that draw them."""
+
+    measure: str = "retrain"
+    unit: str = "value"
+    mode: str = "remove"
+    interval: bool = True  # 95 percent t bands over seeds
+    chance: float | None = None  # an accuracy, as a dotted line
 
 
 def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.4, 3.0), **keywords):
@@ -58,10 +60,8 @@ def points(table: pd.DataFrame, measure: str, unit: str, mode: str) -> pd.DataFr
     rows = stats.with_clean(table, mode)
     found = stats.summary(rows[(rows["measure"] == measure) & (rows["unit"] == unit)])
     if found.empty:
-        raise LookupError(
-            f"no {measure} results for unit {unit} and mode {mode} yet: "
-            f"run `roar run params/{name}.yaml` with both in its lists"
-        )
+        run = f"run `roar run params/{name}.yaml` with both in its lists"
+        raise LookupError(f"no {measure} results for unit {unit} and mode {mode} yet: {run}")
     return found
 
 
@@ -73,114 +73,98 @@ def chosen(found: pd.DataFrame, names=None) -> list[str]:
     return there if names is None else in_order(names)
 
 
-def line(found: pd.DataFrame, estimator: str, ax, interval: bool = True, **keywords):
-    """Draw one curve of `points`, accuracy in percent over t, interval as a band; returns the line."""
-    own = (found["estimator"] == estimator).to_numpy()
-    percents, mean, low, high = (found[c].to_numpy(dtype=float)[own] for c in ("percent", "mean", "low", "high"))
-    (drawn,) = ax.plot(percents, 100 * mean, **{**style(estimator), "label": label(estimator), **keywords})
-    if interval and not np.isnan(low).all():
-        band = (100 * np.clip(edge, 0, 1) for edge in (low, high))  # no accuracy lies beyond, though t intervals do
-        ax.fill_between(percents, *band, color=drawn.get_color(), alpha=0.15, linewidth=0)
-    return drawn
+def line(ax, name: str, rows: pd.DataFrame, interval: bool = True, **look) -> None:
+    """Draw an estimator's rows of `points`, accuracy in percent over t, interval as a band."""
+    (drawn,) = ax.plot(rows["percent"], 100 * rows["mean"], **{**style(name), "label": label(name), **look})
+    if interval and rows["low"].notna().any():
+        edges = 100 * rows[["low", "high"]].clip(0, 1).to_numpy().T  # no accuracy lies beyond, though t intervals do
+        ax.fill_between(rows["percent"], *edges, color=drawn.get_color(), alpha=0.15, linewidth=0)
 
 
-def curves(
-    table,
-    ax,
-    estimators=None,
-    highlight=None,
-    measure="retrain",
-    unit="value",
-    mode="remove",
-    interval=True,
-    chance=None,
-    named=True,
-):
-    """All estimators (or those named) on one axes, each line named at its end.
+def curves(table, ax, estimators=None, highlight=None, named=True, **shown) -> None:
+    """All estimators (or those named) on one axes, each line named at its end; shown: see `Shown`.
 
     highlight: names that keep their colour; Random and Sobel keep theirs too, all others turn to grey context
-    without a name. interval: 95 percent t bands over seeds. n and interval are said above the axes.
-    named: False where more is to be drawn first, then `name_lines(ax)`. Raises LookupError without results.
+    without a name. n and interval are said above the axes. named: False where more is to be drawn first, then
+    `name_lines(ax)`. Raises LookupError without results.
     """
-    found = points(table, measure, unit, mode)
+    what = Shown(**shown)
+    found = points(table, what.measure, what.unit, what.mode)
     names = chosen(found, estimators)
     chosen(found, highlight)  # raises if not there
     loud = set(names) if highlight is None else {*highlight, *FIXED}
     for name in dict.fromkeys([*names, *(highlight or [])]):
         look = {} if name in loud else dict(color=FAINT, linewidth=0.8, marker="", zorder=0.5, label=f"_{label(name)}")
-        line(found, name, ax, interval and name in loud, **look)
-    frame(ax, found, mode, chance)
+        line(ax, name, found[found["estimator"] == name], what.interval and name in loud, **look)
+    frame(ax, found["percent"], what.mode, what.chance)
     if named:
         name_lines(ax)
-    note = about(found, measure, unit, interval, others=len(set(names) - loud))
-    ax.set_title(note, loc="left", fontsize=TEXT - 0.5, color=QUIET)
+    ax.set_title(about(found, what, len(set(names) - loud)), loc="left", fontsize=TEXT - 0.5, color=QUIET)
 
 
-def by_base(table, unit="value", mode="remove", measure="retrain", interval=True, chance=None):
-    """A figure like the paper's Figure 4: a panel a base, users' own in a last one, controls in each; no variants."""
-    found = points(table, measure, unit, mode)
-    names = [n for n in chosen(found) if not variant_of(n)]
-    controls, panels = [n for n in names if n in FIXED], {}
-    for name in names[: len(names) - len(controls)]:
-        base, _ = split_name(name)
-        panels.setdefault(BASES[base].label if base in BASES else "Your own", []).append(name)
-    panels = panels or {"Controls": []}
-    figure, axes = subplots(1, len(panels), (0.5 + 2.9 * len(panels), 3.2), sharey=True)
-    for ax, (title, members) in zip(axes[0], panels.items(), strict=True):
-        for name in controls + members:
-            line(found, name, ax, interval)
-        frame(ax, found, mode, chance)
-        ax.set_title(title, loc="left", fontsize=TEXT + 1, fontweight="bold", color=INK)
-    for ax in axes[0]:  # only now: every panel widens the shared scale
+def panels(axes, table, each: list[dict], **same) -> None:
+    """`curves` on axes that share a scale. each: the keywords of one axes; same: those of all."""
+    for ax, own in zip(axes, each, strict=True):
+        curves(table, ax, named=False, **own, **same)
+    for ax in axes:  # only now: every panel widens the scale
         name_lines(ax)
-    note = about(found, measure, unit, interval).replace("\n", "; ")
-    figure.suptitle(note, x=0.01, ha="left", fontsize=TEXT, color=QUIET)
+
+
+def by_base(table, **shown):
+    """A figure like the paper's Figure 4: a panel a base, users' own in a last one, controls in each; no variants."""
+    what = Shown(**shown)
+    found = points(table, what.measure, what.unit, what.mode)
+    names = [name for name in chosen(found) if not variant_of(name)]
+    controls, bases = [name for name in names if name in FIXED], {}
+    for name in names[: len(names) - len(controls)]:
+        base = BASES.get(name.partition("-")[0])
+        bases.setdefault(base.label if base else "Your own", []).append(name)
+    bases = bases or {"Controls": []}
+    figure, axes = subplots(1, len(bases), (0.5 + 2.9 * len(bases), 3.2), sharey=True)
+    panels(axes[0], table, [{"estimators": controls + members} for members in bases.values()], **shown)
+    for ax, title in zip(axes[0], bases, strict=True):
+        ax.set_title(title, loc="left", fontsize=TEXT + 1, fontweight="bold", color=INK)
+    figure.suptitle(about(found, what).replace("\n", "; "), x=0.01, ha="left", fontsize=TEXT, color=QUIET)
     return figure
 
 
-def roar_and_deletion(table, unit="value", mode="remove", estimators=None, highlight=None, interval=True, chance=None):
+def roar_and_deletion(table, **keywords):
     """A figure of what removal costs a model that never saw such images, beside retrained ones (ROAR)."""
-    sides = [("deletion", mode), ("retrain", mode)]
-    return _side_by_side(sides, table, unit, estimators, highlight, interval, chance)
+    return _side_by_side(table, [{"measure": "deletion"}, {"measure": "retrain"}], **keywords)
 
 
-def remove_and_keep(table, unit="value", estimators=None, highlight=None, interval=True, chance=None):
-    """A figure of ROAR (the top t percent removed) beside KAR (only they are kept), on one scale of accuracy.
+def remove_and_keep(table, **keywords):
+    """A figure of ROAR (the top t percent removed) beside KAR (only they are kept); images get emptier to the right.
 
-    In both panels images get emptier to the right. Raises LookupError where one of the two modes has no results.
+    Keywords here and above: as of `curves`. Raises LookupError where one of the two has no results.
     """
-    sides = [("retrain", "remove"), ("retrain", "keep")]
-    figure = _side_by_side(sides, table, unit, estimators, highlight, interval, chance)
+    figure = _side_by_side(table, [{"mode": "remove"}, {"mode": "keep"}], **keywords)
     for ax, title in zip(figure.axes, ("ROAR, lower is better", "KAR, higher is better"), strict=True):
         ax.set_title(f"{title}\n{ax.get_title(loc='left')}", loc="left", fontsize=TEXT - 0.5, color=QUIET)
     return figure
 
 
-def _side_by_side(sides, table, unit, estimators, highlight, interval, chance):
-    """Curves of two (measure, mode) on one scale; LookupError before a figure is begun: none is left half empty."""
-    for measure, mode in sides:
-        chosen(points(table, measure, unit, mode), estimators)
+def _side_by_side(table, each, estimators=None, highlight=None, **shown):
+    for own in each:  # raises before a figure is begun: none is left half empty
+        chosen(points(table, *Shown(**own, **shown)[:3]), estimators)
     figure, axes = subplots(1, 2, (7.2, 3.6), sharey=True)
-    for ax, (measure, mode) in zip(axes[0], sides, strict=True):
-        curves(table, ax, estimators, highlight, measure, unit, mode, interval, chance, named=False)
-    for ax in axes[0]:  # only now: either panel widens the shared scale
-        name_lines(ax)
+    panels(axes[0], table, each, estimators=estimators, highlight=highlight, **shown)
     return figure
 
 
-def about(found: pd.DataFrame, measure: str, unit: str, interval: bool = True, others: int = 0) -> str:
+def about(found: pd.DataFrame, what: Shown, others: int = 0) -> str:
     """Two lines on what a picture shows: measure and unit, then the number of runs and what the band is."""
     low, high = found["n"].min(), found["n"].max()
     seeds = low if low == high else f"{low} to {high}"
-    runs = "one model" if measure == "deletion" else "1 seed" if high == 1 else f"mean of {seeds} seeds"
-    band = "no interval" if high == 1 else "band: 95% t interval" if interval else ""
-    what = f"{MEASURES[measure]}, {UNITS[unit]}" + (f"; grey: {others} others" if others else "")
-    return f"{what}\n" + ", ".join(filter(None, [runs, band]))
+    runs = "one model" if what.measure == "deletion" else "1 seed" if high == 1 else f"mean of {seeds} seeds"
+    band = "no interval" if high == 1 else "band: 95% t interval" if what.interval else ""
+    first = f"{MEASURES[what.measure]}, {UNITS[what.unit]}" + (f"; grey: {others} others" if others else "")
+    return f"{first}\n" + ", ".join(filter(None, [runs, band]))
 
 
-def frame(ax, found: pd.DataFrame, mode: str, chance: float | None = None) -> None:
+def frame(ax, percents, mode: str, chance: float | None = None) -> None:
     """Axes of curves: from the untouched end rightwards, so that images get emptier in both modes."""
-    percents = sorted(found["percent"].unique())
+    percents = sorted(set(percents))
     ends = (100, min(percents, default=0)) if keeps(mode) else (0, max(percents, default=100))
     pad = 0.03 * (ends[1] - ends[0])
     ticks = percents if np.diff(percents).min(initial=100) >= 8 else range(0, 101, 20)  # closer would touch
@@ -197,15 +181,15 @@ def frame(ax, found: pd.DataFrame, mode: str, chance: float | None = None) -> No
     plt.setp([ax.xaxis.label, ax.yaxis.label, *ax.spines.values()], color=INK)
 
 
-def apart(wanted: np.ndarray, gap: float, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-    """Places (n,) as near as can be to the wanted ones (least squares), at least `gap` apart, in [low, high].
+def apart(wanted: np.ndarray, gap: float, high: float = 1.0) -> np.ndarray:
+    """Places (n,) as near as can be to the wanted ones (least squares), at least `gap` apart, in [0, high].
 
     With places sorted, x_i - i gap must not fall: an isotonic regression. Where they cannot fit, gap shrinks.
     """
-    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
+    gap = min(gap, high / max(len(wanted) - 1, 1))
     order, steps = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted))
     level = isotonic_regression(wanted[order] - steps).x
-    places = np.clip(level, low, high - steps[-1]) + steps
+    places = np.clip(level, 0, high - steps[-1]) + steps
     return places[np.argsort(order)]
 
 
@@ -215,16 +199,16 @@ def name_lines(ax, size: float = 7.5) -> None:
     Call it last: it reads the axes' limits. size in points; it shrinks where more names than fit are wanted.
     """
     lines = [drawn for drawn in ax.lines if not drawn.get_label().startswith("_")]
-    right = np.argmax if ax.get_xlim()[1] > ax.get_xlim()[0] else np.argmin
-    ends = np.array([drawn.get_xydata()[right(drawn.get_xdata())] for drawn in lines]).reshape(-1, 2)
-    ends = (ax.transData + ax.transAxes.inverted()).transform(ends)  # (lines, 2), 0..1 of the axes
     if not lines:
         return
-    height = 72 * ax.get_position().height * ax.figure.get_size_inches()[1]  # points
-    size = min(size, 0.92 * height / max(len(lines), 1))
-    places = apart(ends[:, 1], 1.15 * size / height, 0.0, 1.04)
+    right = np.argmax if ax.get_xlim()[1] > ax.get_xlim()[0] else np.argmin
+    ends = [drawn.get_xydata()[right(drawn.get_xdata())] for drawn in lines]
+    ends = (ax.transData + ax.transAxes.inverted()).transform(ends)  # (lines, 2), 0..1 of the axes
+    room = 72 * ax.get_position().height * ax.figure.get_size_inches()[1]  # points
+    size = min(size, 0.92 * room / len(lines))
+    places = apart(ends[:, 1], 1.15 * size / room, 1.04)
+    colors = np.array([to_rgb(drawn.get_color()) for drawn in lines])
     leaders = [[(x + 0.02, y), (1.07, place)] for (x, y), place in zip(ends, places, strict=True)]
-    colors = np.array([to_rgb(drawn.get_color()) for drawn in lines]).reshape(-1, 3)
     where = dict(transform=ax.transAxes, clip_on=False)
     ax.add_collection(LineCollection(leaders, colors=colors, linewidths=0.5, **where))
     for drawn, place, color in zip(lines, places, 0.68 * colors, strict=True):  # darker: legible as thin text
@@ -248,10 +232,9 @@ def intervals(ax, found: pd.DataFrame, scale: float = 100) -> None:
     """
     for place, row in enumerate(found.itertuples()):
         color = style(row.estimator)["color"]
-        told = getattr(row, "verdict", "better") in ("better", "worse")
-        if not np.isnan(row.low):
-            ax.plot([scale * row.low, scale * row.high], [-place] * 2, color=color, linewidth=1.2)
-        ax.plot(scale * row.mean, -place, "o", color=color, markerfacecolor=color if told else "white", markersize=4.5)
+        inside = color if getattr(row, "verdict", BETTER) in (BETTER, WORSE) else "white"
+        bar = scale * np.array([[row.mean - row.low], [row.high - row.mean]])
+        ax.errorbar(scale * row.mean, -place, xerr=bar, fmt="o", color=color, mfc=inside, ms=4.5, elinewidth=1.2)
     ax.axvline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 2)))
     _rows(ax, found.estimator)
 
@@ -261,16 +244,15 @@ def errors(ax, found: pd.DataFrame) -> None:
 
     found: indexed by estimator, columns std and binomial (`stats.seeds_and_test_set`); NaN is left out.
     """
-    for place, (name, row) in enumerate(found.iterrows()):
-        ax.plot([100 * row["binomial"]] * 2, [-place - 0.35, 0.35 - place], color=INK, linewidth=1)
-        ax.plot(100 * row["std"], -place, "o", color=style(name)["color"], markersize=3.5)
+    places = -np.arange(len(found))
+    ax.plot(100 * found["binomial"], places, "|", color=INK, markersize=8)
+    ax.scatter(100 * found["std"], places, 12, [style(name)["color"] for name in found.index], zorder=3)
     _rows(ax, found.index)
 
 
 def _rows(ax, estimators) -> None:
-    ax.set_yticks([-k for k in range(len(estimators))], [label(name) for name in estimators])
+    ax.set_yticks(-np.arange(len(estimators)), list(map(label, estimators)))
     ax.set_ylim(-len(estimators) + 0.4, 0.6)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def curves_of(ax, source: paper.Source, names, mode: str = "remove", shares: bool = False, **look) -> None:
@@ -278,27 +260,35 @@ def curves_of(ax, source: paper.Source, names, mode: str = "remove", shares: boo
 
     `name_lines(ax)`, called last, names them.
     """
-    table, end = getattr(source, mode), 0 if mode == "remove" else 100
-    table = table.loc[in_order([n for n in names if n in table.index])].copy()
-    table[end] = source.clean
-    table = (source.share(table) if shares else table).sort_index(axis=1)
-    found = table.rename_axis(columns="percent").stack().rename("mean").reset_index()
-    found.columns = ["estimator", "percent", "mean"]
-    found = found.assign(low=np.nan, high=np.nan)
-    for name in table.index:
-        line(found, name, ax, interval=False, **look)
-    frame(ax, found, mode)
+    table = getattr(source, mode)
+    table = table.loc[in_order(set(names) & set(table.index))].assign(**{"clean": source.clean})
+    table = table.rename(columns={"clean": 100 if keeps(mode) else 0})
+    table = (source.share(table) if shares else table).sort_index(axis=1).dropna(how="all")
+    for name, accuracies in table.iterrows():
+        line(ax, name, accuracies.dropna().rename_axis("percent").reset_index(name="mean"), interval=False, **look)
+    frame(ax, table.columns, mode)
 
 
 def points_named(ax, x: pd.Series, y: pd.Series) -> None:
-    """Two numbers of each estimator against each other, in percent, each point named. Set the axes' labels before."""
+    """Two numbers of each estimator against each other, in percent, each point named. Set the axes' labels before.
+
+    A name stands in the nearest place, right or left and ever higher or lower, that is free of points and names.
+    """
     names = in_order(x.index.intersection(y.index))
-    for name in names:
-        look = style(name)
-        ax.plot(100 * x[name], 100 * y[name], look["marker"] or "*", color=look["color"], markersize=5)
-    ax.spines[["top", "right"]].set_visible(False)
+    spots = 100 * np.stack([x[names], y[names]], 1)  # (names, 2)
+    for name, spot in zip(names, spots, strict=True):
+        ax.plot(*spot, style(name)["marker"] or "*", color=style(name)["color"], markersize=5)
     ax.margins(0.2, 0.12)
-    ax.figure.canvas.draw()  # fixes the layout, which the places of the names depend on
-    texts = [ax.text(100 * x[n], 100 * y[n], label(n), fontsize=6.5, color=INK) for n in names]
-    leader = dict(arrowstyle="-", color=FAINT, linewidth=0.5)
-    adjust_text(texts, ax=ax, expand=(1.15, 1.3), arrowprops=leader, max_move=None, ensure_inside_axes=False)
+    ax.figure.canvas.draw()  # fixes the layout, which the places depend on
+    half = 3 / 72 * ax.figure.dpi  # dots, of a point's side
+    taken = [Bbox([at - half, at + half]) for at in ax.transData.transform(spots)]
+    for name, spot in zip(names, spots, strict=True):
+        text = ax.annotate(label(name), spot, (0, 0), textcoords="offset points", va="center", fontsize=6.5)
+        for up, side in product((0, 8, -8, 16, -16, 24, -24, 32, -32), (1, -1)):
+            text.set(position=(side * (6 + abs(up) / 3), up), ha="left" if side > 0 else "right")
+            if not text.get_window_extent().count_overlaps(taken):
+                break
+        taken.append(text.get_window_extent())
+        if abs(up) > 12:
+            leader = dict(arrowstyle="-", color=FAINT, linewidth=0.5)
+            ax.annotate("", spot, text.get_position(), textcoords="offset points", arrowprops=leader)

@@ -1,12 +1,12 @@
-"""The report: analysis notebooks run headless, their figures kept, and all of it in one HTML page."""
+"""The report: analysis notebooks run headless, how the study was made, and all of it in one HTML page."""
 
 from datetime import datetime
-from html import escape
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
+import yaml
 
 from roarlib.answers import stats, verdicts
 from roarlib.grid import kernel
@@ -14,42 +14,33 @@ from roarlib.study import params, results
 from roarlib.study.files import root, write_atomically
 from roarlib.study.names import MODES, UNITS, label
 from roarlib.study.params import InputError, Study
-from roarlib.views import page, provenance
+from roarlib.views import page
 
-ANALYSES = (
-    "10-accuracy-curves",
-    "11-degraded-images",
-    "12-against-the-paper",
-    "13-better-than-random",
-    "14-can-we-trust-this",
-)
+ANALYSES = sorted(file.stem for file in (root() / "notebooks").glob("1?-*.ipynb"))
+MACHINE = ["hardware", "device", "precision", "torch", "roarlib", "commit", "python"]
+WHAT = {"retrain": "retraining", "base": "base model", "ranking": "ranking", "deletion": "deletion score"}
 
 
 def render(study: Study) -> str:
     """Run the analyses of a study and write report.html; returns what to tell the user: table, figure, page.
 
-    The page holds figures and text of all analyses, without code and widgets, and opens without a server.
     An analysis that fails is left out, and named. Raises InputError where there is no retraining yet.
     """
     table = results.table(study)
     if not (table.measure == "retrain").any():
         raise InputError(f"no retrainings of {study.name} yet; `roar run params/{study.name}.yaml` makes them")
-    file = (
-        params.save(study)
-        if (study.folder / "study.yaml").is_file()
-        else root() / "params" / f"{study.name}.yaml"
-    )
-    count = page.Counter()
-    analyses, failed = [], []
+    agreed = (study.folder / "study.yaml").is_file()
+    file = params.save(study) if agreed else root() / "params" / f"{study.name}.yaml"
+    chapters, failed = {}, []
     for name in ANALYSES:
         try:
-            analyses.append(page.of_notebook(_execute(study, file, name), name, count))
-        except InputError as problem:  # the others are worth a page
+            chapters[name] = _execute(study, file, name)
+        except ValueError as problem:  # an InputError, or a notebook that takes no study; the others are worth a page
             failed.append(str(problem))
-    sections = [section for section in analyses if section.shows()]  # a published table comes without images
-    sections.append(_how(study, count, [section.title for section in analyses if not section.shows()], failed))
+    shown = {name: notebook for name, notebook in chapters.items() if page.shows(notebook)}
+    empty = [f"{name}, for want of rankings and images" for name in chapters if name not in shown]
     target = study.folder / "report.html"
-    write_atomically(target, page.html(f"ROAR study {study.name}", _head(study, table), sections))
+    write_atomically(target, page.html(shown, _head(study, table), _how(study), failed + empty))
     figure = study.folder / "figures" / f"curves-{study.units[0]}-{study.modes[0]}.png"
     left_out = "".join(f"\nLEFT OUT: {problem}" for problem in failed)
     return f"{summary(study)}\n\nfigure: {figure}\nreport: {target}{left_out}"
@@ -59,78 +50,90 @@ def summary(study: Study) -> str:
     """The study's first unit and mode as text: accuracy at each percent, mean over seeds, best estimator first."""
     table, unit, mode = results.table(study), study.units[0], study.modes[0]
     points = stats.summary(stats.with_clean(table, mode)).query("measure == 'retrain' and unit == @unit")
-    grid = points.pivot(index="estimator", columns="percent", values="mean").mul(100)
-    areas = stats.area_to_random(table, 1 / int(table.n_classes.max())).query("unit == @unit and mode == @mode")
+    grid = points.pivot(index="estimator", columns="percent", values="mean").mul(100).add_prefix("t=")
+    areas = stats.area_to_random(table, stats.floor(table)).query("unit == @unit and mode == @mode")
     grid["area"] = areas.set_index("estimator")["mean"]
-    grid = grid.sort_values("area", ascending=False)
-    wide = max(14, *(len(label(name)) + 1 for name in grid.index))
-    lines = [
+    grid = grid.sort_values("area", ascending=False).rename(index=label).rename_axis(index=None, columns="estimator")
+    formats = {"area": "{:.3f}".format}
+    return (
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
-        f"mean of {points.n.min()} {'seed' if points.n.min() == 1 else 'seeds'}",
-        "",
-        f"{'estimator':<{wide}}" + "".join(f"{f't={p}':>8}" for p in grid.columns[:-1]) + f"{'area':>9}",
-    ]
-    for name, row in grid.iterrows():
-        cells = "".join(f"{v:8.1f}" for v in row.iloc[:-1]) + f"{row.iloc[-1]:9.3f}"
-        lines.append(f"{label(name):<{wide}}{cells}")
-    return "\n".join(
-        [*lines, "", "area: between the curve and Random's; 0: like Random, towards 1: better, below 0: worse"]
+        f"mean of {points.n.min()} {'seed' if points.n.min() == 1 else 'seeds'}\n\n"
+        f"{grid.to_string(float_format='{:.1f}'.format, formatters=formats, col_space=7)}\n\n"
+        "area: between the curve and Random's; 0: like Random, towards 1: better, below 0: worse"
     )
 
 
 def _execute(study: Study, file: Path, name: str) -> nbformat.NotebookNode:
-    target = study.folder / "report" / f"{name}.ipynb"
+    source, target = (folder / f"{name}.ipynb" for folder in (root() / "notebooks", study.folder / "report"))
     try:
-        kernel.execute(root() / "notebooks" / f"{name}.ipynb", target, {"study_file": str(file)}, timeout=900,
-                       env={"ROAR_DPI": str(page.DPI)})  # fmt: skip
+        kernel.execute(source, target, {"study_file": str(file)}, timeout=900, env={"ROAR_DPI": str(page.DPI)})
     except kernel.NotebookFailed as problem:
         raise InputError(f"{name} failed: {problem.cause} (see {target})") from None
     return nbformat.read(target, 4)
 
 
-def _head(study: Study, table: pd.DataFrame) -> str:
-    """The result in a sentence, what it rests on, and the date."""
-    unit, mode = study.units[0], study.modes[0]
-    sentence = verdicts.in_words(verdicts.verdicts(table, unit, mode))
-    retrained, today = table[table.measure == "retrain"], datetime.now()
-    facts = (
-        f"{UNITS[unit].capitalize()} {MODES[mode]}; {len(retrained)} retrainings of {study.model} on "
-        f"{study.dataset}, {retrained.n_train.max():,.0f} train and {retrained.n_test.max():,.0f} test images, "
-        f"{retrained.n_classes.max():.0f} classes. {_clean(retrained)}"
-    )
-    date = f'<time datetime="{today:%Y-%m-%d}">{today.day} {today:%B %Y}</time>'
-    return f'<p class="lead">{page.text(sentence)}</p><p class="facts">{escape(facts)} {date}</p>'
+def _head(study: Study, table: pd.DataFrame) -> dict:
+    """What the page says first: the result in a sentence and what it rests on, clean accuracy beside chance."""
+    retrained, unit, mode = table[table.measure == "retrain"], study.units[0], study.modes[0]
+    clean = retrained[retrained.estimator == "clean"].accuracy.mean()
+    return {
+        "study": study,
+        "result": verdicts.in_words(verdicts.verdicts(table, unit, mode)),
+        "what": f"{UNITS[unit]} {MODES[mode]}",
+        "retrained": len(retrained),
+        **{name: int(retrained[name].max()) for name in ("n_train", "n_test", "n_classes")},
+        "clean": clean,
+        "error": stats.binomial_error(clean, retrained.n_test.max()),
+        "today": datetime.now(),
+    }
 
 
-def _clean(retrained: pd.DataFrame) -> str:
-    """Clean accuracy beside chance, in points; what follows where it is no better."""
-    clean, tested = retrained[retrained.estimator == "clean"].accuracy.mean(), retrained.n_test.max()
-    if np.isnan(clean):
-        return ""
-    chance = 1 / retrained.n_classes.max()
-    error = stats.binomial_error(clean, tested)
-    said = f"Clean accuracy {100 * clean:.1f}, chance {100 * chance:.1f}; one accuracy is good to ±{200 * error:.1f}."
-    lost = " It is no better than chance, so nothing can be lost, or learnt." if clean < chance + 2 * error else ""
-    return said + lost
+def _how(study: Study) -> dict:
+    """How the study was made: tables as HTML, and hours."""
+    rows = results.known(study)
+    tables = {"parameters": parameters(study), "machines": machines(rows), "cost": cost(rows)}
+    form = dict(index=False, na_rep="–", float_format="{:,.1f}".format)
+    return {name: frame.to_html(**form) for name, frame in tables.items()} | {"hours": hours(rows)}
 
 
-def _how(study: Study, count: page.Counter, left_out: list[str], failed: list[str]) -> page.Section:
-    """How it was made: parameters, versions, machines, cost; which analyses had nothing to show, and which failed."""
-    rows, given = results.known(study), provenance.parameters(study)
-    section = page.Section("How it was made", "how-it-was-made")
-    section.blocks = [
-        "<h3>Parameters</h3><p>All of the study, in the order of its file; those that differ from their default are "
-        "set bold.</p>",
-        page.table(given, "Parameters", count, marked=set(given.index[given.differs != ""])),
-        "<h3>Versions and machines</h3><p>As the rows say, one line for each unlike combination; times are UTC.</p>",
-        page.table(provenance.machines(rows), "Versions and machines", count),
-        "<h3>Cost</h3>",
-        page.table(provenance.cost(rows), "Measurements and their seconds", count),
-        f"<p>{provenance.worker_hours(rows):.2f} worker-hours in all measurements together; "
-        f"{provenance.wall_hours(rows):.2f} hours from the start of the first to the end of the last, pauses included. "
-        "Starting notebooks and loading data is in the second number alone.</p>",
-    ]
-    if left_out:
-        section.blocks.append(f"<p>Left out, for want of rankings and images: {escape(', '.join(left_out))}.</p>")
-    section.blocks += [f"<p>Left out: {escape(problem)}</p>" for problem in failed]
-    return section
+def parameters(study: Study) -> pd.DataFrame:
+    """Every parameter in the order of the YAML files: parameter, value, default, differs ("differs" or empty).
+
+    Values as YAML spells them. A parameter without a default (name, estimators) has "–" there and never differs.
+    """
+    rows = []
+    for key, known in Study.model_fields.items():
+        value, default = getattr(study, key), known.get_default(call_default_factory=True)
+        differs = "differs" if not known.is_required() and value != default else ""
+        rows.append((key, _yaml(value), "–" if known.is_required() else _yaml(default), differs))
+    return pd.DataFrame(rows, columns=["parameter", "value", "default", "differs"])
+
+
+def _yaml(value) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("\n...")
+
+
+def machines(rows: pd.DataFrame) -> pd.DataFrame:
+    """What computed the rows (of results.known): MACHINE, rows (how many), first, last (UTC, to the minute).
+
+    One line for each unlike combination. "–": not said; results.csv alone does not know Python's version.
+    """
+    found = rows.reindex(columns=[*MACHINE, "finished"]).astype(object).replace("", np.nan).fillna("–")
+    groups = found.groupby(MACHINE, sort=False)["finished"]
+    out = groups.agg(rows="size", first="min", last="max").sort_values("rows", ascending=False).reset_index()
+    return out.assign(**{name: out[name].str[:16].str.replace("T", " ") for name in ("first", "last")})
+
+
+def cost(rows: pd.DataFrame) -> pd.DataFrame:
+    """Number, median and total seconds by kind of measurement; a ranking's are its share of what its base took."""
+    seconds = rows.groupby("measure")["seconds"].agg(["count", "median", "sum"]).reindex(list(WHAT)).dropna()
+    seconds = seconds.astype({"count": int}).rename(index=WHAT)
+    seconds.columns = ["n", "median seconds", "total seconds"]
+    return seconds.reset_index(names="measurement")
+
+
+def hours(rows: pd.DataFrame) -> tuple[float, float]:
+    """Hours that went into all measurements, and those from the start of the first to the end of the last."""
+    seconds, ends = rows["seconds"].fillna(0), pd.to_datetime(rows["finished"], utc=True)
+    starts = ends - pd.to_timedelta(seconds, unit="s")
+    return float(seconds.sum()) / 3600, (ends.max() - starts.min()).total_seconds() / 3600

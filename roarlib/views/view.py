@@ -7,59 +7,62 @@ both can hang a headless run, and this way a view draws, and is tested, without 
 import base64
 import html
 import re
-from io import BytesIO
 
-from ipywidgets import HTML, Button, Dropdown, HBox, Layout, SelectMultiple, VBox
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import matplotlib as mpl
+from ipywidgets import HTML, Button, HBox, Layout, SelectMultiple, VBox, Widget
 
-from roarlib.study.names import BASES, FIXED, split_name
 from roarlib.study.params import InputError
-from roarlib.views.svg import FITS
+from roarlib.views.plots import LOOK
+from roarlib.views.sheets import png
 
 WIDTH = "270px"  # of a control
-OWN = "own"  # stands for the bases of users' own estimators
+FITS = "max-width: 100%; height: auto; background: white"  # white paper in JupyterLab's dark theme too
 
 
 class View(VBox):
-    """Controls, a message and a picture. `figure` is the Figure shown, None while there is only a message."""
+    """Controls, a message and a picture. `figure` is the Figure shown, None while there is only a message.
+
+    A subclass has draw(), which gives the Figure for the controls as they are and sets `words`, what is on it in plain
+    text, or raises a LookupError or InputError of one sentence; and caption(), HTML for above the picture.
+    """
 
     busy = False  # True while controls set one another
 
-    def __init__(self, controls: list, missing: str = ""):
-        self.figure = None
-        self.message, self.picture = HTML(), HTML()
-        if missing:
-            super().__init__([self.message])
-            return self.say(missing)
-        row = HBox(controls, layout=Layout(flex_flow="row wrap", align_items="flex-start"))
-        super().__init__([row, self.message, self.picture])
-        for control in controls:
+    def __init__(self, missing: str = "", **controls: Widget):
+        """controls: by the names of their attributes, which describe them too. missing: a sentence in place of all."""
+        self.figure, self.message, self.picture = None, HTML(), HTML()
+        for name, control in controls.items():
+            setattr(self, name, control)
+            control.description, control.layout.width = control.description or name, WIDTH
             if not isinstance(control, Button):
                 control.observe(self.redraw, "value")
-        self.redraw()
+        row = HBox(list(controls.values()), layout=Layout(flex_flow="row wrap", align_items="flex-start"))
+        super().__init__([self.message] if missing else [row, self.message, self.picture])
+        if missing:
+            self.say(missing)
+        else:
+            self.redraw()
 
-    def draw(self) -> Figure:
-        """The picture for the controls as they are; LookupError or InputError, one sentence, where there is none."""
-        raise NotImplementedError
-
-    def caption(self) -> str:
-        """HTML above the picture: what is shown."""
-        raise NotImplementedError
-
-    def alt(self) -> str:
-        """The picture in words, plain text."""
-        raise NotImplementedError
+    def settle(self, changed: Widget | None) -> None:
+        """Make the other controls fit the one that changed, or all of them each other (None)."""
 
     def shown(self) -> str:
-        """The figure as HTML."""
-        return image(self.figure, self.alt())
+        """The figure as HTML: an <img> with its size, so that nothing jumps when it is decoded."""
+        wide, high = (round(side) for side in self.figure.bbox.size)
+        return (
+            f'<img alt="{html.escape(self.words)}" width="{wide}" height="{high}" decoding="sync" style="{FITS}" '
+            f'src="data:image/png;base64,{base64.b64encode(png(self.figure)).decode()}">'
+        )
 
-    def redraw(self, _change=None) -> None:
+    def redraw(self, change=None) -> None:
         if self.busy:
             return
+        self.busy = True
+        self.settle(change and change["owner"])
+        self.busy = False
         try:
-            self.figure = self.draw()
+            with mpl.rc_context(LOOK):
+                self.figure = self.draw()
         except (LookupError, InputError) as problem:
             return self.say(str(problem.args[0]))
         self.message.layout.display, self.picture.layout.display = "none", None
@@ -73,53 +76,18 @@ class View(VBox):
         self.message.layout.display, self.picture.layout.display = None, "none"
 
 
-def image(figure: Figure, alt: str) -> str:
-    """A figure as an <img> with a PNG in it, lightly compressed: it goes to a browser next door, and time counts."""
-    file = BytesIO()
-    FigureCanvasAgg(figure).print_png(file, pil_kwargs={"compress_level": 1})
-    code = base64.b64encode(file.getvalue()).decode()
-    wide, high = (round(side) for side in figure.bbox.size)  # known before it is decoded: nothing jumps
-    return (
-        f'<img alt="{html.escape(alt)}" width="{wide}" height="{high}" decoding="sync" style="{FITS}" '
-        f'src="data:image/png;base64,{code}">'
-    )
-
-
 def run(name: str) -> str:
     """What to do about missing results of a study."""
     return f"run `roar run params/{name}.yaml`"
 
 
-def base_of(name: str) -> str:
-    """grad, gb, ig, or OWN for estimators of users."""
-    base, _ = split_name(name)
-    return base if base in BASES else OWN
-
-
-def is_control(name: str) -> bool:
-    """Random, Sobel and the like, and their variants."""
-    return split_name(name)[0] in FIXED
+def several(titles: dict, tip: str) -> SelectMultiple:
+    """A choice of several values, by their titles."""
+    options, tip = [(title, value) for value, title in titles.items()], f"{tip}; several with Ctrl or Shift"
+    return SelectMultiple(options=options, tooltip=tip, rows=min(len(options), 6) or 1)
 
 
 def named(titles: dict, values) -> list[tuple[str, str]]:
-    """(title, value) of those values that occur, in the order of the titles."""
+    """(title, value) of those values that occur, in the order of the titles: options of a control."""
     there = set(values)
     return [(title, value) for value, title in titles.items() if value in there]
-
-
-def choice(description: str, options, tooltip: str, value=None) -> Dropdown:
-    """A labelled choice of one, the first unless value says which; options: values or (title, value)."""
-    more = {} if value is None else {"value": value}
-    return Dropdown(options=options, description=description, tooltip=tooltip, layout=Layout(width=WIDTH), **more)
-
-
-def many(description: str, options, value, tooltip: str) -> SelectMultiple:
-    """A labelled choice of several; options: values or (title, value)."""
-    return SelectMultiple(
-        options=options,
-        value=value,
-        description=description,
-        tooltip=tooltip,
-        rows=min(len(options), 6) or 1,
-        layout=Layout(width=WIDTH),
-    )

@@ -3,9 +3,9 @@
 import html
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
+from threading import Thread
 
 from ipywidgets import HTML, Button, HBox, IntProgress, ToggleButton, VBox
 
@@ -33,47 +33,43 @@ class Run(VBox):
         self.watching = ToggleButton(description="Watch", tooltip="Look at the files every two seconds")
         self.begin.on_click(lambda _: self.start())
         self.stop.on_click(lambda _: self.interrupt())
-        self.watching.observe(lambda change: change.new and self._watch(), "value")
+        self.watching.observe(lambda change: change.new and Thread(target=self.watch, daemon=True).start(), "value")
         super().__init__([HBox([self.begin, self.stop, self.watching]), self.bar, self.shown])
         self.look()
 
     def start(self) -> None:
         """Begin `roar run` in a process of its own and watch it; nothing if one started here is still running."""
-        if self.process is None or self.process.poll() is not None:
-            command = Path(sys.executable).with_name("roar")
+        if not self.alive():
             self.printed = self.study.folder / "run.log"
             self.printed.parent.mkdir(parents=True, exist_ok=True)
             with self.printed.open("w") as log:
-                self.process = subprocess.Popen([command, "run", self.file], stdout=log, stderr=log)
+                command = [Path(sys.executable).with_name("roar"), "run", self.file]
+                self.process = subprocess.Popen(command, stdout=log, stderr=log)
         self.watching.value = True
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def interrupt(self) -> None:
         """Stop the run that was started here, as Ctrl-C would."""
-        if self.process is not None and self.process.poll() is None:
+        if self.alive():
             self.process.terminate()
 
     def look(self) -> bool:
         """Show the state of the files now; True while the run started here goes on, or any cell runs."""
-        counts = status.table(self.grid)
-        total = counts.sum()
-        self.bar.max, self.bar.value = int(counts.to_numpy().sum()), int(total["done"])
-        now, cells = status.rate(self.study), self.grid.cells
-        lines = [status.counts(self.grid, cells), f"{now:.1f} retrainings a minute" if now else ""]
-        alive = self.process is not None and self.process.poll() is None
-        if self.process is not None and not alive and self.process.returncode:
-            last = [line for line in self.printed.read_text().splitlines() if line.strip()][-1:]
-            lines += [f"the run ended with status {self.process.returncode}", *last]
-        lines += status.failures(self.grid)
-        self.shown.value = counts.to_html() + "".join(f"<div>{html.escape(line)}</div>" for line in lines if line)
+        alive, cells, said = self.alive(), status.table(self.grid).sum(), status.text(self.grid)
+        self.bar.max, self.bar.value = int(cells.sum()), int(cells["done"])
+        if not alive and self.process is not None and self.process.returncode:
+            last = self.printed.read_text().strip().splitlines()[-1:]
+            said = "\n".join([said, f"the run ended with status {self.process.returncode}", *last])
+        self.shown.value = f"<pre>{html.escape(said)}</pre>"
         self.begin.disabled, self.stop.disabled = alive, not alive
-        return alive or bool(total["running"])
+        return alive or bool(cells["running"])
 
-    def _watch(self) -> None:
-        def go():
-            going = True
-            while self.watching.value and going:
-                time.sleep(EVERY)
-                going = self.look()
-            self.watching.value = False
-
-        threading.Thread(target=go, daemon=True).start()
+    def watch(self) -> None:
+        """Look until nothing runs any more or watching is switched off."""
+        going = True
+        while self.watching.value and going:
+            time.sleep(EVERY)
+            going = self.look()
+        self.watching.value = False

@@ -1,50 +1,12 @@
-"""roarlib.stats: hand-worked answers, SciPy as the oracle, the clean point; and the tests' made-up table."""
-
-import itertools
+"""answers.stats: hand-worked answers, SciPy as the oracle, the clean point."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import CHANCE, CLEAN, row, simulated
 from scipy import stats as scipy_stats
 
-from roarlib.answers import stats
-from roarlib.study.names import KNOWN_ANSWER, PAPER
-
-CLEAN, CHANCE = 0.9, 0.1
-EVERY = PAPER + KNOWN_ANSWER
-
-
-def row(measure, estimator, unit, mode, percent, seed, accuracy):
-    return dict(
-        study="made-up",
-        measure=measure,
-        estimator=estimator,
-        unit=unit,
-        mode=mode,
-        percent=percent,
-        seed=seed,
-        accuracy=accuracy,
-        n_train=1000,
-        n_test=500,
-    )
-
-
-def simulated(
-    estimators=EVERY, percents=(10, 30, 50, 70, 90), seeds=(0, 1, 2), units=("value", "pixel"), modes=("remove", "keep")
-) -> pd.DataFrame:
-    """A tidy table as a study writes it: accuracy falls as inputs go, for each estimator at its own pace."""
-    rng = np.random.default_rng(0)
-    pace = {name: rng.uniform(0.6, 3.5) for name in estimators}
-    pace |= {"oracle": 0.4, "anti-oracle": 6.0, "random": 1.5}
-    rows = [row("retrain", "clean", "all", "all", 0, s, CLEAN + rng.normal(0, 0.005)) for s in seeds]
-    rows.append(row("base", "clean", "all", "all", 0, 0, CLEAN))
-    for name, unit, mode, t in itertools.product(estimators, units, modes, percents):
-        gone = t / 100 if mode == "remove" else 1 - t / 100
-        power = pace[name] if mode == "remove" else 1 / pace[name]
-        left = CHANCE + (CLEAN - CHANCE) * (1 - gone**power)
-        rows += [row("retrain", name, unit, mode, t, s, left + rng.normal(0, 0.012)) for s in seeds]
-        rows.append(row("deletion", name, unit, mode, t, 0, CHANCE + (left - CHANCE) * (1 - gone)))
-    return pd.DataFrame(rows)
+from roarlib.answers import stats, verdicts
 
 
 def table_of(curves: dict, clean=(0.9,), mode="remove") -> pd.DataFrame:
@@ -174,36 +136,68 @@ def test_known_answers_bracket_random():
             assert found[unit, mode, "oracle"] > 0.3 > 0 > -0.3 > found[unit, mode, "anti-oracle"]
 
 
-def test_paired_agrees_with_scipy():
+def retrained(table, percent=None):
+    """The retrainings of one unit and mode, at one percent if it is given."""
+    rows = table[(table.measure == "retrain") & (table.unit == "pixel") & (table["mode"] == "remove")]
+    return rows if percent is None else rows[rows.percent == percent]
+
+
+def test_differences_and_their_test_agree_with_scipy():
     table = simulated(seeds=range(4))
-    found = stats.paired(table, "grad").set_index(["unit", "mode", "percent"])
-    assert len(found) == 2 * 2 * 5
-    rows = table[
-        (table.measure == "retrain") & (table.unit == "pixel") & (table["mode"] == "remove") & (table.percent == 50)
-    ]
-    own, other = (rows[rows.estimator == name].accuracy.to_numpy() for name in ("grad", "random"))
-    expected = scipy_stats.ttest_rel(own, other)
-    got = found.loc[("pixel", "remove", 50)]
-    np.testing.assert_allclose(got[["mean", "p"]], [np.mean(own - other), expected.pvalue])
-    np.testing.assert_allclose(got[["low", "high"]], expected.confidence_interval(0.95))
+    for percent in (10, 30, 50, 70, 90):
+        rows = retrained(table, percent)
+        own, other = (rows[rows.estimator == name].accuracy.to_numpy() for name in ("grad", "random"))
+        expected = scipy_stats.ttest_rel(own, other)
+        got = stats.tested(stats.differences(rows, "grad", "random"))
+        assert got["n"] == 4
+        np.testing.assert_allclose([got["mean"], got["p"]], [np.mean(own - other), expected.pvalue])
+        np.testing.assert_allclose([got["low"], got["high"]], expected.confidence_interval(0.95))
+    rows = retrained(table)
+    mean = {name: part.groupby("seed").accuracy.mean() for name, part in rows.groupby("estimator")}
+    np.testing.assert_allclose(stats.differences(rows, "grad", "random"), mean["grad"] - mean["random"])
 
 
-def test_paired_uses_only_shared_seeds():
-    table = table_of({"grad": {50: (0.3, 0.2, 0.9)}, "random": {50: (0.5, 0.3)}})
-    found = stats.paired(table, "grad").iloc[0]
-    assert found.n == 2
-    np.testing.assert_allclose(found["mean"], -0.15)
+def test_differences_use_only_shared_seeds():
+    rows = retrained(table_of({"grad": {50: (0.3, 0.2, 0.9)}, "random": {50: (0.5, 0.3)}}))
+    np.testing.assert_allclose(stats.differences(rows, "grad", "random"), [-0.2, -0.1])
 
 
-def test_paired_without_spread_has_no_p():
-    one = stats.paired(table_of({"grad": {50: (0.3,)}, "random": {50: (0.5,)}}), "grad").iloc[0]
-    same = stats.paired(table_of({"grad": {50: (0.3, 0.3)}, "random": {50: (0.3, 0.3)}}), "grad").iloc[0]
-    assert np.isnan(one.p) and np.isnan(one.low) and np.isnan(same.p) and same["mean"] == 0
+def test_differences_without_spread_have_no_p():
+    one, same = (
+        stats.tested(
+            stats.differences(retrained(table_of({"grad": {50: own}, "random": {50: other}})), "grad", "random")
+        )
+        for own, other in (((0.3,), (0.5,)), ((0.3, 0.3), (0.3, 0.3)))
+    )
+    assert np.isnan(one["p"]) and np.isnan(one["low"]) and np.isnan(same["p"]) and same["mean"] == 0
 
 
-def test_paired_without_common_points_says_so():
-    with pytest.raises(LookupError, match="sobel and random"):
-        stats.paired(table_of({"grad": {50: (0.3,)}, "random": {50: (0.5,)}}), "sobel")
+def test_without_common_points_there_are_no_differences():
+    apart = retrained(table_of({"grad": {50: (0.3,)}, "random": {90: (0.5,)}}))
+    assert stats.differences(apart, "grad", "random").size == stats.differences(apart, "sobel", "random").size == 0
+
+
+def test_goodness_is_larger_for_better_in_both_modes():
+    points = pd.MultiIndex.from_product([(0, 1), (10, 90)], names=["seed", "percent"])
+    wide = pd.DataFrame(
+        [[0.5, 0.3, 0.6, 0.2], [0.6, 0.1, 0.6, 0.1], [0.1, 0.1, 0.1, np.nan]], ["grad", "gb", "ig"], points
+    )
+    assert stats.goodness(wide, "remove").to_dict() == pytest.approx({"grad": -0.4, "gb": -0.35})  # ig lacks a point
+    assert stats.goodness(wide, "keep").to_dict() == pytest.approx({"grad": 0.4, "gb": 0.35})
+    assert stats.goodness(wide[0], "remove-imputed").idxmax() == "ig"
+    assert stats.goodness(wide[0], "keep-imputed").idxmax() == "grad"
+
+
+def test_orders_agree_over_what_both_have():
+    orders = pd.DataFrame(
+        {"grad": [3, 2, 1], "gb": [2, 1, 2], "ig": [1, np.nan, 0], "sobel": [0, -1, np.nan]}, index=list("abc")
+    )
+    found = stats.pairwise(orders).set_index(["one", "other"])
+    assert found.n.to_dict() == {("a", "b"): 3, ("a", "c"): 3, ("b", "c"): 2}
+    assert found.tau["a", "b"] == pytest.approx(1) and found.rho["a", "b"] == pytest.approx(1)
+    assert found.tau["a", "c"] == pytest.approx(1 / 3) and found.tau["b", "c"] == pytest.approx(-1)
+    alone = stats.pairwise(orders.iloc[:1])
+    assert alone.empty and list(alone.columns) == list(stats.pairwise(orders).columns)
 
 
 def test_binomial_error_by_hand():
@@ -237,3 +231,23 @@ def test_errors_of_seeds_and_test_set_by_hand():
     np.testing.assert_allclose(found["std"], [0.02**0.5, np.nan])
     np.testing.assert_allclose(found.binomial, [(0.25 / 500) ** 0.5, (0.16 / 500) ** 0.5])
     assert stats.seeds_and_test_set(table, "pixel", "keep").empty
+
+
+def test_the_floor_is_chance_or_the_largest_class():
+    table = pd.DataFrame({"n_classes": [4, 4], "floor": [0.25, 0.25]})
+    assert stats.floor(table) == 0.25
+    assert stats.floor(table.assign(floor=0.9)) == 0.9
+    assert stats.floor(table.drop(columns="floor")) == 0.25  # a table of an earlier version
+    assert stats.floor(table.assign(floor=np.nan)) == 0.25
+
+
+def test_no_statistic_dies_where_nothing_varies():
+    table = simulated().assign(accuracy=0.9, n_classes=4, floor=0.9)
+    unit = table.unit[table.measure == "retrain"].iloc[-1]
+    found = verdicts.verdicts(table, unit, "remove")
+    assert (found["mean"] == 0).all() and (found.verdict != "better").all()
+    spread = verdicts.spread_of_differences(table, unit, "remove")
+    assert spread == 0 and verdicts.seeds_needed(0.01, spread) == 2 and verdicts.power(0.01, 0.0, 5) == 1
+    areas = stats.area_to_random(table, stats.floor(table))
+    assert areas["mean"].isna().all()  # Random is at the floor: there is nothing to lose
+    assert verdicts.agreement(table, unit, "remove").w.dropna().between(0, 1).all()

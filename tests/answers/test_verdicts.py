@@ -3,9 +3,8 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from roarlib.views import plots
 from roarlib.answers import verdicts
-from roarlib.study.names import PAPER
+from roarlib.study.names import PAPER, in_order
 
 
 def table_of(differences: dict, seeds=5, percents=(30, 70), spread=0.0, mode="remove", rng=None, shared=0.0):
@@ -30,7 +29,7 @@ def test_one_comparison_by_hand():
     assert row["mean"] == pytest.approx(-0.02) and row.n == 3
     assert row.effect == pytest.approx(-2 * (1 - 3 / 7))  # mean / std = -2; 4 (n - 1) - 1 = 7
     assert row.p == pytest.approx(2 * scipy_stats.t.sf(0.02 / (0.01 / np.sqrt(3)), 2)) == row.p_holm
-    assert row.verdict == verdicts.NONE  # p = 0.074
+    assert row.verdict == verdicts.OPEN  # p = 0.074
     half = scipy_stats.t.ppf(0.975, 2) * 0.01 / np.sqrt(3)
     assert (row.low, row.high) == (pytest.approx(-0.02 - half), pytest.approx(-0.02 + half))
 
@@ -43,14 +42,14 @@ def test_holm_by_hand():
 def test_words_in_both_modes_and_with_one_seed():
     differences = {"grad-sgsq": -8, "grad": 6, "ig": 0}
     found = verdicts.verdicts(table_of(differences, spread=0.004), "pixel", "remove").set_index("estimator")
-    assert found.verdict.to_dict() == {"grad-sgsq": "better", "grad": "worse", "ig": "no difference seen"}
+    assert found.verdict.to_dict() == {"grad-sgsq": "better", "grad": "worse", "ig": "open"}
     kept = verdicts.verdicts(table_of(differences, spread=0.004, mode="keep"), "pixel", "keep").set_index("estimator")
     assert kept.verdict["grad"] == "better" and kept.verdict["grad-sgsq"] == "worse"
     alone = verdicts.verdicts(table_of(differences, seeds=1), "pixel", "remove")
     assert set(alone.verdict) == {"too few seeds"}
-    said = verdicts.in_words(alone, plots.label)
+    said = verdicts.in_words(alone)
     assert said.startswith("With 1 seed and") and "too few seeds" in said
-    said = verdicts.in_words(found.reset_index(), plots.label)
+    said = verdicts.in_words(found.reset_index())
     assert said.startswith("With 5 seeds and")
     assert "better than Random: SG-SQ-GRAD" in said and "worse than Random: GRAD" in said
 
@@ -60,7 +59,7 @@ def test_ensembles_are_compared_with_the_base_they_wrap():
     assert found[["estimator", "reference"]].values.tolist() == [["grad-sg", "grad"]]
     assert found["mean"].iloc[0] == pytest.approx(0.05, abs=0.01)
     nothing = verdicts.verdicts(table_of({}), "pixel", "remove")
-    assert nothing.empty and "nothing can be said" in verdicts.in_words(nothing, plots.label)
+    assert nothing.empty and "nothing can be said" in verdicts.in_words(nothing)
 
 
 def test_only_seeds_that_are_whole_in_both_count():
@@ -95,13 +94,13 @@ def test_kendalls_w_by_hand():
 def test_false_and_missed_findings_are_as_promised(seeds):
     """Simulated studies of known truth: 12 estimators exactly like Random, and 2 each better by 1, 2 and 5 points."""
     rng, studies = np.random.default_rng(seeds), 150
-    names = [n for n in plots.in_order(PAPER) if n not in ("random", "sobel")]
+    names = [n for n in in_order(PAPER) if n not in ("random", "sobel")]
     truth = dict(zip(names, [0] * 12 + [-1, -1, -2, -2, -5, -5], strict=True))
     any_false, seen = 0, {1: 0, 2: 0, 5: 0}
     for _ in range(studies):
         made = table_of(truth, seeds, (50,), 0.007, rng=rng, shared=0.01)
         found = verdicts.verdicts(made, "pixel", "remove").set_index("estimator").verdict
-        any_false += any(found[n] != verdicts.NONE for n in names[:12])
+        any_false += any(found[n] != verdicts.OPEN for n in names[:12])
         for name in names[12:]:
             seen[-truth[name]] += found[name] == verdicts.BETTER
     rates = {d: count / (2 * studies) for d, count in seen.items()}
@@ -123,16 +122,6 @@ def test_undefined_spread_has_no_power_and_two_seeds_no_effect_size():
 
 
 ORDER = {"grad": -4, "gb": -3, "ig": -2, "grad-sg": -1}  # and random, 0: the last in mode remove
-
-
-def test_goodness_is_larger_for_better_in_both_modes():
-    removed = verdicts.goodness(table_of(ORDER, percents=(50,)), "pixel", "remove")
-    kept = verdicts.goodness(table_of({"grad": 4, "ig": 2}, percents=(50,), mode="keep"), "pixel", "keep")
-    assert removed["grad"] == pytest.approx(-(0.7 - 0.1 - 0.04)) and removed.idxmax() == "grad"
-    assert kept["grad"] == pytest.approx(0.7 - 0.1 + 0.04) and kept.idxmax() == "grad"
-    partly = table_of(ORDER)
-    partly = partly[~((partly.estimator == "gb") & (partly.percent == 70) & (partly.seed == 1))]
-    assert "gb" not in verdicts.goodness(partly, "pixel", "remove")
 
 
 def test_agreement_over_units_and_modes_means_the_same_estimators_are_good():
@@ -161,15 +150,32 @@ def test_tau_between_units_and_modes_by_hand():
     assert verdicts.agreement_within(table_of(ORDER)).empty
 
 
-def test_tau_between_studies_takes_what_both_have():
+def test_tau_takes_what_both_have():
     first = table_of(ORDER, percents=(30, 70))
-    second = table_of({**ORDER, "sobel": -9}, percents=(30, 90)).assign(study="t")
+    second = table_of({**ORDER, "sobel": -9}, percents=(30, 90))
     second.loc[second.percent == 90, "accuracy"] *= -1  # would reverse the order, but only one of the two has it
-    third = table_of({"grad": -1, "gb": -2}, percents=(30,)).assign(study="u")  # gb, grad, random
-    found = verdicts.agreement_of({"a": first, "b": second, "c": third}, "pixel", "remove").set_index(["one", "other"])
-    assert found.n.tolist() == [5, 3, 3]
-    assert found.tau["a", "b"] == pytest.approx(1) and found.tau["a", "c"] == pytest.approx(1 / 3)
-    elsewhere = verdicts.agreement_of({"a": first, "b": second}, "value", "remove").iloc[0]
-    assert elsewhere.n == 0 and np.isnan(elsewhere.tau)
+    third = table_of({"grad": -1, "gb": -2}, percents=(30,))  # gb, grad, random
+    found = [
+        verdicts.agreement_within(pd.concat([first, other.assign(unit="value")])).iloc[0]
+        for other in (second, third, table_of({"sobel": -9}), table_of(ORDER, percents=(10,)))
+    ]
+    assert [row.n for row in found] == [5, 3, 1, 0]
+    assert found[0].tau == pytest.approx(1) and found[1].tau == pytest.approx(1 / 3)
+    assert np.isnan(found[2].tau) and np.isnan(found[3].tau)
+
+
+def test_an_order_missing_a_point_is_left_out():
+    partly = table_of(ORDER)
+    partly = partly[~((partly.estimator == "gb") & (partly.percent == 70) & (partly.seed == 1))]
+    values = table_of(ORDER).assign(unit="value")
+    assert verdicts.agreement_within(pd.concat([partly, values])).n.item() == 4
+    assert verdicts.agreement(partly, "pixel", "remove").set_index("over").n[["seeds", "percents"]].tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("ask", [verdicts.verdicts, verdicts.agreement, verdicts.spread_of_differences])
+def test_mixed_studies_are_refused(ask):
+    mixed = pd.concat([table_of(ORDER), table_of(ORDER).assign(study="t")])
     with pytest.raises(ValueError, match="mixes the studies s, t"):
-        verdicts.agreement_of({"a": pd.concat([first, second]), "b": second}, "pixel", "remove")
+        ask(mixed, "pixel", "remove")
+    with pytest.raises(ValueError, match="mixes the studies s, t"):
+        verdicts.agreement_within(mixed)

@@ -4,7 +4,7 @@ import torch
 from conftest import Net, tiny_study
 from torch import nn
 
-from roarlib.engine import attribute, draws, models
+from roarlib.engine import attribute, draws, estimators, models
 from roarlib.engine.attribute import Batch
 from roarlib.study.names import BASES, CONTROLS, PAPER, REGISTERED
 from roarlib.study.params import InputError
@@ -156,9 +156,9 @@ def test_cudnn_stays_on_and_float32_means_float32(precision, tf32):
 def test_random_is_binomial_nested_and_the_same_in_any_batch():
     x = torch.zeros(300, 3, 8, 8)
     ids = torch.arange(300)
-    ranking = attribute.random(None, x, None, ids=ids, seed=0)
+    ranking = estimators.random(None, x, None, ids=ids, seed=0)
     assert ranking.dtype == torch.uint8 and ranking.max() <= 99
-    assert torch.equal(ranking[5:8], attribute.random(None, x[5:8], None, ids=ids[5:8], seed=0))
+    assert torch.equal(ranking[5:8], estimators.random(None, x[5:8], None, ids=ids[5:8], seed=0))
     counts = (ranking < 30).flatten(1).sum(1).double()
     assert abs(counts.mean() - 0.3 * 192) < 4 * (192 * 0.21 / 300) ** 0.5
     assert 0.8 < counts.var() / (192 * 0.21) < 1.25  # binomial, not an exact count
@@ -168,7 +168,7 @@ def test_sobel_by_hand():
     step = torch.zeros(1, 2, 5, 5)
     step[:, 0, :, 3:] = 1.0  # an upright edge in the first channel
     step[:, 1, 2:, :] = -2.0  # a lying edge of twice the height in the second, downwards
-    found = attribute.sobel(None, step, None)
+    found = estimators.sobel(None, step, None)
     assert found[0, 0, 2].tolist() == [0, 0, 4, 4, 0]
     assert found[0, 1, :, 2].tolist() == [0, 8, 8, 0, 0]
     assert (found >= 0).all()
@@ -188,7 +188,7 @@ def test_oracle_and_anti_oracle_rank_the_mask():
 def test_a_users_function_and_a_captum_class_by_name(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "def edges(model, images, targets):\n    return images.abs()\n"
-        "def flat(model, images, targets):\n    return images.sum(1)\n"
+        "def flat(model, images, targets):\n    return images.sum((1, 2))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     model = Net()
@@ -205,7 +205,7 @@ def test_a_users_function_and_a_captum_class_by_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("functional", [False, True])
 def test_folded_batch_norms_change_nothing_but_the_cost(functional):
     model = Net(functional)
-    lean = models.folded(model)
+    lean = models.folded(model, images())
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 2  # the user's model is not touched
     assert "batch_norm" not in str(lean.graph) and len([n for n in lean.graph.nodes if n.op == "call_module"]) < 11
     found, wanted = explained(lean, NAMES), explained(model, NAMES)
@@ -213,7 +213,7 @@ def test_folded_batch_norms_change_nothing_but_the_cost(functional):
 
 
 def test_ig_passes_the_first_convolution_once_for_all_its_steps():
-    lean = models.folded(Net())
+    lean = models.folded(Net(), images())
     (stem, rest), stems, rests = models.stem_and_rest(lean), [], []
     stem.register_forward_pre_hook(lambda module, args: stems.append(len(args[0])))
     rest.register_forward_pre_hook(lambda module, args: rests.append(len(args[0])))
@@ -234,7 +234,7 @@ def test_only_a_convolution_that_alone_reads_the_images_is_passed_once():
 
     for kind in (Around, Scaled):
         model = kind()
-        lean = models.folded(model)
+        lean = models.folded(model, images())
         assert lean is not model and models.stem_and_rest(lean)[1] is lean
         assert torch.allclose(explained(lean, ["ig-sgsq"])["ig-sgsq"], explained(model, ["ig-sgsq"])["ig-sgsq"])
     assert models.stem_and_rest(model)[1] is model  # not traced
@@ -254,26 +254,26 @@ def test_a_model_that_cannot_be_traced_or_shares_its_layers_still_works():
             return self.norm(self.conv(self.norm(self.conv(x)))).mean((2, 3))
 
     model, shared = Branching(), Shared().double().eval()
-    assert models.folded(model) is model
-    torch.testing.assert_close(models.folded(shared)(images()), shared(images()))
+    assert models.folded(model, images()) is model
+    torch.testing.assert_close(models.folded(shared, images())(images()), shared(images()))
 
 
 @pytest.fixture
 def registered():
     yield
-    attribute.BASES.pop("mine", None)
+    estimators.BASES.pop("mine", None)
     REGISTERED.discard("mine")
 
 
 def test_a_function_registered_in_a_notebook_is_an_estimator_with_its_ensembles(registered):
     with pytest.raises(ValueError, match="unknown estimator 'mine'"):
         tiny_study(estimators=["mine"])
-    attribute.register("mine", lambda model, images, targets: 2 * images)
+    estimators.register("mine", lambda model, images, targets: 2 * images)
     found = explained(Net(), ["mine", "mine-var"])
     assert torch.equal(found["mine"], 2 * images()) and found["mine-var"].min() >= 0
     for taken in ("grad", "random", "My", "a-b"):
         with pytest.raises(InputError, match="cannot name an estimator"):
-            attribute.register(taken, None)
+            estimators.register(taken, None)
 
 
 def test_options_that_do_not_fit_are_named(tmp_path, monkeypatch):

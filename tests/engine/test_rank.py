@@ -249,7 +249,7 @@ def users_estimator(tmp_path, monkeypatch, body):
     [
         ("images * float('nan')", "users:mine: scores of image 0 are NaN or infinite"),
         ("images * 0 + 1", "users:mine gives every input of an image the same score"),
-        ("images.sum(1)", "mine gives scores of shape"),
+        ("images.sum((1, 2))", "mine gives scores of shape"),
     ],
 )
 def test_unusable_attributions_are_named(outputs, tmp_path, monkeypatch, body, says):

@@ -15,8 +15,11 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from conftest import ROOT
+from distributed import Client
 
-from roarlib.grid import cells as grid
+from roarlib.grid import cluster
+from roarlib.grid.cells import Grid
 from roarlib.study import params, results
 
 BIN = Path(sys.executable).parent
@@ -42,7 +45,7 @@ class Place:
         self.folder, self.outputs, self.started = folder, folder / "outputs", []
         folder.mkdir(exist_ok=True)
         (folder / "faulty.py").write_text(FAULTY)
-        values = yaml.safe_load((params.root() / "params" / "smoke.yaml").read_text())
+        values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
         values |= {"name": "faults", "units": ["pixel"], "train_images": 400, "precision": "float32"}
         values |= {"estimators": ["grad", "grad-sgsq", "faulty:shaky", "random", "oracle"]}
         values |= {"percents": [30, 70], "seeds": [0, 1], "modes": ["remove"]}
@@ -160,9 +163,8 @@ def ends_well(process, place, undisturbed):
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     pd.testing.assert_frame_equal(place.table(), undisturbed)
-    study = params.load(place.file)
-    owed = [(c.stage, c.name, row) for c in grid.cells(study) for row in c.rows]
-    assert all((place.outputs / "faults" / stage / name / "rows" / row).is_file() for stage, name, row in owed)
+    owed = [row for cell in Grid(params.load(place.file)).cells for row in cell.rows]
+    assert all((place.outputs / "faults" / row.cell / "rows" / row.file).is_file() for row in owed)
     return printed
 
 
@@ -200,10 +202,10 @@ def test_an_interrupted_client_stops_the_cells_of_its_workers_within_seconds(pla
     client.send_signal(signal.SIGINT)
     printed, _ = client.communicate(timeout=15)
     assert client.returncode == 130 and "finished rows are kept" in printed
-    study = params.load(place.file)
+    grid = Grid(params.load(place.file))
     time.sleep(3)
     os.environ["ROAR_OUTPUTS"] = str(place.outputs)  # the fixture of conftest puts it back
-    assert all(grid.state(study, cell) != "running" for cell in grid.cells(study))
+    assert all(grid.state(cell) != "running" for cell in grid.cells)
     assert all(worker.poll() is None for worker in workers)
     ends_well(place.roar("--scheduler", address), place, undisturbed)
 
@@ -255,12 +257,10 @@ def test_two_clients_share_a_study(place, undisturbed):
     other, _ = two.communicate(timeout=60)
     assert two.returncode == 0, other
     notebooks = list(place.outputs.glob("faults/0*/*/*.ipynb"))
-    assert len(notebooks) == len(grid.cells(params.load(place.file))) and "0 failed" in printed
+    assert len(notebooks) == len(Grid(params.load(place.file)).cells) and "0 failed" in printed
 
 
 def test_workers_that_cannot_write_or_have_other_versions_are_refused(place, monkeypatch):
-    from roarlib.grid import cluster
-
     address, _, _ = place.cluster()
     elsewhere = place.environment | {"ROAR_OUTPUTS": "/proc/nowhere"}
     done = subprocess.run([BIN / "roar", "run", place.file, "--scheduler", address], env=elsewhere, cwd=place.folder,
@@ -271,8 +271,6 @@ def test_workers_that_cannot_write_or_have_other_versions_are_refused(place, mon
     monkeypatch.setattr(cluster, "here", lambda: {"python": "2.7"})  # on this side only: workers run their own
     study = params.load(place.file)
     params.save(study)
-    from distributed import Client
-
     with Client(address, set_as_default=False) as client:
         monkeypatch.setattr(
             client, "run", lambda f, *a, **k: {address: {"python": "3.99"} if f is cluster.here else True}

@@ -1,20 +1,20 @@
 import json
 
 import nbformat
+import papermill
 import pytest
-from conftest import tiny_study
+from conftest import finish, tiny_study
 
-from roarlib.grid import cells as grid, kernel, runner
-from roarlib.study import params, results
+from roarlib.grid import kernel, runner
+from roarlib.grid.cells import Grid
+from roarlib.study import params, rankings, results
+from roarlib.study.files import root
 from roarlib.study.params import InputError
+from roarlib.study.results import STAGES, Key
 
 
-def finish(study, cell, rows=None):
-    """Leave rows of a cell as if it had run."""
-    folder = results.folder(study, cell.stage, cell.name) / "rows"
-    folder.mkdir(parents=True, exist_ok=True)
-    for row in cell.rows if rows is None else rows:
-        (folder / row).write_text("{}")
+def run(study, only=None, **more):
+    return runner.Run(study).run(only, **more)
 
 
 def test_a_study_has_a_cell_for_everything_and_no_row_twice():
@@ -25,16 +25,18 @@ def test_a_study_has_a_cell_for_everything_and_no_row_twice():
         percents=[10, 50],
         seeds=[0, 1],
     )
-    cells = grid.cells(study)
-    assert [sum(c.stage == s for c in cells) for s in grid.STAGES] == [1, 4, 4, 2 * (21 + 1)]
-    rows = [(c.stage, c.name, row) for c in cells for row in c.rows]
-    assert len(set(rows)) == len(rows) and len({c.id for c in cells}) == len(cells)
-    assert sum(row.startswith("retrain") for *_, row in rows) == 2 * (21 * 2 * 2 * 2 + 1)
-    assert sum(row.startswith("deletion") for *_, row in rows) == 21 * 2 * 2 * 2
+    cells = Grid(study).cells
+    assert [sum(c.stage == s for c in cells) for s in STAGES.values()] == [1, 4, 4, 2 * (21 + 1)]
+    rows = [row for cell in cells for row in cell.rows]
+    files = {results.row_file(study, row) for row in rows}
+    assert len(set(rows)) == len(files) == len(rows) and len({c.id for c in cells}) == len(cells)
+    assert all(row.cell == cell.name for cell in cells for row in cell.rows)
+    assert sum(row.measure == "retrain" for row in rows) == 2 * (21 * 2 * 2 * 2 + 1)
+    assert sum(row.measure == "deletion" for row in rows) == 21 * 2 * 2 * 2
 
 
 def test_needs_come_before_what_needs_them_and_seeds_come_in_turn():
-    cells = grid.cells(tiny_study(estimators=["paper"], seeds=[3, 1]))
+    cells = Grid(tiny_study(estimators=["paper"], seeds=[3, 1])).cells
     place = {cell.id: k for k, cell in enumerate(cells)}
     assert all(place[need] < place[cell.id] for cell in cells for need in cell.needs)
     parts = [cell.part for cell in cells if cell.stage == "04-retrain"]
@@ -43,52 +45,75 @@ def test_needs_come_before_what_needs_them_and_seeds_come_in_turn():
 
 
 def test_percent_zero_alone_needs_no_estimator():
-    cells = grid.cells(tiny_study(percents=[0]))
+    cells = Grid(tiny_study(percents=[0])).cells
     assert [c.id for c in cells if c.stage == "04-retrain"] == ["04-retrain/clean/s0"]
 
 
 def test_notebooks_take_the_parameters_that_cells_give():
-    import papermill
-
-    for cell in grid.cells(tiny_study()):
-        known = papermill.inspect_notebook(params.root() / "notebooks" / f"{cell.stage}.ipynb")
+    each = tiny_study(base_models="each-seed", seeds=[0, 1])
+    for cell in Grid(each).cells:
+        known = papermill.inspect_notebook(root() / "notebooks" / f"{cell.stage}.ipynb")
         assert {"study_file", *cell.parameters} == set(known)
+
+
+def test_every_seed_has_its_own_base_model_and_rankings_and_comes_whole():
+    study = tiny_study(base_models="each-seed", seeds=[3, 5], base_seed=3, estimators=["grad", "random"])
+    cells = Grid(study).cells
+    half = len(cells) // 2
+    assert all(
+        row.seed == seed for seed, part in ((3, cells[:half]), (5, cells[half:])) for c in part for row in c.rows
+    )
+    assert [c.id for c in cells[half:]] == [
+        "01-train/base/s5",
+        "02-attribute/grad/s5",
+        "02-attribute/controls/s5",
+        "03-degrade/grad/s5",
+        "03-degrade/controls/s5",
+        *(f"04-retrain/{name}/s5" for name in ("clean", "grad", "random")),
+    ]
+    by_id = {cell.id: cell for cell in cells}
+    assert by_id["04-retrain/grad/s5"].needs == ("02-attribute/grad/s5",)
+    assert by_id["02-attribute/grad/s5"].needs == ("01-train/base/s5",)
+    files = {file.name for cell in cells for file in Grid(study).files_of(cell)}
+    assert {"model-b3.safetensors", "model-b5.safetensors", "grad-pixel-train-b5.npy"} <= files
+    with pytest.raises(ValueError, match="base_seed: 0 is none of the seeds"):
+        tiny_study(base_models="each-seed", seeds=[3, 5])
 
 
 def test_a_cell_is_done_when_all_its_rows_are_there(outputs):
     study = tiny_study(percents=[10, 50])
-    cell = grid.cells(study)[-1]
-    assert grid.missing(study, cell) == list(cell.rows)
+    grid = Grid(study)
+    cell = grid.cells[-1]
+    assert grid.missing(cell) == list(cell.rows)
     finish(study, cell, cell.rows[:1])
-    assert grid.missing(study, cell) == list(cell.rows[1:])
+    assert grid.missing(cell) == list(cell.rows[1:])
     finish(study, cell)
-    assert not grid.missing(study, cell)
-    more = grid.cells(tiny_study(percents=[10, 50, 90]))[-1]  # a longer list keeps what is done
-    assert len(grid.missing(study, more)) == 1
+    assert not grid.missing(cell)
+    more = Grid(tiny_study(percents=[10, 50, 90])).cells[-1]  # a longer list keeps what is done
+    assert len(grid.missing(more)) == 1
 
 
 def test_select_takes_what_is_needed_along():
-    cells = grid.cells(tiny_study())
-    chosen = {c.id for c in grid.select(cells, "04-retrain/grad/*")}
+    grid = Grid(tiny_study())
+    chosen = {c.id for c in grid.select("04-retrain/grad/*")}
     assert chosen == {"04-retrain/grad/s0", "02-attribute/grad", "01-train/base"}
-    with pytest.raises(InputError, match="no cell is called so"):
-        grid.select(cells, "05*")
+    with pytest.raises(InputError, match="no cell has such a name"):
+        grid.select("05*")
 
 
 @pytest.fixture
 def fake(monkeypatch, outputs):
-    """Replaces the kernel: a cell leaves its rows at once, or fails if its id is in `fail`."""
+    """Replaces the kernel: a cell leaves its rows at once, or fails if its name is in `fail`."""
     ran, fail = [], {}
 
     def execute(source, target, parameters, *, threads=None, timeout=None, env=None):
         study = params.load(parameters["study_file"])
-        name = f"{source.stem}/{target.parent.name}"
+        grid, name = Grid(study), f"{source.stem}/{target.parent.name}"
         ran.append(name)
         if name in fail:
             raise kernel.NotebookFailed(target, fail[name])
-        for cell in grid.cells(study):
-            folder = results.folder(study, cell.stage, cell.name)
-            if source.stem == cell.stage and target == folder / f"{cell.part}.ipynb":
+        for cell in grid.cells:
+            if target == grid.notebook(cell):
                 finish(study, cell)
 
     monkeypatch.setattr(kernel, "execute", execute)
@@ -98,16 +123,16 @@ def fake(monkeypatch, outputs):
 def test_a_run_does_everything_once_and_a_second_run_nothing(fake):
     ran, _ = fake
     study = tiny_study(seeds=[0, 1])
-    assert not any(o.error for o in runner.run(study))
-    assert len(ran) == len(grid.cells(study)) == 1 + 2 + 2 + 6
-    assert runner.run(study) == [] and len(ran) == 11
+    assert not any(o.error for o in run(study))
+    assert len(ran) == len(Grid(study).cells) == 1 + 2 + 2 + 6
+    assert run(study) == [] and len(ran) == 11
 
 
 def test_one_bad_cell_does_not_stop_the_others_and_is_run_again(fake):
     ran, fail = fake
     fail["02-attribute/grad"] = "ValueError: boom"
     heard = []
-    outcomes = {o.cell.id: o for o in runner.run(tiny_study(), report=heard.append)}
+    outcomes = {o.cell.id: o for o in run(tiny_study(), report=heard.append)}
     assert outcomes["02-attribute/grad"].error == "ValueError: boom"
     assert str(outcomes["02-attribute/grad"].notebook).endswith("02-attribute/grad/notebook.ipynb")
     assert outcomes["04-retrain/grad/s0"].error == "not run: it needs 02-attribute/grad"
@@ -121,55 +146,54 @@ def test_one_bad_cell_does_not_stop_the_others_and_is_run_again(fake):
     assert len(heard) == len(outcomes)
     fail.clear()
     ran.clear()
-    assert not any(o.error for o in runner.run(tiny_study()))
+    assert not any(o.error for o in run(tiny_study()))
     assert sorted(ran) == ["02-attribute/grad", "03-degrade/grad", "04-retrain/grad"]
 
 
 def test_a_notebook_that_ends_without_its_rows_has_failed(monkeypatch, outputs):
     monkeypatch.setattr(kernel, "execute", lambda *a, **k: None)
-    outcome = next(o for o in runner.run(tiny_study()) if o.cell.id == "01-train/base")
+    outcome = next(o for o in run(tiny_study()) if o.cell.id == "01-train/base")
     assert outcome.error.startswith("ended without 1 of its rows, base_clean")
 
 
 def test_a_failing_notebook_keeps_its_traceback_and_its_finished_rows(outputs):
     """For real, through papermill: the third retraining fails, two rows stay, the next run does the third alone."""
     study = tiny_study(estimators=["random"], percents=[10, 50, 90])
-    good = [o for o in runner.run(study, "02-attribute/controls") if not o.error]
+    good = [o for o in run(study, "02-attribute/controls") if not o.error]
     assert len(good) == 2
-    ranking = next((outputs / "tiny" / "02-attribute" / "controls").glob("*train.npy"))
+    ranking = rankings.path(study, "random", "pixel", "train")
     whole = ranking.read_bytes()
     ranking.write_bytes(whole[:1000])
-    outcome = next(o for o in runner.run(study, "04-retrain/random/*") if o.error)
+    outcome = next(o for o in run(study, "04-retrain/random/*") if o.error)
     assert outcome.error.startswith("ValueError") and outcome.notebook.is_file()
     cells = nbformat.read(outcome.notebook, 4).cells
     assert any(out.output_type == "error" for c in cells if c.cell_type == "code" for out in c.outputs)
     ranking.write_bytes(whole)
-    row = outputs / "tiny" / "04-retrain" / "random" / "rows" / "retrain_random_pixel_remove_p10_s0.json"
-    assert not any(o.error for o in runner.run(study, "04-retrain/random/*"))
-    before = json.loads(row.read_text())
-    row.with_name("retrain_random_pixel_remove_p90_s0.json").unlink()
-    assert len(runner.run(study, "04-retrain/random/*")) == 1 and json.loads(row.read_text()) == before
+    assert not any(o.error for o in run(study, "04-retrain/random/*"))
+    first, last = (
+        results.row_file(study, Key("retrain", "random", "pixel", "remove", percent)) for percent in (10, 90)
+    )
+    before = json.loads(first.read_text())
+    last.unlink()
+    assert len(run(study, "04-retrain/random/*")) == 1 and json.loads(first.read_text()) == before
 
 
-def test_used_rankings_go_and_come_again_when_they_are_needed(fake, outputs):
-    from roarlib.engine import rank as rankings
-
-    ran, _ = fake
+def test_used_rankings_go_and_come_again_when_they_are_needed(fake):
     study = tiny_study(rankings="recompute", estimators=["grad", "gb", "random"])
-    cells = grid.cells(study)
-    place = {cell.id: k for k, cell in enumerate(cells)}
+    grid = Grid(study)
+    place = {cell.id: k for k, cell in enumerate(grid.cells)}
     assert place["04-retrain/grad/s0"] < place["02-attribute/gb"]  # group by group, so that few are there at a time
-    assert sorted(c.id for c in cells) == sorted(c.id for c in grid.cells(tiny_study(estimators=study.estimators)))
+    assert sorted(place) == sorted(c.id for c in Grid(tiny_study(estimators=study.estimators)).cells)
     files = [rankings.path(study, e, "pixel", s) for e in study.estimators for s in ("train", "test")]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
-    runner.run(study, only="04-retrain/grad/*")
+    run(study, "04-retrain/grad/*")
     assert all(file.is_file() for file in files)  # its deletion scores still wait for them
-    runner.run(study)
+    run(study)
     assert [file.is_file() for file in files] == [False, True] * 3  # those of test images stay for the analyses
-    assert grid.to_do(study, grid.cells(study)) == [] and runner.run(study) == []
-    more = study.model_copy(update={"seeds": [0, 1]})
-    todo = {cell.id for cell in grid.to_do(more, grid.cells(more))}
+    assert grid.to_do(grid.cells) == [] and run(study) == []
+    more = Grid(study.model_copy(update={"seeds": [0, 1]}))
+    todo = {cell.id for cell in more.to_do(more.cells)}
     assert {"02-attribute/gb", "04-retrain/gb/s1"} <= todo and "03-degrade/gb" not in todo
     assert "01-train/base" not in todo

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 
 from roarlib.grid import kernel
+from roarlib.study.files import root
 
 linux = pytest.mark.skipif(not kernel.FORK, reason="kernels are forked on Linux only")
 
@@ -161,12 +162,12 @@ def test_nothing_survives_its_owner(notebook, tmp_path):
     )
     told, script = tmp_path / "told", tmp_path / "driver.py"
     script.write_text(
-        "import sys\nfrom roarlib import kernel\nkernel.PRELOAD = []\n"
+        "import sys\nfrom roarlib.grid import kernel\nkernel.PRELOAD = []\n"
         "kernel.execute(sys.argv[1], sys.argv[2], {'words': [sys.argv[3]]})\n"
     )
     owner = subprocess.Popen(
         [sys.executable, script, source, tmp_path / "out.ipynb", told],
-        env=os.environ | {"PYTHONPATH": str(Path(kernel.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(root())},
     )
     while not told.exists() and owner.poll() is None:
         time.sleep(0.05)

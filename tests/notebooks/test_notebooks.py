@@ -15,8 +15,8 @@ import yaml
 from bs4 import BeautifulSoup
 from conftest import ROAR, ROOT, roar, tiny_study
 
-from roarlib.grid import cells as grid
 from roarlib.study import params
+from roarlib.study.results import STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -30,6 +30,16 @@ def test_the_smoke_study_leaves_every_row(smoke):
     assert counts["retrain"] == kinds + 1 and counts["deletion"] == kinds and counts["base"] == 1
     assert table[table.measure != "ranking"].accuracy.between(0, 1).all()
     assert not list(folder.rglob("*.part*")) and not list(folder.rglob("*.progress.json"))
+
+
+@pytest.mark.parametrize("name", ["01-train/base", "02-attribute/grad", "03-degrade/grad"])
+def test_the_stages_show_their_pictures(smoke, name):
+    """A figure that no backend was there to draw would be the words <Figure size ..>."""
+    _, folder, _ = smoke
+    cells = nbformat.read(folder / name / "notebook.ipynb", 4).cells
+    shown = [output.data for cell in cells for output in cell.get("outputs", []) if "data" in output]
+    assert any("image/png" in data for data in shown)
+    assert not [data for data in shown if "<Figure" in data.get("text/plain", "") and "image/png" not in data]
 
 
 def test_a_second_run_runs_no_cell(smoke):
@@ -128,4 +138,4 @@ def test_notebooks_keep_the_house_style(file):
 
 
 def test_there_is_a_notebook_for_every_stage():
-    assert [f.stem for f in NOTEBOOKS if f.stem[0] == "0"][1:] == list(grid.STAGES)
+    assert [f.stem for f in NOTEBOOKS if f.stem[0] == "0"][1:] == list(STAGES.values())

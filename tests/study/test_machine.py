@@ -8,16 +8,16 @@ from roarlib.study.machine import keep_memory
 PASSES = """
 import resource
 import torch
-from roarlib.engine import attribute, models
+from roarlib.engine import attribute, estimators, models
 from roarlib.study.machine import keep_memory
 
 model, images = models.build("resnet-tiny", 10, (3, 32, 32)).eval(), torch.zeros(256, 3, 32, 32)
 
 def faults():
-    attribute.grad(model, images, torch.zeros(256, dtype=torch.int64))
+    estimators.grad(model, images, torch.zeros(256, dtype=torch.int64))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
-        attribute.grad(model, images, torch.zeros(256, dtype=torch.int64))
+        estimators.grad(model, images, torch.zeros(256, dtype=torch.int64))
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 by_default = faults()

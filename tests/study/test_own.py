@@ -3,9 +3,7 @@
 import sys
 
 import pytest
-from conftest import finish, tiny_study
 
-from roarlib.grid.cells import Grid
 from roarlib.study import own
 from roarlib.study.params import InputError
 
@@ -144,33 +142,6 @@ def test_imports_that_fail_do_not_matter(write, tmp_path):
     before = own.digest("mine_own:edges")
     (tmp_path / "mine_broken.py").write_text("def late(x): return\n")
     assert own.digest("mine_own:edges") != before  # it can be imported by now
-
-
-def test_changed_functions_with_results_are_an_error(outputs, write):
-    study = tiny_study(estimators=["mine_own:edges", "mine_own:edges-sgsq", "mine_own:other", "random"])
-    own.keep(study)
-    write("FACTOR = 2", "FACTOR = 3")
-    own.check(study)  # nothing was made with it yet
-    for cell in Grid(study).cells:
-        finish(study, cell)
-    with pytest.raises(InputError, match="mine_own:edges is not what it was .* 0.-./mine_own.edges"):
-        own.check(study)
-    with pytest.raises(InputError, match="mine_own:other is not what it was"):
-        own.check(tiny_study(estimators=["mine_own:other", "random"]))
-    write()
-    own.check(study)
-    own.check(tiny_study(estimators=["grad", "random"]))
-
-
-def test_a_recursive_estimator_is_watched_alone(outputs, write):
-    study = tiny_study(estimators=["mine_own:edges-recursive", "random"], recursive_steps=[50])
-    own.keep(study)
-    for cell in Grid(study).cells:
-        finish(study, cell)
-    own.check(study)
-    write("FACTOR = 2", "FACTOR = 3")
-    with pytest.raises(InputError, match="mine_own:edges is not what it was"):
-        own.check(study)
 
 
 def test_what_is_missing_is_named(write):

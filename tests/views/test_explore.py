@@ -11,17 +11,18 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from conftest import simulated
 from ipywidgets import HTML, Button, Dropdown, Output
 from PIL import Image
-from test_stats import simulated
 
-from roarlib.engine import attribute, models, rank as rankings, remove, train
-from roarlib.views import compare as compareview, plots, view as views
-from roarlib.data import datasets as data
 from roarlib import explore
-from roarlib.study import params
-from roarlib.views.curves import Curves
+from roarlib.data import datasets
+from roarlib.engine import estimators, models, train
 from roarlib.engine.degrade import as_seen
+from roarlib.engine.rank import Explainer
+from roarlib.study import params, rankings
+from roarlib.views import compare, plots, sheets
+from roarlib.views.curves import Curves
 
 ESTIMATORS = ["grad", "grad-sgsq", "ig-var", "random"]
 IMAGES = 40
@@ -52,7 +53,7 @@ def done(study):
             file = rankings.path(study, name, unit, "test")
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, rng.integers(0, 100, (IMAGES, channels, 32, 32), np.uint8))
-    labels = data.load(study).test.labels
+    labels = datasets.load(study).test.labels
     base = study.folder / "01-train" / "base"
     base.mkdir(parents=True)
     np.save(base / "predictions-test.npy", np.where(np.arange(IMAGES) % 4, labels, (labels + 1) % 10))
@@ -62,9 +63,9 @@ def done(study):
 @pytest.fixture
 def trained(done, monkeypatch):
     """The same study with a base model, which knows nothing. Estimators registered are forgotten afterwards."""
-    monkeypatch.setattr("roarlib.names.REGISTERED", set())
-    monkeypatch.setattr(attribute, "BASES", dict(attribute.BASES))
-    prepared = data.load(done)
+    monkeypatch.setattr("roarlib.study.names.REGISTERED", set())
+    monkeypatch.setattr(estimators, "BASES", dict(estimators.BASES))
+    prepared = datasets.load(done)
     torch.manual_seed(0)
     model = models.build(done.model, len(prepared.classes), prepared.shape)
     train.save_base(done, prepared, model)
@@ -85,6 +86,13 @@ def inside(widget):
 
 def tried(study, function=None, **keywords):
     return explore.try_estimator(study, function or (lambda model, images, targets: -images), **keywords)
+
+
+def explained(study, name, split):
+    """The ranking of a split's first image by single values, made now."""
+    prepared = datasets.load(study)
+    explainer = Explainer(study, prepared, *train.load_base(study, prepared))
+    return explainer.rankings(split, slice(0, 1), [name], "value")[name][0]
 
 
 @pytest.mark.parametrize("make", [explore.curves, explore.images, explore.compare, tried])
@@ -255,32 +263,36 @@ def test_no_base_chosen(done):
 
 
 def tiles(view, columns=4, side=32):
-    """The images of a sheet as rows of (32, 32, 3), taken out of the figure."""
-    images = [np.asarray(image.get_array())[2::5, 2::5] for image in view.figure.images]
-    assert {image.shape for image in images} == {(side, side, 3)}
-    return [images[k : k + columns] for k in range(0, len(images), columns)]
+    """The images of a sheet as rows of (32, 32, 3), taken out of its one picture, where each pixel is 5 x 5 dots."""
+    picture = np.asarray(view.figure.axes[0].images[0].get_array())
+    step = 5 * side + sheets.GAP
+    assert picture.shape[1] == columns * step and not picture.shape[0] % step
+    rows = [picture[top : top + 5 * side] for top in range(0, len(picture), step)]
+    return [[row[2::5, left + 2 : left + 5 * side : 5] for left in range(0, columns * step, step)] for row in rows]
 
 
 def words(view):
-    return [text.get_text() for text in view.figure.texts]
+    """The labels of a sheet's rows, then the titles of its columns."""
+    ax = view.figure.axes[0]
+    return [text.get_text() for text in (*ax.get_yticklabels(), *ax.get_xticklabels())]
 
 
 def test_images_show_what_the_percent_removes_and_keeps(done):
     view = explore.images(done)
     view.unit.value, view.estimators.value, view.percent.value, view.index.value = "pixel", ("grad",), 20, 3
     assert words(view) == ["GRAD", "image", "importance", "top 20% removed", "top 20% kept"]
-    prepared = data.load(done)
+    prepared = datasets.load(done)
     ranking = rankings.load(done, "grad", "pixel", "test")[3]
     fill = np.rint(255 * prepared.mean).astype(np.uint8)[:, None, None]
     (row,) = tiles(view)
     for tile, mode in ((row[2], "remove"), (row[3], "keep")):
-        expected = np.where(remove.removed(ranking, 20, mode), fill, prepared.test.images[3])
+        expected = np.where(rankings.removed(ranking, 20, mode), fill, prepared.test.images[3])
         assert (tile == np.moveaxis(expected, 0, -1)).all()
     view.fill.value = "-imputed"
     for tile, mode in zip(tiles(view)[0][2:], ("remove-imputed", "keep-imputed"), strict=True):
         expected = as_seen(prepared.test.images[3], ranking, 20, mode, 255 * prepared.mean)
         assert (tile == np.moveaxis(expected, 0, -1)).all()
-    assert "imputed from neighbours" in view.alt()
+    assert "imputed from neighbours" in view.words
     view.percent.value = 0
     assert (tiles(view)[0][2] == np.moveaxis(prepared.test.images[3], 0, -1)).all()
 
@@ -288,25 +300,21 @@ def test_images_show_what_the_percent_removes_and_keeps(done):
 def test_a_sheet_is_drawn_dot_for_dot():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 24), np.uint8)
     grey = pixels[:1]
-    figure = views.sheet({"a": [pixels, grey], "b": [grey, pixels]}, ["one", "two"])
-    file = BytesIO()
-    figure.savefig(file, format="png")
-    drawn = np.asarray(Image.open(file))
-    for shown in figure.images:
-        part = np.asarray(shown.get_array())
-        top = len(drawn) - shown.oy - len(part)
-        assert (drawn[top : top + len(part), shown.ox : shown.ox + part.shape[1], :3] == part).all()
-    assert [tuple(image.get_array()[0, 0]) for image in figure.images] == [
-        tuple(pixels[:, 0, 0]),
-        (grey[0, 0, 0],) * 3,
-        (grey[0, 0, 0],) * 3,
-        tuple(pixels[:, 0, 0]),
-    ]
+    figure = sheets.sheet({"a": [pixels, grey], "b": [grey, pixels]}, ["one", "two"])
+    drawn = np.asarray(Image.open(BytesIO(sheets.png(figure))))[..., :3]
+    (shown,) = figure.axes[0].images
+    picture, box = np.asarray(shown.get_array()), figure.axes[0].get_window_extent()
+    top, left = round(figure.bbox.height - box.y1), round(box.x0)
+    assert (drawn[top : top + picture.shape[0], left : left + picture.shape[1]] == picture).all()
+    down, across = 32 * 5 + sheets.GAP, 24 * 5 + sheets.GAP
+    for r, c, image in ((0, 0, pixels), (0, 1, grey), (1, 0, grey), (1, 1, pixels)):
+        tile = picture[r * down :, c * across :][: 32 * 5, : 24 * 5]
+        assert (tile == np.moveaxis(image, 0, -1).repeat(5, 0).repeat(5, 1)).all()
 
 
 def test_heat_is_bright_where_removal_begins():
     ranking = np.array([[[0, 50], [99, 20]]], np.uint8)
-    light = views.heat(ranking).sum(0)
+    light = sheets.heat(ranking).sum(0)
     assert (light.reshape(-1).argsort()[::-1] == [0, 3, 1, 2]).all()
 
 
@@ -321,7 +329,7 @@ def test_images_have_a_row_an_estimator(done):
 
 def test_filters_select_images(done):
     view = explore.images(done)
-    labels = data.load(done).test.labels
+    labels = datasets.load(done).test.labels
     assert view.index.max == IMAGES - 1
     view.index.value = IMAGES - 1
     view.prediction.value = False
@@ -345,8 +353,8 @@ def test_lost_data_are_a_sentence(done, monkeypatch):
     def lost(study):
         raise params.InputError("made-up: missing")
 
-    monkeypatch.setitem(data.ARRAYS, "textures", lost)
-    shutil.rmtree(data.prepared(done))
+    monkeypatch.setitem(datasets.ARRAYS, "textures", lost)
+    shutil.rmtree(datasets.prepared(done))
     assert "Made-up: missing" in explore.images(done).message.value
 
 
@@ -387,7 +395,7 @@ def test_two_estimators_are_compared(done):
     view.unit.value, view.percent.value, view.index.value = "pixel", 40, 7
     a, b = (rankings.load(done, name, "pixel", "test")[7, 0] < 40 for name in ("ig-var", "random"))
     ((image, _, _, colours),) = tiles(view)
-    assert (image == np.moveaxis(data.load(done).test.images[7], 0, -1)).all()
+    assert (image == np.moveaxis(datasets.load(done).test.images[7], 0, -1)).all()
     for region, colour in ((a & ~b, (230, 159, 0)), (b & ~a, (0, 114, 178)), (a & b, (0, 0, 0))):
         assert region.any() and (colours[region] == colour).all()
     assert (colours[~(a | b)] >= 225).all()
@@ -401,20 +409,20 @@ def test_single_values_mix_the_colours_of_their_channels():
     pixels, a, b = np.full((3, 1, 2), 250, np.uint8), np.zeros((3, 1, 2), bool), np.zeros((3, 1, 2), bool)
     a[:, 0, 0] = True
     b[0, 0, 0] = True
-    mixed = compareview.difference(pixels, a, b)
+    mixed = compare.difference(pixels, a, b)
     assert (mixed[:, 0, 0] == np.rint(2 / 3 * np.array([230, 159, 0]))).all() and (mixed[:, 0, 1] == 255).all()
 
 
 def test_the_overlap_over_t_is_drawn_beside_that_of_unrelated_rankings(done):
     view = explore.compare(done)
     assert (view.a.value, view.b.value, view.unit.value) == ("grad", "grad-sgsq", "value")
-    here, mean, unrelated = (line.get_xydata() for line in view.figure.axes[0].lines[:3])
+    here, mean, unrelated = (line.get_xydata() for line in view.figure.axes[1].lines[:3])
     assert unrelated[:, 1] == pytest.approx(np.arange(1, 101))
     a, b = (rankings.load(done, name, "value", "test") for name in ("grad", "grad-sgsq"))
     for t in (1, 30, 100):
         one = [200 * ((x < t) & (y < t)).sum() / ((x < t).sum() + (y < t).sum()) for x, y in zip(a, b, strict=True)]
         assert here[t - 1] == pytest.approx((t, one[0])) and mean[t - 1] == pytest.approx((t, np.mean(one)))
-    assert names(view) == {"this image", f"mean of {IMAGES} images", "unrelated"}
+    assert names(view, 1) == {"this image", f"mean of {IMAGES} images", "unrelated"}
     view.percent.value = 0
     assert "nan" not in view.picture.value.split("base64")[0] and view.figure is not None
 
@@ -442,23 +450,23 @@ def test_a_function_is_tried_beside_known_estimators(trained):
     view = tried(trained, lambda model, images, targets: -images)
     view.index.value, view.unit.value = 5, "value"
     assert words(view)[:4] == ["mine", "GRAD", "SG-SQ-GRAD", "Random"]
-    pixels = data.load(trained).test.images[5]
-    darkest = np.argsort((pixels / 255 - data.load(trained).mean[:, None, None]).reshape(-1), kind="stable")
-    ranking = view.ranking("mine", ["mine"])
+    pixels = datasets.load(trained).test.images[5]
+    darkest = np.argsort((pixels / 255 - datasets.load(trained).mean[:, None, None]).reshape(-1), kind="stable")
+    ranking = view.rankings()["mine"]
     assert ranking.shape == (3, 32, 32) and ranking.reshape(-1)[darkest[:30]].max() <= 3
     stored = rankings.load(trained, "grad", "value", "test")[5]
-    assert (tiles(view)[1][1] == np.moveaxis(views.heat(stored), 0, -1)).all()  # rankings that are there are used
+    assert (tiles(view)[1][1] == np.moveaxis(sheets.heat(stored), 0, -1)).all()  # rankings that are there are used
     view.split.value = "train"  # none there: computed
-    live = rankings.of_images(trained, data.load(trained), ["grad"], "train", slice(0, 1), "value")["grad"][0]
-    assert (tiles(view)[1][1] == np.moveaxis(views.heat(live), 0, -1)).all()
+    live = explained(trained, "grad", "train")
+    assert (tiles(view)[1][1] == np.moveaxis(sheets.heat(live), 0, -1)).all()
 
 
 def test_its_noise_ensembles_are_tried(trained):
-    view = tried(trained, attribute.grad, name="again", known=())
+    view = tried(trained, estimators.grad, name="again", known=())
     view.ensembles.value = ("", "sgsq", "var")
     assert words(view)[:3] == ["again", "SG-SQ-again", "VAR-again"]
-    live = rankings.of_images(trained, data.load(trained), ["grad-sgsq"], "test", slice(0, 1), "value")["grad-sgsq"][0]
-    assert (tiles(view)[1][1] == np.moveaxis(views.heat(live), 0, -1)).all()
+    live = explained(trained, "grad-sgsq", "test")
+    assert (tiles(view)[1][1] == np.moveaxis(sheets.heat(live), 0, -1)).all()
     view.ensembles.value = ()
     assert "Choose at least one of the ensembles" in view.message.value
 
@@ -481,7 +489,7 @@ def broken(model, images, targets):
     "function, says",
     [
         (broken, "Mine raised KeyError: &#x27;no such layer&#x27;"),
-        (lambda model, images, targets: images[:, :1], "gives scores of shape (1, 1, 32, 32)"),
+        (lambda model, images, targets: images[:, :2], "gives scores of shape (1, 2, 32, 32)"),
         (lambda model, images, targets: images * float("nan"), "Mine: scores of image 0 are NaN or infinite"),
         (lambda model, images, targets: None, "Mine gives a NoneType, not a tensor"),
         (lambda model, images, targets: torch.zeros_like(images), "the same score"),
@@ -517,9 +525,9 @@ def test_names_that_are_taken_or_unknown_are_sentences(trained):
 def test_two_functions_of_one_name_do_not_mix(trained):
     first = tried(trained, lambda model, images, targets: images, known=())
     tried(trained, lambda model, images, targets: -images, known=())
-    before = first.ranking("mine", ["mine"])
+    before = first.rankings()["mine"]
     first.index.value, first.index.value = 1, 0
-    assert (first.ranking("mine", ["mine"]) == before).all()
+    assert (first.rankings()["mine"] == before).all()
 
 
 def test_threads_are_as_before(trained):

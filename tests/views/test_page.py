@@ -1,13 +1,15 @@
-"""roarlib.page: what is kept of a notebook and what is not; tables with sortable heads; a page that fetches nothing."""
+"""roarlib.views.page: what is kept of a notebook and what is not; tables that can be sorted; nothing is fetched."""
 
 import base64
 import io
 import re
+from datetime import datetime
 
 import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from conftest import tiny_study
 from PIL import Image
 
 from roarlib.views import page
@@ -29,8 +31,16 @@ def code(*outputs, tags=()):
     return V4.new_code_cell("import secret", outputs=list(outputs), metadata={"tags": list(tags)})
 
 
+def notebook(*cells):
+    return V4.new_notebook(cells=list(cells))
+
+
+def prose(source, *tags):
+    return V4.new_markdown_cell(source, metadata={"tags": list(tags)})
+
+
 @pytest.fixture
-def section():
+def curves():
     cells = [
         V4.new_markdown_cell("# 10 · Curves\n\nWhy $t$ matters.\n\n**Reads** rows. **Next:** [11-x](11-x.ipynb)."),
         code(V4.new_output("stream", name="stdout", text="1 - 2: SG-SQ-GRAD <b> -3.5\n")),
@@ -40,22 +50,32 @@ def section():
         code(shown(text_html=pd.DataFrame({"name": ["b", "a"], "points": [-1.5, 2]}).style.hide().to_html())),
         V4.new_markdown_cell("Said after it.\n\n## Silent\n\nNothing comes of this."),
         code(),
-        V4.new_markdown_cell("## Choose for yourself\n\nWith widgets."),
+        prose("## Choose for yourself\n\nWith widgets.", "notebook-only"),
         code(shown(text_plain="Curves()"), tags=["widget"]),
         V4.new_markdown_cell("**How far this goes.** To here."),
     ]
-    return page.of_notebook(V4.new_notebook(cells=cells), "10-curves", page.Counter())
+    return notebook(*cells)
+
+
+def rendered(chapters, left_out=(), **how):
+    """The page with these chapters, as soup."""
+    head = {"study": tiny_study(), "result": "Result.", "what": "single values removed", "retrained": 12}
+    head |= {"n_train": 1000, "n_test": 50, "n_classes": 10, "clean": 0.5, "error": 0.07, "today": datetime(2026, 1, 2)}
+    how = {"parameters": "", "machines": "", "cost": "", "hours": (1, 2)} | how
+    return BeautifulSoup(page.html(chapters, head, how, list(left_out)), "html.parser")
 
 
 @pytest.fixture
-def soup(section):
-    other = page.Section("Other", "11-x", ["<p>Other.</p>"])
-    return BeautifulSoup(page.html("A study", "<p>Result.</p>", [section, other]), "html.parser")
+def soup(curves):
+    other = notebook(prose("# Other\n\nOther."), code(shown(image_png=png())))
+    return rendered({"10-curves": curves, "11-x": other})
 
 
 def test_prose_figures_and_tables_stay_and_code_goes(soup):
     words = soup.main.get_text(" ")
-    assert [h.text for h in soup.find_all(["h1", "h2", "h3"])] == ["A study", "Curves", "First", "Other"]
+    assert [h.text for h in soup.find_all(["h1", "h2", "h3"])] == [
+        "ROAR study tiny", "Curves", "First", "Other", "How it was made", "Parameters", "Versions and machines", "Cost",
+    ]  # fmt: skip
     assert "To here." in words and "Said after it." in words and soup.find("em", string="t")
     for gone in ("secret", "warning", "Nothing comes", "widgets", "Curves()", "Reads", "10 ·", "¶"):
         assert gone not in words
@@ -66,7 +86,7 @@ def test_prose_figures_and_tables_stay_and_code_goes(soup):
 def test_links_to_notebooks_lead_into_the_page_or_nowhere(soup):
     assert [(a["href"], a.text) for a in soup.select("section a")] == [("#11-x", "11-x")]
     assert "04-retrain" in soup.main.text
-    assert [a["href"] for a in soup.select("nav a")] == ["#10-curves", "#11-x"]
+    assert [a["href"] for a in soup.select("nav a")] == ["#10-curves", "#11-x", "#how-it-was-made"]
     assert all(soup.find(id=a["href"][1:]) for a in soup.find_all("a"))
 
 
@@ -91,23 +111,38 @@ def test_table_heads_are_buttons_and_numbers_stand_right(soup):
     assert table.caption.text == "Table 1. First"
 
 
-def test_frames_are_tables_too_and_empty_ones_are_left_out():
-    count = page.Counter()
-    made = page.table(pd.DataFrame({"x": [1234.56, None], "y": ["<i>", "–"]}), "Costs", count, marked={1})
-    rows = BeautifulSoup(made, "html.parser").select("tbody tr")
-    assert [[td.text for td in row.find_all("td")] for row in rows] == [["1,234.6", "<i>"], ["–", "–"]]
-    assert [row.get("class") for row in rows] == [None, ["marked"]]
-    assert page.table(pd.DataFrame().style.to_html(), "None", count) == "" and count.tables == 1
+def test_what_is_said_above_and_below_everything():
+    made = pd.DataFrame({"x": [1234.56, None], "y": ["<i>", "differs"]}).to_html(index=False, na_rep="–")
+    soup = rendered({}, ["11-x failed: <b>"], parameters=made, machines=pd.DataFrame().style.to_html())
+    assert soup.select_one(".lead").text == "Result."
+    facts = " ".join(soup.select_one(".facts").text.split())
+    assert facts == (
+        "Single values removed; 12 retrainings of resnet-tiny on textures, 1,000 train and 50 test images, 10 classes. "
+        "Clean accuracy 50.0, chance 10.0; one accuracy is good to ±14.0. 2 January 2026"
+    )
+    (table,) = soup.find_all("table")  # one without rows is left out
+    rows = table.select("tbody tr")
+    assert [[td.text for td in row.find_all("td")] for row in rows] == [["1234.56", "<i>"], ["–", "differs"]]
+    assert [row.get("class") for row in rows] == [None, ["marked"]] and table.caption.text == "Table 1. Parameters"
+    assert "Left out: 11-x failed: <b>." in soup.text and "1.00 worker-hours" in soup.text
 
 
 def test_names_stay_whole_and_quotes_are_no_part_of_them():
-    shown = BeautifulSoup(page.text('put "*-blur" or SG-SQ-GRAD <here>: -3'), "html.parser")
+    shown = BeautifulSoup(page.whole('put "*-blur" or SG-SQ-GRAD <here>: -3'), "html.parser")
     assert shown.get_text() == 'put "*-blur" or SG-SQ-GRAD <here>: −3'
     assert "SG-SQ-GRAD" in [span.text for span in shown.select("span.whole")]
 
 
-def test_a_section_without_figures_and_tables_shows_nothing(section):
-    assert section.shows() and not page.Section("Other", "11-x", ["<p>Only words.</p>"]).shows()
+def test_a_notebook_without_figures_and_tables_shows_nothing(curves):
+    words = notebook(prose("# Only words"), code(V4.new_output("stream", name="stdout", text="words")))
+    assert page.shows(curves) and not page.shows(words)
+
+
+def test_what_stands_below_a_silent_part_and_a_chapters_beginning_stay():
+    cells = prose("# Title\n\nWhy."), code(), prose("## Silent\n\nGone."), code(), prose("Stays."), prose("## Words")
+    soup = rendered({"x": notebook(*cells)})
+    words = soup.select_one("section").get_text(" ").split()
+    assert words == ["Title", "Why.", "Stays.", "Words"]
 
 
 def test_the_page_fetches_nothing_and_forbids_it(soup):

@@ -5,13 +5,13 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
+from conftest import CLEAN, EVERY, ROOT, simulated
 from matplotlib.colors import to_hex
-from test_stats import CLEAN, EVERY, simulated
 
-from roarlib.views import labels, plots
-from roarlib.study import params
+from roarlib.answers import paper
 from roarlib.engine.degrade import as_seen
-from roarlib.study.names import BASES, CONTROLS, ENSEMBLES, KNOWN_ANSWER
+from roarlib.study import names
+from roarlib.views import plots, sheets
 
 mpl.use("Agg")
 plt = plots.plt
@@ -65,23 +65,24 @@ def assert_readable(ax):
     ],
 )
 def test_labels(name, label):
-    assert plots.label(name) == label
+    assert names.label(name) == label
 
 
 def test_every_estimator_has_a_label_and_a_look_of_its_own():
-    looks = {(s["color"], s["linestyle"], s["marker"]) for s in map(plots.style, EVERY)}
-    assert len(looks) == len(EVERY) == len({plots.label(name) for name in EVERY})
+    looks = {(s["color"], s["linestyle"], s["marker"]) for s in map(names.style, EVERY)}
+    assert len(looks) == len(EVERY) == len({names.label(name) for name in EVERY})
 
 
 def test_order_is_the_papers_then_users_then_controls():
-    names = ["sobel", "mine:b", "ig", "random", "grad-var", "mine:a"]
-    assert plots.in_order(names) == ["grad-var", "ig", "mine:a", "mine:b", "random", "sobel"]
-    assert set(plots.in_order(EVERY)) == set(EVERY)
+    given = ["sobel", "mine:b", "ig", "random", "grad-var", "mine:a"]
+    assert names.in_order(given) == ["grad-var", "ig", "mine:a", "mine:b", "random", "sobel"]
+    assert set(names.in_order(EVERY)) == set(EVERY)
 
 
 def test_curve_draws_the_means_in_percent_from_the_clean_point(table):
     _, axes = plots.subplots()
-    drawn = plots.curve(table, "grad", axes[0, 0])
+    plots.curves(table, axes[0, 0], ["grad"], named=False)
+    (drawn,) = axes[0, 0].lines
     rows = table[
         (table.measure == "retrain")
         & (table.estimator == "grad")
@@ -96,7 +97,8 @@ def test_curve_draws_the_means_in_percent_from_the_clean_point(table):
 
 def test_keep_runs_from_all_kept_to_little_kept(table):
     _, axes = plots.subplots()
-    drawn = plots.curve(table, "grad", axes[0, 0], mode="keep")
+    plots.curves(table, axes[0, 0], ["grad"], mode="keep")
+    (drawn,) = axes[0, 0].lines
     left, right = axes[0, 0].get_xlim()
     assert left > 100 > 10 > right and max(drawn.get_xdata()) == 100
     assert "kept" in axes[0, 0].get_xlabel()
@@ -106,7 +108,7 @@ def test_all_curves_are_named_at_their_ends_without_overlap(table):
     for mode in ("remove", "keep"):
         _, axes = plots.subplots()
         plots.curves(table, axes[0, 0], mode=mode, chance=0.1)
-        assert set(names_on(axes[0, 0])) == {plots.label(name) for name in EVERY}
+        assert set(names_on(axes[0, 0])) == {names.label(name) for name in EVERY}
         assert_readable(axes[0, 0])
 
 
@@ -171,7 +173,7 @@ def test_remove_and_keep_share_one_scale_and_say_what_is_good(table):
 
 
 def test_remove_and_keep_draw_every_estimator_of_each_mode(table):
-    figure = plots.remove_and_keep(table, "pixel", estimators=["ig", "random"], interval=False)
+    figure = plots.remove_and_keep(table, unit="pixel", estimators=["ig", "random"], interval=False)
     for ax, mode in zip(figure.axes, ("remove", "keep"), strict=True):
         rows = table[
             (table.measure == "retrain") & (table.estimator == "ig") & (table.unit == "pixel") & (table["mode"] == mode)
@@ -202,7 +204,7 @@ def test_paper_stays_white_under_a_dark_style(table):
     with plt.style.context("dark_background"):
         figure = plots.by_base(table)
         _, ax = plt.subplots()
-        plots.curve(table, "grad", ax)
+        plots.curves(table, ax, ["grad"])
     for part in (figure, *figure.axes, ax, ax.figure):
         assert to_hex(part.get_facecolor()) == "#ffffff"
     assert to_hex(ax.xaxis.label.get_color()) == to_hex(figure.axes[0].xaxis.label.get_color()) == plots.INK
@@ -210,9 +212,9 @@ def test_paper_stays_white_under_a_dark_style(table):
 
 def test_figures_show_in_a_notebook():
     """The first figure of a kernel, which loads its backend, is ours; the second must show as well."""
-    cells = ["from roarlib import plots; figure, axes = plots.subplots()", "_ = plots.subplots()"]
+    cells = ["from roarlib.views import plots; figure, axes = plots.subplots()", "_ = plots.subplots()"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": params.root()}}).execute()
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": ROOT}}).execute()
     for cell in notebook.cells:
         assert ["image/png" in output.get("data", {}) for output in cell.outputs] == [True]
 
@@ -226,7 +228,7 @@ def test_missing_results_are_said_and_leave_no_figure(table, sparse):
     with pytest.raises(LookupError, match="roar run params/<name>.yaml"):
         plots.by_base(table.iloc[:0])
     with pytest.raises(LookupError, match="no rankings"):
-        plots.degraded_sheet(np.zeros((3, 4, 4), np.uint8), {}, (10,))
+        sheets.degraded_sheet(np.zeros((3, 4, 4), np.uint8), {}, (10,))
     assert plt.get_fignums() == before
     _, axes = plots.subplots()
     with pytest.raises(LookupError, match="no results of gb"):
@@ -234,35 +236,112 @@ def test_missing_results_are_said_and_leave_no_figure(table, sparse):
 
 
 def test_apart_by_hand():
-    np.testing.assert_allclose(labels.apart(np.array([0.5, 0.1, 0.5]), 0.2), [0.4, 0.1, 0.6])
-    np.testing.assert_allclose(labels.apart(np.array([0.0, 0.0]), 0.1), [0.0, 0.1])  # pushed up from the floor
-    np.testing.assert_allclose(labels.apart(np.array([0.2, 0.8]), 0.1), [0.2, 0.8])  # far enough: left alone
-    np.testing.assert_allclose(labels.apart(np.array([1.0, 1.0, 1.0]), 0.9), [0.0, 0.5, 1.0])  # gap shrinks
-    assert labels.apart(np.array([0.3]), 0.2).tolist() == [0.3]
+    np.testing.assert_allclose(plots.apart(np.array([0.5, 0.1, 0.5]), 0.2), [0.4, 0.1, 0.6])
+    np.testing.assert_allclose(plots.apart(np.array([0.0, 0.0]), 0.1), [0.0, 0.1])  # pushed up from the floor
+    np.testing.assert_allclose(plots.apart(np.array([0.2, 0.8]), 0.1), [0.2, 0.8])  # far enough: left alone
+    np.testing.assert_allclose(plots.apart(np.array([1.0, 1.0, 1.0]), 0.9), [0.0, 0.5, 1.0])  # gap shrinks
+    assert plots.apart(np.array([0.3]), 0.2).tolist() == [0.3]
 
 
 def test_degraded_sheet_has_estimators_down_and_percents_across():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (3, 8, 8), np.uint8)
     maps = {n: rng.integers(0, 100, (c, 8, 8), np.uint8) for n, c in (("sobel", 1), ("grad", 3))}
-    figure = plots.degraded_sheet(pixels, maps, (10, 90), fill=(1, 2, 3))
-    grid = np.array(figure.axes).reshape(2, 4)
-    assert [ax.get_title() for ax in grid[0]] == ["image", "importance", "10% removed", "90% removed"]
-    assert [ax.get_ylabel() for ax in grid[:, 0]] == ["GRAD", "Sobel"]
-    shown = np.moveaxis(np.asarray(grid[0, 3].images[0].get_array()), -1, 0)
-    assert (shown == as_seen(pixels, maps["grad"], 90, "remove", (1, 2, 3))).all()
-    bright = np.asarray(grid[1, 1].images[0].get_array())
+    times = 12  # of 100 dots for 8 pixels
+
+    def shown(figure, row, column):
+        """One image of the sheet, (C, H, W), as it was before it was enlarged."""
+        picture = np.asarray(figure.axes[0].images[0].get_array())
+        step = 8 * times + sheets.GAP
+        assert picture.shape[0] == 2 * step and not picture.shape[1] % step
+        tile = picture[row * step :, column * step :][: 8 * times : times, : 8 * times : times]
+        return np.moveaxis(tile, -1, 0)
+
+    def titles(figure):
+        return [" ".join(text.get_text().split()) for text in figure.axes[0].get_xticklabels()]
+
+    figure = sheets.degraded_sheet(pixels, maps, (10, 90), fill=(1, 2, 3))
+    assert titles(figure) == ["image", "importance", "10% removed", "90% removed"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["GRAD", "Sobel"]
+    assert (shown(figure, 0, 0) == pixels).all()
+    assert (shown(figure, 0, 3) == as_seen(pixels, maps["grad"], 90, "remove", (1, 2, 3))).all()
+    bright = shown(figure, 1, 1).sum(0, dtype=int)
     assert bright.argmax() == maps["sobel"][0].argmin()  # the first ranked is the brightest
-    masks = plots.degraded_sheet(pixels, maps, (10,), "mask")
-    assert masks.axes[2].get_title() == "10% removed, their\nmask alone"
-    assert np.unique(masks.axes[-1].images[0].get_array()).tolist() == [0, 255]
+    masks = sheets.degraded_sheet(pixels, maps, (10,), "mask")
+    assert titles(masks)[2] == "10% removed, their mask alone"
+    assert np.unique(shown(masks, 1, 2)).tolist() == [0, 255]
+
+
+def test_titles_of_a_sheet_do_not_touch():
+    rng = np.random.default_rng(0)
+    for side, mode in ((32, "remove-imputed"), (32, "keep-imputed"), (64, "mask"), (224, "remove")):
+        pixels, ranking = (
+            rng.integers(0, 256, (3, side, side), np.uint8),
+            rng.integers(0, 100, (1, side, side), np.uint8),
+        )
+        figure = sheets.degraded_sheet(pixels, {"grad-sgsq": ranking, "anti-oracle": ranking}, (10, 30, 100), mode)
+        plots.mpl.backends.backend_agg.FigureCanvasAgg(figure).draw()
+        (ax,) = figure.axes
+        across = [text.get_window_extent() for text in ax.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in zip(across, across[1:], strict=False))
+        picture, page = ax.get_window_extent(), figure.bbox
+        assert all(box.y0 >= picture.y1 and box.y1 <= page.y1 and box.x1 <= page.x1 for box in across)
+        assert all(0 <= text.get_window_extent().x0 < picture.x0 for text in ax.get_yticklabels())
 
 
 def test_grey_images_are_shown_on_the_whole_range():
+    figure = sheets.sheet({"": [np.full((1, 4, 4), 9, np.uint8)]}, ["grey"], tile=4)
+    assert (np.asarray(figure.axes[0].images[0].get_array())[:4, :4] == 9).all()  # of 255, on all three channels
+
+
+def test_a_sheet_shows_in_a_notebook_that_has_drawn_nothing_yet():
+    code = "import numpy as np\nfrom roarlib.views import sheets\nsheets.maps(np.zeros((3, 4, 4), np.uint8), {})"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": ROOT}}).execute()
+    assert "image/png" in notebook.cells[0].outputs[0].data
+
+
+def test_rows_of_dots_are_in_order_and_verdicts_fill_them():
+    found = plots.pd.DataFrame(
+        {"estimator": ["grad", "ig"], "mean": [-0.1, 0.2], "low": [-0.2, np.nan], "high": [0.0, np.nan]}
+    ).assign(verdict=["better", "open"])
     _, axes = plots.subplots()
-    plots.image(axes[0, 0], np.full((1, 4, 4), 9, np.uint8))
-    shown = axes[0, 0].images[0]
-    assert shown.get_clim() == (0, 255) and shown.get_array().shape == (4, 4)
+    plots.intervals(axes[0, 0], found)
+    dots = [line for line in axes[0, 0].lines if line.get_marker() == "o"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots] == [(-10, 0), (20, -1)]
+    assert [to_hex(line.get_markerfacecolor()) for line in dots] == [names.style("grad")["color"].lower(), "#ffffff"]
+    bar = axes[0, 0].collections[0].get_segments()[0]
+    np.testing.assert_allclose(bar, [[-20, 0], [0, 0]])
+    assert [text.get_text() for text in axes[0, 0].get_yticklabels()] == ["GRAD", "IG"]
+    plots.errors(
+        axes[0, 0], plots.pd.DataFrame({"std": [0.01, np.nan], "binomial": [0.02, 0.03]}, index=["grad", "ig"])
+    )
+    np.testing.assert_allclose(axes[0, 0].collections[-1].get_offsets()[0], [1, 0])
+    np.testing.assert_allclose(axes[0, 0].lines[-1].get_xdata(), [2, 3])
+
+
+def test_points_are_named_beside_them_and_no_two_names_overlap():
+    source = paper.published("food101")
+    figure, axes = plots.subplots(size=(3.4, 3.4))
+    plots.points_named(axes[0, 0], paper.order(source), paper.order(source, "keep"))
+    texts = [text for text in axes[0, 0].texts if text.get_text()]
+    assert {text.get_text() for text in texts} == {names.label(name) for name in source.remove.index}
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[k + 1 :])
+    points = axes[0, 0].transData.transform([line.get_xydata()[0] for line in axes[0, 0].lines])
+    assert not any(box.contains(*point) for box in boxes for point in points)
+
+
+def test_the_papers_curves_begin_at_their_clean_end():
+    source = paper.published("imagenet")
+    _, axes = plots.subplots(1, 2)
+    plots.curves_of(axes[0, 0], source, ["grad", "random", "grad-squared"])
+    plots.curves_of(axes[0, 1], source, ["grad"], "keep", shares=True)
+    grad, random = axes[0, 0].lines
+    assert (grad.get_label(), random.get_label()) == ("GRAD", "Random")  # GRAD² is not in the paper's table
+    assert grad.get_xdata().tolist() == [0, 10, 30, 50, 70, 90] and grad.get_ydata()[0] == 100 * source.clean
+    (kept,) = axes[0, 1].lines
+    assert (kept.get_xdata()[-1], kept.get_ydata()[-1]) == (100, 100)
 
 
 def test_save_writes_three_formats_the_same_each_time(table, tmp_path):
@@ -270,8 +349,3 @@ def test_save_writes_three_formats_the_same_each_time(table, tmp_path):
     assert [f.name for f in files] == ["fig.4.png", "fig.4.svg", "fig.4.pdf"]
     again = plots.save(plots.by_base(table), tmp_path / "fig")
     assert [f.read_bytes() for f in files] == [f.read_bytes() for f in again]
-
-
-def test_labels_cover_the_names_of_params():
-    assert set(plots.BASES) == set(BASES) and set(plots.ENSEMBLES) == {"", *ENSEMBLES}
-    assert set(plots.CONTROLS) == {*CONTROLS, *KNOWN_ANSWER}

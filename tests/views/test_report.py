@@ -1,15 +1,17 @@
-"""roarlib.report: a study that lacks much still has a page, and an analysis that fails costs only itself."""
+"""roarlib.views.report: a study that lacks much still has a page, and an analysis that fails costs only itself."""
 
 import os
 import subprocess
 
+import pandas as pd
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 from conftest import ROAR, tiny_study
 
-from roarlib.study import params
-from roarlib.views import report
+from roarlib.study import params, results
 from roarlib.study.params import InputError
+from roarlib.views import report
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +51,52 @@ def test_an_analysis_that_fails_is_left_out_and_named(alone, monkeypatch):
     study = params.load(file)
     assert report.render(study).count("LEFT OUT: ") == len(report.ANALYSES)
     assert "10-accuracy-curves failed: for a test" in (study.folder / "report.html").read_text()
+
+
+def rows():
+    made = dict(hardware="2 cores", device="cpu", precision="float32", torch="2.14.1", roarlib="0.1.0", commit="abc")
+    found = pd.DataFrame([
+        dict(measure="base", seconds=10.0, finished="2026-01-01T00:00:10+00:00"),
+        dict(measure="ranking", seconds=4.0, finished="2026-01-01T00:01:00+00:00"),
+        dict(measure="retrain", seconds=20.0, finished="2026-01-01T01:00:00+00:00"),
+        dict(measure="retrain", seconds=40.0, finished="2026-01-01T02:00:00+00:00"),
+        dict(measure="retrain", seconds=90.0, finished="2026-01-01T03:00:00+00:00"),
+    ])  # fmt: skip
+    found = found.assign(**made)
+    found.loc[4, "commit"] = ""
+    return found
+
+
+def test_every_parameter_in_the_order_of_the_file_with_what_differs_marked():
+    found = report.parameters(tiny_study(percents=[50], estimators=["grad", "random"], drop_epochs=[3]))
+    assert found.parameter.tolist() == list(params.Study.model_fields)
+    found = found.set_index("parameter")
+    assert found.loc["epochs"].tolist() == ["1", "8", "differs"]
+    assert found.loc["momentum"].tolist() == ["0.9", "0.9", ""]
+    assert found.loc["estimators"].tolist() == ["[grad, random]", "–", ""]
+    assert found.loc["data_dir"].tolist() == ["null", "null", ""] and found.value["drop_epochs"] == "[3]"
+    assert found.loc["percents"].tolist() == ["[50]", "[10, 30, 50, 70, 90]", "differs"]
+
+
+def test_cost_by_hand():
+    found = report.cost(rows()).set_index("measurement")
+    assert found.index.tolist() == ["retraining", "base model", "ranking"]
+    assert found.loc["retraining"].tolist() == [3, 40, 150]
+    assert report.hours(rows()) == pytest.approx((164 / 3600, 3))  # from 00:00:00, when the base model began
+
+
+def test_machines_are_told_apart_and_what_is_not_known_is_a_dash():
+    found = report.machines(rows())
+    assert found[["commit", "rows", "first", "last"]].values.tolist() == [
+        ["abc", 4, "2026-01-01 00:00", "2026-01-01 02:00"],
+        ["–", 1, "2026-01-01 03:00", "2026-01-01 03:00"],
+    ]
+    assert (found.python == "–").all() and (found.torch == "2.14.1").all()
+    assert (report.machines(rows().assign(python="3.11.7")).python == "3.11.7").all()
+
+
+def test_how_it_was_made_is_told_in_readable_numbers(monkeypatch):
+    monkeypatch.setattr(results, "known", lambda study: rows().assign(seconds=[10.0, 4.0, 20.0, 40.0, 9000.04]))
+    told = report._how(tiny_study())
+    cells = [cell.text for cell in BeautifulSoup(told["cost"], "html.parser").select("td")]
+    assert cells[:4] == ["retraining", "3", "40.0", "9,060.0"] and told["hours"][0] == pytest.approx(9074.04 / 3600)

@@ -2,10 +2,10 @@ import time
 
 import pytest
 import yaml
-from conftest import tiny_study
-from test_grid import finish
+from conftest import finish, tiny_study
 
-from roarlib.grid import cells as grid, status as progress
+from roarlib.grid import runner, status
+from roarlib.grid.cells import Grid
 from roarlib.views import watch
 
 
@@ -24,25 +24,20 @@ def settled(view, seconds=120):
 
 def test_the_state_of_every_cell_is_read_from_the_files(file):
     study = tiny_study()
-    cells = {cell.id: cell for cell in grid.cells(study)}
+    grid = Grid(study)
+    cells = {cell.id: cell for cell in grid.cells}
     finish(study, cells["01-train/base"])
-    note = grid.error_file(study, cells["02-attribute/grad"])
+    note = grid.error_file(cells["02-attribute/grad"])
     note.parent.mkdir(parents=True)
     note.write_text("ValueError: <boom>")
-    with watch_claim(study, cells["02-attribute/controls"]):
-        table = progress.table(study)
+    with runner.claim(grid, cells["02-attribute/controls"]):
+        table = status.table(grid)
         assert table.loc["02-attribute"].tolist() == [0, 1, 1, 0] and table.loc["01-train"].tolist() == [1, 0, 0, 0]
-        assert "02-attribute/grad: ValueError: <boom> (see " in progress.text(study)
-    assert progress.table(study).loc["02-attribute", "running"] == 0
+        assert "02-attribute/grad: ValueError: <boom> (see " in status.text(grid)
+    assert status.table(grid).loc["02-attribute", "running"] == 0
     view = watch.Run(file)
     assert (view.bar.value, view.bar.max) == (1, 8) and "&lt;boom&gt;" in view.shown.value
     assert all(control.tooltip for control in (view.begin, view.stop, view.watching, view.bar))
-
-
-def watch_claim(study, cell):
-    from roarlib.grid import runner
-
-    return runner.claim(study, cell)
 
 
 def test_a_run_is_started_watched_and_ends(file, monkeypatch):

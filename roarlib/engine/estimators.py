@@ -1,0 +1,194 @@
+"""Estimators: the paper's three bases, its controls, those that know the answer, and anybody's own by name.
+
+Each is a function `(model, images, targets) -> scores`: images normalised float (N, C, H, W), targets int64 (N,) the
+explained class, scores of the images' shape, larger = more important. It may ask for more by naming a keyword (`ids`,
+`masks`, `seed`, `steps`, `reference`, `batch`): see `attribute.explain`.
+"""
+
+import functools
+import re
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from roarlib.engine import draws, models
+from roarlib.study import names, own
+from roarlib.study.params import InputError
+
+
+def grad(model, images, targets):
+    """GRAD: derivative of the target's logit with respect to every input (Simonyan et al., 2014). Signed."""
+    x = images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(x)
+    return torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), x)[0]  # of x alone: no weight gradients
+
+
+class _Guided(TorchFunctionMode):
+    """While active, every ReLU call passes only positive gradients on; module and functional, in place or not.
+
+    Calls are intercepted, so the model itself is never touched and a shared or functional ReLU is guided as well.
+    """
+
+    RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
+
+    def __init__(self):
+        super().__init__()
+        self.guided = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function in self.RELUS and out.requires_grad:
+            out.register_hook(lambda g: g.clamp(min=0))
+            self.guided += 1
+        return out
+
+
+def gb(model, images, targets):
+    """GB: Guided Backprop, the gradient with negative parts cut at every ReLU (Springenberg et al., 2015).
+
+    Raises InputError where it could guide nothing and would silently be GRAD: no ReLU, or a scripted model.
+    """
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise InputError("gb cannot guide the ReLUs inside a TorchScript model; give the eager model")
+    with _Guided() as mode:
+        scores = grad(model, images, targets)
+    if not mode.guided:
+        raise InputError(f"gb found no ReLU to guide in {type(model).__name__}: it is defined for ReLU networks only")
+    return scores
+
+
+def ig(model, images, targets, *, steps, reference, batch):
+    """IG: Integrated Gradients along the straight line from `reference` (Sundararajan et al., ICML 2017).
+
+    steps: k points of Gauss-Legendre quadrature. reference: broadcastable to images. batch: how many inputs the model
+    takes at once; steps are stacked up to it. Sums to f(x) - f(reference) up to the quadrature's error. A traced
+    model's first convolution is affine: it is passed once, and the steps lie on the straight line behind it.
+    """
+    nodes, weights = (v[:, None, None, None, None] / 2 for v in np.polynomial.legendre.leggauss(steps))
+    alphas, weights = (torch.as_tensor(v, dtype=images.dtype, device=images.device) for v in (nodes + 0.5, weights))
+    stem, rest = models.stem_and_rest(model)
+    x, dtype = images.detach().requires_grad_(), stem(images[:1]).dtype  # reduced under autocast
+    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        end, start = stem(x), stem(torch.zeros_like(images[:1]) + reference).detach()
+    line, total, at_once = end.detach() - start, torch.zeros_like(end), max(1, batch // len(images))
+    for alpha, weight in zip(alphas.split(at_once), weights.split(at_once), strict=True):
+        points = torch.addcmul(start, alpha, line)  # (k, N, C, H, W)
+        # a copy, since a ReLU may overwrite its input
+        slopes = grad(lambda p: rest(p.to(dtype, copy=True)), points.flatten(0, 1), targets.repeat(len(alpha)))
+        total += (weight * slopes.reshape(points.shape)).sum(0)
+    return torch.autograd.grad(end, x, total)[0] * (images - reference)
+
+
+def random(model, images, targets, *, ids, seed):
+    """Random: each input goes at t percent with probability t/100, drawn once per image, nested in t.
+
+    Returns a ranking (uint8) rather than scores: the counts are binomial, as in the paper.
+    """
+    uniform = draws.uniform(seed, draws.RANDOM, ids, images[0].numel())
+    return (uniform * 100).to(torch.uint8).reshape(images.shape)
+
+
+def sobel(model, images, targets):
+    """Sobel: gradient magnitude per channel, from the separable filter [1 2 1] x [-1 0 1] along both axes."""
+    smooth, slope = images.new_tensor([1, 2, 1]), images.new_tensor([-1, 0, 1])
+    kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]  # (2, 1, 3, 3)
+    count, channels, height, width = images.shape
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate").reshape(-1, 1, height + 2, width + 2)
+    with torch.autocast(images.device.type, enabled=False):
+        slopes = F.conv2d(padded, kernels)
+    return slopes.square().sum(1).sqrt().reshape(count, channels, height, width)
+
+
+def oracle(model, images, targets, *, masks):
+    """Oracle: the truly informative pixels first, on data that knows them."""
+    return masks.to(images.dtype).expand_as(images)
+
+
+def anti_oracle(model, images, targets, *, masks):
+    """Anti-oracle: the truly uninformative pixels first."""
+    return 1 - oracle(model, images, targets, masks=masks)
+
+
+# base name -> function; any other base is the user's `module:function`, or `captum:Class`
+BASES: dict[str, Callable] = {
+    "grad": grad,
+    "gb": gb,
+    "ig": ig,
+    "random": random,
+    "sobel": sobel,
+    "oracle": oracle,
+    "anti-oracle": anti_oracle,
+}
+
+
+def register(name: str, function: Callable) -> None:
+    """Make a function an estimator of this process under a plain name, with its noise ensembles (`name-sgsq` ..).
+
+    For notebooks: a grid runs in processes of its own and needs the function in a file, as `module:function`. Raises
+    InputError for a name that is taken or not lower case.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in BASES and name not in names.REGISTERED:
+        raise InputError(f"'{name}' cannot name an estimator: take a new word of small letters, digits and _")
+    BASES[name] = function
+    names.REGISTERED.add(name)
+
+
+def built_in(name: str) -> bool:
+    """Whether a base is one of ours, which leave their inputs and the model as they are."""
+    return name in BASES and name not in names.REGISTERED
+
+
+def base_function(name: str, options: dict | None = None) -> Callable:
+    """The function behind a base's name, its options filled in; InputError if it cannot be imported."""
+    if name in BASES:
+        return BASES[name]
+    if name.startswith("captum:"):
+        return functools.partial(_captum, own.load(name.replace("captum:", "captum.attr:")), options or {})
+    return functools.partial(own.load(name), **options or {})
+
+
+HOOKING = ("GuidedBackprop", "Deconvolution", "GuidedGradCam")  # Captum's, which see nn.ReLU modules only
+
+
+def _captum(method, options, model, images, targets, **more):
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}  # YAML has no tuples
+    if method.__name__ in HOOKING and not _relus_are_modules(model, images[:1]):
+        raise InputError(
+            f"captum:{method.__name__} hooks nn.ReLU modules, and this model has other ReLUs, or none: it would be the "
+            "plain gradient there; gb guides them all"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
+        warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
+        return method(model).attribute(images, target=targets, **options | more)
+
+
+def _relus_are_modules(model: nn.Module, image: torch.Tensor) -> bool:
+    """Whether every ReLU that the model calls is an nn.ReLU module, called once, and there is one."""
+    calls, relus = [], [module for module in model.modules() if isinstance(module, nn.ReLU)]
+    hooks = [module.register_forward_hook(lambda *_: calls.append(1)) for module in relus]
+    with _Guided() as mode, torch.enable_grad():
+        model(image.detach().requires_grad_())
+    for hook in hooks:
+        hook.remove()
+    return 0 < mode.guided == len(calls) == len(relus)
+
+
+def gap(name: str, options: dict, model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> float | None:
+    """By how much a method of Captum's that promises completeness misses it; None for those that promise nothing.
+
+    Median over images of |sum of scores - (f(x) - f(baseline))|, as a share of the median |f(x) - f(0)|.
+    """
+    method = own.load(name.replace("captum:", "captum.attr:")) if name.startswith("captum:") else None
+    if method is None or not method(model).has_convergence_delta():
+        return None
+    _, delta = _captum(method, options, model, images, targets, return_convergence_delta=True)
+    with torch.no_grad():
+        f = model(images) - model(torch.zeros_like(images))
+    return float(delta.abs().median() / f.gather(1, targets[:, None]).abs().median().clamp(min=1e-12))

@@ -1,0 +1,107 @@
+"""The whole run on a handful of images before the run: what would fail in some cell hours later fails here, in seconds.
+
+It goes through the very functions that the stage notebooks call, with the study's model, layout, precision, estimators
+(whole groups at once), units and modes. What it writes lies in a folder of its own, which it deletes.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from roarlib.data.datasets import SPLITS, Data, Split
+from roarlib.engine import models, rank, recursive, train
+from roarlib.engine.estimators import built_in
+from roarlib.engine.rank import Explainer
+from roarlib.grid.cells import Grid
+from roarlib.study import own, rankings
+from roarlib.study.names import split_name, variant_of
+from roarlib.study.params import InputError, Study
+
+LONG = 3600  # seconds of ranking from which on a user is told
+FEW = 8  # images of each split, evenly from all of it: folders are sorted by class
+
+
+def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line: None) -> None:
+    """InputError in one line for what does not work; `say` hears what works but a user should know."""
+    whole, few = study, Data(_few(data.train), _few(data.test), data.classes, data.mean, data.std)
+    short = {"epochs": 1, "batch_size": len(few.train), "noise_samples": 2, "ig_steps": 2, "recursive_steps": [50]}
+    short |= {"name": f"{study.name}/.rehearsal-{os.getpid()}", "base_models": "one", "rankings": "keep"}
+    study = study.model_copy(update=short)
+    _fresh_weights(study, data, say)
+    try:
+        with _told(f"model {study.model} fails in training"):
+            model = train.train(study, few, study.base_seed)
+            train.save_base(study, few, model)
+            base = train.load_base(study, few)
+            train.evaluate(study, base[0], few)
+        explainer = Explainer(study, few, *base)
+        for group in Grid(study).groups.values():
+            seconds = _rank(explainer, group) * (len(data.train) + len(data.test)) / (len(few.train) + len(few.test))
+            seconds *= (1 + whole.noise_samples) / 3 if any(split_name(name)[1] for name in group) else 1
+            if not built_in(split_name(group[0])[0]) and seconds > LONG:
+                images = f"{len(data.train) + len(data.test):,}"
+                say(f"note: {', '.join(group)} will take about {seconds / 3600:.1f} hours for {images} images")
+        for mode in study.modes:
+            name, unit = study.estimators[0], study.units[0]
+            found = {split: rankings.load(study, name, unit, split) for split in SPLITS}
+            with _told(f"model {study.model} fails in retraining, mode {mode}"):
+                model = train.train(study, few, study.base_seed, found["train"], 50, mode)
+                train.evaluate(study, model, few, found["test"], 50, mode)
+    finally:
+        shutil.rmtree(study.folder, ignore_errors=True)
+
+
+def _few(split: Split) -> Split:
+    chosen = np.unique(np.linspace(0, len(split) - 1, FEW).astype(int))
+    masks = None if split.masks is None else split.masks[chosen]
+    return Split(np.array(split.images[chosen]), split.labels[chosen], masks)
+
+
+def _rank(explainer: Explainer, group: list[str]) -> float:
+    """Seconds of the rankings of a group, made as its cell makes them; on failure one by one, to name the one."""
+    make = recursive.make if variant_of(group[0]) == "recursive" else rank.make
+    try:
+        return make(explainer, group)["seconds"]
+    except Exception:
+        for name in group:
+            with _told(f"estimator {name} fails on a few images"):
+                make(explainer, [name])
+        with _told(f"estimators {', '.join(group)} fail together on a few images, though not one by one"):
+            return make(explainer, group)["seconds"]
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn what goes wrong into one line that says where; an InputError speaks for itself."""
+    try:
+        yield
+    except InputError as error:
+        start = what.split()[1]
+        about = str(error) if split_name(start)[0] in str(error) or what.startswith("model") else f"{start}: {error}"
+        raise InputError(about if what.startswith("model") else f"estimator {about}") from None
+    except Exception as error:
+        raise InputError(f"{what}: {own.said(error)}") from error
+
+
+def _fresh_weights(study: Study, data: Data, say: Callable[[str], None]) -> None:
+    """InputError where a model does not start anew with every seed: then nothing is retrained from scratch."""
+    found = []
+    for seed in (0, 0, 1):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            found.append(models.build(study.model, len(data.classes), data.shape).state_dict())
+    drawn = [name for name, values in found[0].items() if values.is_floating_point() and values.unique().numel() > 1]
+    same = [name for name in drawn if torch.equal(found[0][name], found[2][name])]
+    if drawn and len(same) == len(drawn):
+        raise InputError(
+            f"model {study.model} starts with the same weights whatever the seed, so nothing would be retrained from "
+            "scratch; let its function draw them anew (a trained network can be explained, but not retrained)"
+        )
+    if same:
+        say(f"note: {study.model} starts with the same {', '.join(same[:3])} whatever the seed: not from scratch there")
+    if odd := [name for name in drawn if not torch.equal(found[0][name], found[1][name])]:
+        say(f"note: {study.model} draws {', '.join(odd[:3])} from a generator of its own: seeds do not fix its numbers")

@@ -1,0 +1,121 @@
+"""What would fail hours later in some cell fails before a run, in one line that says where."""
+
+import sys
+
+import pytest
+from conftest import tiny_study
+
+from roarlib.data import datasets
+from roarlib.grid.rehearsal import rehearse
+from roarlib.study.params import InputError
+
+NET = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 10)
+        {init}
+    def forward(self, x):
+        x = self.pool(self.relu(self.norm(self.conv(x)))).flatten(1)
+        {forward}
+        return self.head(x)
+
+def net(classes, channels):
+    {make}
+    return model
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(code="", init="pass", forward="pass", make="model = Net()"):
+        text = "import torch\nfrom torch import nn\n" + NET.format(init=init, forward=forward, make=make) + code
+        (tmp_path / "mine.py").write_text(text)
+        sys.modules.pop("mine", None)
+
+    yield write
+    sys.modules.pop("mine", None)
+
+
+def rehearsed(**changes):
+    said, study = [], tiny_study(**changes)
+    rehearse(study, datasets.load(study), said.append)
+    assert not list(study.folder.glob(".rehearsal*")) and not (study.folder / "01-train").exists()
+    return said
+
+
+def test_a_good_study_is_rehearsed_in_all_its_parts_and_leaves_nothing(outputs):
+    estimators = ["paper", "oracle", "grad-blur", "grad-recursive", "captum:InputXGradient"]
+    assert rehearsed(estimators=estimators, units=["pixel", "value"], modes=["remove", "keep", "remove-imputed"]) == []
+
+
+@pytest.mark.parametrize(
+    "part, says",
+    [
+        (dict(forward="x = x if not self.training else {'out': x}"), "mine.py:13: TypeError"),
+        (
+            dict(forward="assert not self.training, '\\n\\n  only for tests\\n'"),
+            "mine.py:12: AssertionError: only for tests",
+        ),
+        (dict(init="self.again = lambda x: x"), None),
+        (dict(init="self.features = nn.Sequential(self.conv, self.norm)"), None),
+    ],
+)
+def test_a_model_that_fails_late_fails_early(outputs, mine, part, says):
+    mine(**part)
+    if says is None:
+        assert rehearsed(model="mine:net") == []
+        return
+    with pytest.raises(InputError) as error:
+        rehearsed(model="mine:net")
+    assert str(error.value).startswith("model mine:net fails in training: " + says) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "body, says",
+    [
+        ("return images.sum((1, 2))", "estimator mine:f gives scores of shape (8, 32)"),
+        ("return None", "estimator mine:f gives a NoneType, not a tensor of scores"),
+        ("return images * 0", "estimator mine:f gives every input of an image the same score in "),
+        ("raise ValueError('no\\nluck')", "estimator mine:f fails on a few images: mine.py:20: ValueError: no"),
+        (
+            "return model.layer4(images)",
+            "estimator mine:f fails on a few images: mine.py:20: AttributeError: 'Net' object",
+        ),
+    ],
+)
+def test_a_bad_estimator_is_named_among_its_group(outputs, mine, body, says):
+    mine(code=f"\ndef f(model, images, targets):\n    {body}\n")
+    with pytest.raises(InputError) as error:
+        rehearsed(model="mine:net", estimators=["random", "grad", "mine:f", "mine:f-sg"])
+    assert str(error.value).startswith(says) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "model = Net(); torch.manual_seed(3); [nn.init.normal_(p) for p in model.parameters()]",
+        "model = Net(); [p.data.copy_(torch.linspace(0, 1, p.numel()).view_as(p)) for p in model.parameters()]",
+        "g = torch.Generator().manual_seed(1)\n    model = Net()\n"
+        "    [p.data.normal_(generator=g) for p in model.parameters()]",
+    ],
+)
+def test_a_model_that_starts_trained_is_an_error(outputs, mine, make):
+    mine(make=make)
+    with pytest.raises(InputError, match="model mine:net starts with the same weights whatever the seed"):
+        rehearsed(model="mine:net")
+
+
+def test_a_part_that_starts_trained_and_a_generator_of_its_own_are_told(outputs, mine):
+    mine(make="model = Net(); nn.init.constant_(model.conv.weight, 1); model.conv.weight.data[0] = 2")
+    assert rehearsed(model="mine:net") == [
+        "note: mine:net starts with the same conv.weight whatever the seed: not from scratch there"
+    ]
+    mine(
+        make="model = Net(); model.head.weight.data.copy_(torch.randn(10, 4, generator=G))",
+        code="\nG = torch.Generator()\n",
+    )
+    assert "head.weight from a generator of its own" in rehearsed(model="mine:net")[0]

@@ -1,0 +1,119 @@
+"""Results of two versions of a user's function or model are never mixed, neither on disk nor in a table."""
+
+import sys
+
+import pytest
+from conftest import tiny_study
+
+from roarlib.grid.cells import Grid
+from roarlib.study import results
+from roarlib.study.params import InputError
+from roarlib.study.results import Key
+
+CODE = """
+FACTOR = 2
+
+def edges(model, images, targets):
+    return FACTOR * images
+
+def net(classes, channels):
+    pass
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch, outputs):
+    """Writes the module `mine_two`, as an editor and a new process would."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(factor=2):
+        (tmp_path / "mine_two.py").write_text(CODE.replace("= 2", f"= {factor}"))
+        sys.modules.pop("mine_two", None)
+
+    write()
+    yield write
+    sys.modules.pop("mine_two", None)
+
+
+def leave(study, estimator="mine_two:edges", seeds=(0,), accuracy=0.5):
+    for seed in seeds:
+        results.write(study, Key("retrain", estimator, "pixel", "remove", 50, seed), accuracy)
+
+
+@pytest.mark.parametrize("name", ["mine_two:edges", "mine_two:edges-sgsq", "mine_two:edges-recursive"])
+def test_a_changed_function_with_results_is_an_error(write, name):
+    study = tiny_study(estimators=[name, "random"])
+    results.check_sources(study)
+    leave(study, name)
+    results.check_sources(study)
+    write(3)
+    with pytest.raises(InputError, match=r"mine_two:edges is not what it was .* its cells, 0\?-\*/mine_two.edges\*"):
+        results.check_sources(study)
+    results.check_sources(tiny_study(name="other", estimators=["grad"]))
+    write(2)
+    results.check_sources(study)
+
+
+def test_a_changed_model_with_results_is_an_error(write):
+    study = tiny_study(model="mine_two:net")
+    leave(study, "clean")
+    results.check_sources(study)
+    write(3)
+    with pytest.raises(InputError, match="mine_two:net is not what it was .* delete the study's folder"):
+        results.check_sources(study)
+
+
+def test_deleted_rows_of_an_old_function_do_not_come_back_from_the_table(write):
+    study = tiny_study(estimators=["mine_two:edges", "random"], seeds=[0, 1])
+    leave(study, seeds=(0, 1), accuracy=0.25)
+    leave(study, "random", seeds=(0, 1))
+    results.collect(study)
+    write(3)
+    for file in (study.folder / "04-retrain").glob("mine_two.edges/rows/*"):
+        file.unlink()
+    results.check_sources(study)
+    owed = [row for cell in Grid(study).cells for row in Grid(study).missing(cell) if row.measure == "retrain"]
+    assert {row.seed for row in owed if row.estimator == "mine_two:edges"} == {0, 1}
+    assert not [row for row in owed if row.estimator == "random"]
+    leave(study, seeds=(0,), accuracy=0.75)
+    table = results.table(study)
+    assert table[table.estimator == "mine_two:edges"].accuracy.tolist() == [0.75]
+    assert sorted(table[table.estimator == "random"].seed) == [0, 1]
+
+
+def test_a_clone_without_the_users_file_keeps_the_published_rows(write, tmp_path):
+    study = tiny_study(estimators=["mine_two:edges", "random"])
+    leave(study)
+    results.collect(study)
+    for file in study.folder.glob("04-retrain/*/rows/*"):
+        file.unlink()
+    (tmp_path / "mine_two.py").unlink()
+    sys.modules.pop("mine_two")
+    assert results.table(study).accuracy.tolist() == [0.5]
+    assert Key("retrain", "mine_two:edges", "pixel", "remove", 50, 0) in results.published(study)
+
+
+def test_a_published_study_can_be_continued(outputs):
+    """Rows of results.csv count as done; what new rows need is made again, and nothing else."""
+    study = tiny_study(seeds=[0, 1], percents=[50])
+    for cell in Grid(study).cells:
+        for key in cell.rows:
+            results.write(study, key, None if key.measure == "ranking" else 0.5)
+    results.collect(study)
+    for file in study.folder.glob("*/*/rows/*"):
+        file.unlink()
+    grid = Grid(study)
+    assert grid.to_do(grid.cells) == []
+    more = Grid(tiny_study(seeds=[0, 1, 2], percents=[50]))
+    todo = [cell.id for cell in more.to_do(more.cells)]
+    again = ["01-train/base", "02-attribute/grad", "02-attribute/controls"]
+    assert todo == again + [f"04-retrain/{name}/s2" for name in ("clean", "grad", "random")]
+    new = Grid(tiny_study(seeds=[0, 1], percents=[50], estimators=["grad", "random", "sobel"]))
+    todo = [cell.id for cell in new.to_do(new.cells)]
+    assert todo == [
+        "01-train/base",
+        "02-attribute/controls",
+        "03-degrade/controls",
+        "04-retrain/sobel/s0",
+        "04-retrain/sobel/s1",
+    ]
