@@ -14,7 +14,7 @@ from roarlib.data import datasets
 from roarlib.engine import train
 from roarlib.engine.rank import Explainer
 from roarlib.study import params, rankings, results
-from roarlib.study.names import in_order, split_name
+from roarlib.study.names import in_order
 from roarlib.views.compare import Compare
 from roarlib.views.curves import Curves
 from roarlib.views.images import FIRST, Images, TryEstimator
@@ -62,8 +62,6 @@ def try_estimator(
     try:
         if not callable(fn):
             raise params.InputError(f"{name} must be a function of model, images and targets, not {fn!r}")
-        for other in known:
-            split_name(other)
         if not (results.folder(study, results.Key("base").cell) / "model.safetensors").is_file():
             raise LookupError(f"there is no base model of {study.name} to explain yet: {run(study.name)}")
         data = datasets.load(study)

@@ -97,6 +97,8 @@ def test_same_numbers_again(smoke):
     study = params.load("params/smoke.yaml")
     before = pd.read_json(file, typ="series")
     file.unlink()
+    assert "all 32 cells are done" in roar(environment, "run", "params/smoke.yaml")  # the table knows it still
+    (folder / "results.csv").unlink()
     roar(environment, "run", "params/smoke.yaml")
     after = pd.read_json(file, typ="series")
     assert after.accuracy == before.accuracy and after.params == before.params and study.name == after.study
