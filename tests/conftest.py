@@ -23,6 +23,13 @@ CLEAN, CHANCE = 0.9, 0.1  # the accuracies between which the curves of `simulate
 EVERY = PAPER + tuple(KNOWN_ANSWER)
 
 
+def pytest_collection_modifyitems(items):
+    """Two processes share the tests file by file; all that read the smoke study go to one, which runs it once."""
+    for item in items:
+        group = "smoke" if {"smoke", "smoke_report"} & set(item.fixturenames) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def outputs(tmp_path, monkeypatch):
     """A private outputs folder, for this process and the kernels it starts."""

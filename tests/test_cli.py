@@ -149,7 +149,7 @@ def test_stopping_is_quick_and_the_next_run_goes_on(study_file, tmp_path):
     while process.poll() is None and not any(rows.glob("*.json")):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    assert "finished rows are kept" in process.communicate(timeout=120)[1] and process.returncode == 130
+    assert "finished rows are kept" in process.communicate(timeout=600)[1] and process.returncode == 130
     for _ in range(600):  # kernels see their owner's end a moment later
         if not any(str(tmp_path) in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])):
             break

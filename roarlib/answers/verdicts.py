@@ -115,7 +115,7 @@ def kendall_w(scores: pd.DataFrame) -> dict:
     """
     whole = scores.dropna(axis=1)
     m, n = whole.shape
-    if m < 2 or n < 3:
+    if m < 2 or n < 3 or (whole.nunique(axis=1) == 1).all():  # too few, or all tied
         return dict(m=m, n=n, w=np.nan, p=np.nan)
     found = scipy_stats.friedmanchisquare(*whole.to_numpy(dtype=float).T)
     return dict(m=m, n=n, w=float(found.statistic) / (m * (n - 1)), p=float(found.pvalue))

@@ -114,7 +114,7 @@ def write(file: Path, values: dict):
 
 
 def await_server(server, url, log):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while time.monotonic() < until and server.poll() is None:
         try:
             return urllib.request.urlopen(url, timeout=2).close()
@@ -157,7 +157,7 @@ def notebook(page, lab):
         page.goto(lab(name))
         page.wait_for_function("() => window.jupyterapp")
         page.evaluate(RUN_ALL, name)
-        page.wait_for_function(HAS_RUN, timeout=120_000)
+        page.wait_for_function(HAS_RUN, timeout=600_000)
         assert page.evaluate(ERRORS) == []
         return page
 

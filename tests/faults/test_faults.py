@@ -32,7 +32,7 @@ def shaky(model, images, targets):
         if Path(__file__).with_name("broken").exists():
             raise ValueError("broken on purpose")
         if Path(__file__).with_name("hanging").exists():
-            time.sleep(600)
+            time.sleep(10**6)
     return images
 """
 LOCAL = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "15s"}
@@ -130,7 +130,7 @@ class Place:
             process.stdout.close()
 
 
-def wait_for(condition, seconds=90):
+def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -142,25 +142,26 @@ def place(tmp_path):
     found = Place(tmp_path / "here")
     yield found
     found.end()
-    wait_for(lambda: not found.running(), 30)  # neither kernels nor servers are left behind
+    wait_for(lambda: not found.running())  # neither kernels nor servers are left behind
     assert not list(found.outputs.glob("faults/**/*.part*"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The table of a run that nothing befell."""
-    whole = Place(tmp_path_factory.mktemp("whole"))
+    whole, started = Place(tmp_path_factory.mktemp("whole")), time.monotonic()
     done = whole.roar()
-    printed, _ = done.communicate(timeout=300)
+    printed, _ = done.communicate(timeout=1200)
     assert done.returncode == 0, printed
     whole.end()
     table = whole.table()
+    table.attrs["seconds"] = time.monotonic() - started
     assert (table.measure == "retrain").sum() == 22
     return table
 
 
 def ends_well(process, place, undisturbed):
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, printed
     pd.testing.assert_frame_equal(place.table(), undisturbed)
     owed = [row for cell in Grid(params.load(place.file)).cells for row in cell.rows]
@@ -213,7 +214,7 @@ def test_an_interrupted_client_stops_the_cells_of_its_workers_within_seconds(pla
 def test_a_failing_notebook_is_told_and_run_again(place, undisturbed):
     (place.folder / "broken").touch()
     failing = place.roar()
-    printed, _ = failing.communicate(timeout=300)
+    printed, _ = failing.communicate(timeout=1200)
     assert failing.returncode == 1 and "ValueError: broken on purpose" in printed
     status, _ = place.start("roar", "status", place.file.name).communicate(timeout=60)
     assert "02-attribute/faulty.shaky: ValueError: broken on purpose (see " in status
@@ -224,9 +225,9 @@ def test_a_failing_notebook_is_told_and_run_again(place, undisturbed):
 
 def test_a_hanging_notebook_is_stopped_after_its_time(place, undisturbed):
     (place.folder / "hanging").touch()
-    place.write(cell_hours=12 / 3600)
+    place.write(cell_hours=2 * undisturbed.attrs["seconds"] / 3600)  # more than any healthy cell takes
     hanging = place.roar()
-    printed, _ = hanging.communicate(timeout=300)
+    printed, _ = hanging.communicate(timeout=1200)
     assert hanging.returncode == 1 and "FAILED 02-attribute/faulty.shaky" in printed and "Timeout" in printed
     (place.folder / "hanging").unlink()
     place.write()
@@ -240,7 +241,7 @@ def test_a_full_disk_fails_cells_and_loses_nothing(place, undisturbed):
         pytest.skip("FULL DISK NOT TESTED: mounting a small tmpfs needs root")
     try:
         full = place.roar()
-        printed, _ = full.communicate(timeout=300)
+        printed, _ = full.communicate(timeout=1200)
         assert full.returncode in (1, 2) and "Traceback" not in printed, printed
         assert "No space left" in printed or "are free" in printed or "cannot write" in printed, printed
         subprocess.run(["mount", "-o", "remount,size=200m", place.outputs], check=True)

@@ -77,6 +77,7 @@ def test_every_notebook_runs_with_its_defaults(smoke):
         sys.executable,
         "-m",
         "pytest",
+        "-n0",  # in one process: stages depend on each other
         "--nbval-lax",
         "--nbval-current-env",
         "--nbval-cell-timeout=300",

@@ -214,7 +214,7 @@ def test_figures_show_in_a_notebook():
     """The first figure of a kernel, which loads its backend, is ours; the second must show as well."""
     cells = ["from roarlib.views import plots; figure, axes = plots.subplots()", "_ = plots.subplots()"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": ROOT}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT}}).execute()
     for cell in notebook.cells:
         assert ["image/png" in output.get("data", {}) for output in cell.outputs] == [True]
 
@@ -297,7 +297,7 @@ def test_grey_images_are_shown_on_the_whole_range():
 def test_a_sheet_shows_in_a_notebook_that_has_drawn_nothing_yet():
     code = "import numpy as np\nfrom roarlib.views import sheets\nsheets.maps(np.zeros((3, 4, 4), np.uint8), {})"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": ROOT}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT}}).execute()
     assert "image/png" in notebook.cells[0].outputs[0].data
 
 

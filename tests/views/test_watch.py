@@ -15,7 +15,7 @@ def file(tmp_path):
     return tmp_path / "tiny.yaml"
 
 
-def settled(view, seconds=120):
+def settled(view, seconds=1200):
     end = time.monotonic() + seconds
     while view.watching.value:
         assert time.monotonic() < end
