@@ -96,11 +96,9 @@ def _keys(study: str, file: Path, changed: int) -> frozenset[Key]:
 
 def _earlier(study: Study, file: Path) -> pd.DataFrame:
     """The rows of a results.csv, without those that another version of a user's function or model made."""
-    table = pd.read_csv(file, dtype=TEXT)
-    if "source" not in table:  # of an earlier version, which did not know
-        return table
-    now = {name: own.source(study, name) for name in table.estimator.unique()}
-    return table[[now[e] in (None, s) for e, s in zip(table.estimator, table.source.fillna("ours"), strict=True)]]
+    table = pd.read_csv(file, dtype=TEXT).reindex(columns=COLUMNS)  # an earlier version had fewer
+    now = table.estimator.map({name: own.source(study, name) for name in table.estimator.unique()})
+    return table[now.isna() | table.source.isna() | (now == table.source)]
 
 
 def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict:

@@ -176,7 +176,14 @@ def frame(ax, percents, mode: str, chance: float | None = None) -> None:
     if chance is not None:
         ax.axhline(100 * chance, color=QUIET, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0.6)
         at = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points")
-        ax.annotate("chance", (0, 100 * chance), (2, 2), color=QUIET, fontsize=TEXT - 1, **at)
+        ax.annotate(
+            "chance" if abs(1 / chance - round(1 / chance)) < 1e-9 else "largest class alone",
+            (0, 100 * chance),
+            (2, 2),
+            color=QUIET,
+            fontsize=TEXT - 1,
+            **at,
+        )
     plt.setp([ax, ax.figure], facecolor="white")
     plt.setp([ax.xaxis.label, ax.yaxis.label, *ax.spines.values()], color=INK)
 

@@ -6,11 +6,10 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
-import yaml
 
 from roarlib.answers import stats, verdicts
 from roarlib.grid import kernel
-from roarlib.study import params, results
+from roarlib.study import params, results, yaml12
 from roarlib.study.files import root, write_atomically
 from roarlib.study.names import MODES, UNITS, label
 from roarlib.study.params import InputError, Study
@@ -73,7 +72,7 @@ def _execute(study: Study, file: Path, name: str) -> nbformat.NotebookNode:
 
 
 def _head(study: Study, table: pd.DataFrame) -> dict:
-    """What the page says first: the result in a sentence and what it rests on, clean accuracy beside chance."""
+    """What the page says first: the result in a sentence and what it rests on, clean accuracy beside the floor."""
     retrained, unit, mode = table[table.measure == "retrain"], study.units[0], study.modes[0]
     clean = retrained[retrained.estimator == "clean"].accuracy.mean()
     return {
@@ -83,6 +82,8 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
         "retrained": len(retrained),
         **{name: int(retrained[name].max()) for name in ("n_train", "n_test", "n_classes")},
         "clean": clean,
+        "floor": stats.floor(table),
+        "floor_is": "chance" if stats.floor(table) == 1 / retrained.n_classes.max() else "the largest class alone",
         "error": stats.binomial_error(clean, retrained.n_test.max()),
         "today": datetime.now(),
     }
@@ -110,7 +111,7 @@ def parameters(study: Study) -> pd.DataFrame:
 
 
 def _yaml(value) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("\n...")
+    return yaml12.dump(value, default_flow_style=True, width=10_000).strip().removesuffix("\n...")
 
 
 def machines(rows: pd.DataFrame) -> pd.DataFrame:
