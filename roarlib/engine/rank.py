@@ -16,7 +16,7 @@ from roarlib.data.datasets import SPLITS, Data, Split
 from roarlib.engine import attribute, draws, models
 from roarlib.engine.degrade import Degraded, image_ids
 from roarlib.engine.estimators import built_in, gap
-from roarlib.study import rankings
+from roarlib.study import own, rankings
 from roarlib.study.files import new_array, part_of, release, write_atomically
 from roarlib.study.machine import device_of, keep_memory
 from roarlib.study.names import group_of, split_name, variant_of
@@ -174,7 +174,7 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
     seconds = time.perf_counter() - started
     counted = _counted(study, estimators[0], "train") | _counted(study, estimators[0], "test")
     files = {(e, u): [rankings.path(study, e, u, s).name for s in SPLITS] for e in estimators for u in study.units}
-    constant = {key: sum(counted.get(name, 0) for name in names) / total for key, names in files.items()}
+    constant = {key: sum(counted.get(name, [0])[0] for name in names) / total for key, names in files.items()}
     return {"seconds": seconds, "images_per_second": computed / seconds, "constant": constant}
 
 
@@ -182,14 +182,16 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
     """Fills the files of one split batch by batch and yields the number of images done."""
     study, split = explainer.study, explainer.data.split(name)
     files = {(e, u): rankings.path(study, e, u, name) for e in estimators for u in study.units}
-    files = {key: file for key, file in files.items() if not file.is_file()}  # what is done stays
+    source, before = own.source(study, estimators[0]), _counted(study, estimators[0], name)
+    done = [f for f in files.values() if f.is_file() and before.get(f.name, [0, source])[1] == source]
+    files = {key: file for key, file in files.items() if file not in done}  # what is done stays
     estimators = [e for e in estimators if any(key[0] == e for key in files)]
     if not files:
         yield len(split)
         return
     folder = next(iter(files.values())).parent
     checkpoint = folder / f"{name}{study.of_base}.progress.json"  # one per group, split and base model
-    parts, state = _open_parts(files, split, checkpoint)
+    parts, state = _open_parts(files, split, checkpoint, source)
     first, constant, explainer.batch = state["done"], state["constant"], state["batch"] or explainer.batch
     yield first
     saved = time.monotonic()
@@ -216,7 +218,7 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
     for key, part in parts.items():
         part.flush()
         part_of(files[key]).replace(files[key])
-    counted = _counted(study, estimators[0], name) | constant
+    counted = before | {file: [count, source] for file, count in constant.items()}
     write_atomically(_counted_file(study, estimators[0], name), json.dumps(counted, indent=1))
     checkpoint.unlink(missing_ok=True)
 
@@ -225,8 +227,8 @@ def _counted_file(study: Study, estimator: str, split: str) -> Path:
     return rankings.path(study, estimator, "", "").with_name(f"{split}{study.of_base}.constant.json")
 
 
-def _counted(study: Study, estimator: str, split: str) -> dict[str, int]:
-    """Of each ranking file of a group and split, how many of its images had nothing to rank."""
+def _counted(study: Study, estimator: str, split: str) -> dict[str, list]:
+    """Of each ranking file of a group and split: in how many images there was nothing to rank, and `own.source`."""
     file = _counted_file(study, estimator, split)
     return json.loads(file.read_text()) if file.is_file() else {}
 
@@ -245,18 +247,18 @@ def refuse_constant(estimator: str, count: int, of: int) -> None:
         )
 
 
-def _open_parts(files: dict, split: Split, checkpoint: Path) -> tuple[dict, dict]:
+def _open_parts(files: dict, split: Split, checkpoint: Path, source: str | None) -> tuple[dict, dict]:
     """Memory-mapped part files, and where to resume: images done, batch size and constants then, 0 at first."""
     names = sorted(file.name for file in files.values())
     if checkpoint.is_file() and all(part_of(file).is_file() for file in files.values()):
         state = json.loads(checkpoint.read_text())
-        if state["files"] == names:
+        if state["files"] == names and state["source"] == source:
             return {key: np.lib.format.open_memmap(part_of(file), mode="r+") for key, file in files.items()}, state
     checkpoint.unlink(missing_ok=True)  # it speaks of parts that end here
     channels, height, width = split.shape
     shapes = {"pixel": (len(split), 1, height, width), "value": (len(split), channels, height, width)}
     parts = {key: new_array(part_of(file), shapes[key[1]]) for key, file in files.items()}
-    return parts, {"done": 0, "batch": 0, "constant": dict.fromkeys(names, 0), "files": names}
+    return parts, {"done": 0, "batch": 0, "constant": dict.fromkeys(names, 0), "files": names, "source": source}
 
 
 def _checkpoint(file: Path, parts: dict, state: dict) -> None:

@@ -175,15 +175,9 @@ def frame(ax, percents, mode: str, chance: float | None = None) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     if chance is not None:
         ax.axhline(100 * chance, color=QUIET, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0.6)
-        at = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points")
-        ax.annotate(
-            "chance" if abs(1 / chance - round(1 / chance)) < 1e-9 else "largest class alone",
-            (0, 100 * chance),
-            (2, 2),
-            color=QUIET,
-            fontsize=TEXT - 1,
-            **at,
-        )
+        said = "chance" if abs(1 / chance - round(1 / chance)) < 1e-9 else "largest class alone"
+        at = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=TEXT - 1)
+        ax.annotate(said, (0, 100 * chance), (2, 2), color=QUIET, **at)
     plt.setp([ax, ax.figure], facecolor="white")
     plt.setp([ax.xaxis.label, ax.yaxis.label, *ax.spines.values()], color=INK)
 

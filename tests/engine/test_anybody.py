@@ -291,3 +291,26 @@ def test_float64_nets_are_explained_as_they_are():
         ["grad"], 0.0, 8,
     )  # fmt: skip
     assert scores["grad"].dtype == torch.float64
+
+
+def test_an_edit_between_two_splits_ranks_both_anew(mine, outputs):
+    """No row exists yet, so nothing else would notice."""
+    code = "def f(model, images, targets):\n    return {}images\n"
+    mine(code.format(""))
+    explainer, seen = explainer_of(Plain(), estimators=["mine:f"]), []
+
+    def stop(done, total):
+        seen.append(done)
+        if done > 20:
+            raise KeyboardInterrupt
+
+    explainer.batch = 20  # five images at a time
+    with pytest.raises(KeyboardInterrupt):
+        rank.make(explainer, ["mine:f"], stop)
+    train_ = np.array(rankings.load(explainer.study, "mine:f", "pixel", "train"))
+    mine(code.format("-"))
+    rank.make(explainer, ["mine:f"])
+    again = np.array(rankings.load(explainer.study, "mine:f", "pixel", "train"))
+    assert (again != train_).mean() > 0.5
+    wanted = explainer.rankings("train", slice(0, 20), ["mine:f"], "pixel")["mine:f"]
+    assert np.array_equal(again, wanted)
