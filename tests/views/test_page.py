@@ -61,6 +61,7 @@ def rendered(chapters, left_out=(), **how):
     """The page with these chapters, as soup."""
     head = {"study": tiny_study(), "result": "Result.", "what": "single values removed", "retrained": 12}
     head |= {"n_train": 1000, "n_test": 50, "n_classes": 10, "clean": 0.5, "error": 0.07, "today": datetime(2026, 1, 2)}
+    head |= {"floor": 0.1, "floor_is": "chance"}
     how = {"parameters": "", "machines": "", "cost": "", "hours": (1, 2)} | how
     return BeautifulSoup(page.html(chapters, head, how, list(left_out)), "html.parser")
 
