@@ -62,9 +62,9 @@ def normal(seed: int, ids: torch.Tensor, sample: int, shape: tuple[int, ...], st
 def seeded(seed: int) -> Iterator[None]:
     """Python's, NumPy's and torch's own generators seeded meanwhile, and then as before: for code that is not ours."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed([seed % 2**32, seed >> 32])
         torch.manual_seed(seed)
         try:
             yield
