@@ -121,7 +121,7 @@ def evaluate(
 
 
 def tested(study: Study, model: nn.Module, data: Data, ranking=None, percent: int = 0, mode: str = "remove") -> dict:
-    """What a row says of a model's test: `evaluate`'s accuracy, and `balanced`, the mean over classes of their own."""
+    """What a row says of a test: `evaluate`'s accuracy, and `balanced`, the mean over classes of their accuracies."""
     images, labels = degraded(study, data, "test", ranking, percent, mode), data.test.labels
     right = predict(study, model, images, study.flip_average) == labels
     classes = [float(right[labels == label].mean()) for label in np.unique(labels)]
