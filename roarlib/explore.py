@@ -62,7 +62,7 @@ def try_estimator(
     try:
         if not callable(fn):
             raise params.InputError(f"{name} must be a function of model, images and targets, not {fn!r}")
-        if not (results.folder(study, results.Key("base").cell) / "model.safetensors").is_file():
+        if not results.base_file(study, "model.safetensors").is_file():
             raise LookupError(f"there is no base model of {study.name} to explain yet: {run(study.name)}")
         data = datasets.load(study)
         return TryEstimator(Explainer(study, data, *train.load_base(study, data)), _found(study), fn, name, known)
@@ -77,10 +77,10 @@ def _study(study: Studied) -> params.Study:
 def _of_rankings(study: Studied, make: Callable) -> View:
     """A view of data, predictions and rankings; a sentence where rankings or images are missing."""
     study = _study(study)
-    found, base = _found(study), results.folder(study, results.Key("base").cell)
+    found = _found(study)
     if not found:
         return View(f"there are no rankings of {study.name} yet: {run(study.name)}")
-    files = {split: base / f"predictions-{split}.npy" for split in datasets.SPLITS}
+    files = {split: results.base_file(study, f"predictions-{split}.npy") for split in datasets.SPLITS}
     predictions = {split: np.load(file, allow_pickle=False) for split, file in files.items() if file.is_file()}
     try:
         return make(datasets.load(study), predictions, found)

@@ -205,7 +205,13 @@ def folded(model: nn.Module, images: torch.Tensor) -> nn.Module:
     try:
         exact = copy.deepcopy(model).double().eval()
         same = not _hooked(model) and _same(exact, _fold(copy.deepcopy(exact)), images.double())
-        return _fold(copy.deepcopy(model).eval()) if same else model
+        lean = _fold(copy.deepcopy(model).eval())
+        with (
+            torch.no_grad(),
+            torch.autocast(images.device.type, torch.bfloat16),
+        ):  # tracing drops a model's own autocast
+            same = same and lean(images).dtype == copy.deepcopy(model).eval()(images).dtype
+        return lean if same else model
     except Exception:  # tracing runs the user's forward on proxies: anything may come of it
         return model
 
@@ -223,7 +229,7 @@ def _hooked(model: nn.Module) -> bool:
 
 
 def _fold(model: nn.Module) -> fx.GraphModule:
-    traced = fx.GraphModule(model, _Tracer().trace(model))
+    traced = fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
     modules, calls = dict(traced.named_modules()), Counter(node.target for node in traced.graph.nodes)
     for node in list(traced.graph.nodes):
         before = node.args[0] if node.op == "call_module" and node.args else None

@@ -69,8 +69,8 @@ class Explainer:
 
     Our own estimators explain a faster copy of it, checked to be the same function: `models.folded`.
 
-    model: the network to explain, on any device. predictions: split -> int64 (N,), the classes that are explained.
-    batch: inputs a model pass takes; 0: what suits the device.
+    model: the network to explain, which is moved to the study's device. predictions: split -> int64 (N,), the classes
+    that are explained. batch: inputs a model pass takes; 0: what suits the device.
     """
 
     study: Study
@@ -123,9 +123,10 @@ class Explainer:
 
     def gap(self, base: str) -> float | None:
         """How far a base that promises completeness misses it on a few test images: `estimators.gap`."""
-        index, options = slice(0, min(8, len(self.data.test))), self.study.estimator_options.get(base, {})
+        count = min(8, images_at_once(self.batch), len(self.data.test))
+        index, options = slice(0, count), self.study.estimator_options.get(base, {})
         targets = torch.from_numpy(self.predictions["test"][index]).to(self.device)
-        with models.evaluating(self.model):
+        with models.evaluating(self.model), draws.seeded(self.study.base_seed):
             return gap(base, options, self.model, self._images("test", index).contiguous(), targets)
 
     def rankings(self, split: str, index: slice, estimators: list[str], unit: str) -> dict[str, np.ndarray]:
@@ -172,7 +173,7 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
             if progress:
                 progress(before + done, total)
     seconds = time.perf_counter() - started
-    counted = _counted(study, estimators[0], "train") | _counted(study, estimators[0], "test")
+    counted = noted(study, estimators[0], "train") | noted(study, estimators[0], "test")
     files = {(e, u): [rankings.path(study, e, u, s).name for s in SPLITS] for e in estimators for u in study.units}
     constant = {key: sum(counted.get(name, [0])[0] for name in names) / total for key, names in files.items()}
     return {"seconds": seconds, "images_per_second": computed / seconds, "constant": constant}
@@ -182,9 +183,11 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
     """Fills the files of one split batch by batch and yields the number of images done."""
     study, split = explainer.study, explainer.data.split(name)
     files = {(e, u): rankings.path(study, e, u, name) for e in estimators for u in study.units}
-    source, before = own.source(study, estimators[0]), _counted(study, estimators[0], name)
+    source, before = own.source(study, estimators[0]), noted(study, estimators[0], name)
     done = [f for f in files.values() if f.is_file() and before.get(f.name, [0, source])[1] == source]
     files = {key: file for key, file in files.items() if file not in done}  # what is done stays
+    for file in files.values():
+        file.unlink(missing_ok=True)  # of another version of the function
     estimators = [e for e in estimators if any(key[0] == e for key in files)]
     if not files:
         yield len(split)
@@ -215,21 +218,26 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
         if time.monotonic() - saved > 20:
             _checkpoint(checkpoint, parts, state | {"done": first, "batch": explainer.batch, "constant": constant})
             saved = time.monotonic()
+    note(study, estimators[0], name, {file: [count, source] for file, count in constant.items()})
     for key, part in parts.items():
         part.flush()
         part_of(files[key]).replace(files[key])
-    counted = before | {file: [count, source] for file, count in constant.items()}
-    write_atomically(_counted_file(study, estimators[0], name), json.dumps(counted, indent=1))
     checkpoint.unlink(missing_ok=True)
 
 
-def _counted_file(study: Study, estimator: str, split: str) -> Path:
+def _notes_file(study: Study, estimator: str, split: str) -> Path:
     return rankings.path(study, estimator, "", "").with_name(f"{split}{study.of_base}.constant.json")
 
 
-def _counted(study: Study, estimator: str, split: str) -> dict[str, list]:
+def note(study: Study, estimator: str, split: str, found: dict[str, list]) -> None:
+    """Keep what `noted` gives, before the rankings that it speaks of get their names."""
+    found = noted(study, estimator, split) | found
+    write_atomically(_notes_file(study, estimator, split), json.dumps(found, indent=1))
+
+
+def noted(study: Study, estimator: str, split: str) -> dict[str, list]:
     """Of each ranking file of a group and split: in how many images there was nothing to rank, and `own.source`."""
-    file = _counted_file(study, estimator, split)
+    file = _notes_file(study, estimator, split)
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
@@ -252,7 +260,7 @@ def _open_parts(files: dict, split: Split, checkpoint: Path, source: str | None)
     names = sorted(file.name for file in files.values())
     if checkpoint.is_file() and all(part_of(file).is_file() for file in files.values()):
         state = json.loads(checkpoint.read_text())
-        if state["files"] == names and state["source"] == source:
+        if state["files"] == names and state.get("source") == source:
             return {key: np.lib.format.open_memmap(part_of(file), mode="r+") for key, file in files.items()}, state
     checkpoint.unlink(missing_ok=True)  # it speaks of parts that end here
     channels, height, width = split.shape

@@ -19,7 +19,7 @@ from roarlib.data.datasets import SPLITS
 from roarlib.engine import rank, train
 from roarlib.engine.degrade import degraded
 from roarlib.engine.rank import Explainer, Progress
-from roarlib.study import rankings
+from roarlib.study import own, rankings
 from roarlib.study.files import new_array, part_of
 from roarlib.study.machine import keep_memory
 from roarlib.study.names import parent_of
@@ -38,28 +38,35 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
     (estimator,) = estimators
     keep_memory()
     study, data = explainer.study, explainer.data
+    constants: dict[tuple[str, str], float] = {}
     started, done, (channels, height, width) = time.perf_counter(), 0, data.shape
     total = len(study.units) * (1 + len(study.recursive_steps)) * (len(data.train) + len(data.test))
     for unit in study.units:
         files = {split: rankings.path(study, estimator, unit, split) for split in SPLITS}
-        if all(file.is_file() for file in files.values()):
+        source = own.source(study, estimator)
+        made = [rank.noted(study, estimator, split).get(files[split].name, [0, source])[1] for split in SPLITS]
+        if all(file.is_file() for file in files.values()) and set(made) == {source}:
             continue
         shape = (1 if unit == "pixel" else channels, height, width)
         found = {split: new_array(part_of(files[split]), (len(data.split(split)), *shape)) for split in SPLITS}
-        now = explainer
+        now, constant = explainer, dict.fromkeys(SPLITS, 0)
         for percent in [0, *study.recursive_steps]:
             if percent:
                 now = _retrained(explainer, found, percent)
             for split in SPLITS:
-                for count in _step(now, (estimator, unit, split), found[split], percent):
+                for count, same in _step(now, (estimator, unit, split), found[split], percent):
                     done += count
+                    constant[split] += same
+                    rank.refuse_constant(estimator, constant[split], len(found[split]))
                     if progress:
                         progress(done, total)
+        constants[estimator, unit] = sum(constant.values()) / (len(data.train) + len(data.test))
         for split, file in files.items():
+            rank.note(study, estimator, split, {file.name: [constant[split], source]})
             found[split].flush()
             Path(found[split].filename).replace(file)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "images_per_second": done / seconds, "constant": {}}
+    return {"seconds": seconds, "images_per_second": done / seconds, "constant": constants}
 
 
 def _retrained(explainer: Explainer, found: dict[str, np.ndarray], percent: int) -> Explainer:
@@ -70,19 +77,24 @@ def _retrained(explainer: Explainer, found: dict[str, np.ndarray], percent: int)
     return replace(explainer, model=model, predictions={s: train.predict(study, model, images[s]) for s in SPLITS})
 
 
-def _step(explainer: Explainer, what: tuple[str, str, str], ranking: np.ndarray, percent: int) -> Iterator[int]:
-    """Ranks what is left at `percent` anew, in place; what is gone keeps its place. Yields how many images, by batch.
+def _step(
+    explainer: Explainer, what: tuple[str, str, str], ranking: np.ndarray, percent: int
+) -> Iterator[tuple[int, int]]:
+    """Ranks what is left at `percent` anew, in place; what is gone keeps its place. Yields by batch how many images.
+
+    Beside it, how many of them had nothing to rank before anything was removed.
 
     what: estimator, unit, split.
     """
     (estimator, unit, split), name = what, parent_of(what[0])
-    for first in range(0, len(ranking), count := rank.images_at_once(explainer.batch)):
-        index = slice(first, min(first + count, len(ranking)))
+    for start in range(0, len(ranking), count := rank.images_at_once(explainer.batch)):
+        index = slice(start, min(start + count, len(ranking)))
         before = torch.from_numpy(np.array(ranking[index])).to(explainer.device)
         found = explainer.scores(split, index, [name], ranking if percent else None, percent)
-        scores = rank.to_unit(found[name], unit).float()
-        if not bool((scores.abs() < FIRST).all()):
+        scores = rank.to_unit(found[name], unit)
+        scores, first = (scores, 1e300) if scores.dtype == torch.float64 else (scores.float(), FIRST)
+        if not bool((scores.abs() < first).all()):
             raise InputError(f"{estimator}: scores after {percent} percent are not finite")
-        scores = torch.where(before < percent, FIRST * (2 - before.float() / 100), scores)
+        scores = torch.where(before < percent, first * (2 - before.to(scores.dtype) / 100), scores)
         ranking[index] = explainer.ranked(scores, "value", explainer.ids(split, index), estimator)
-        yield index.stop - index.start
+        yield index.stop - index.start, 0 if percent else rank.constants(found[name], unit)

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from itertools import product
 
 import torch
 
@@ -65,11 +66,10 @@ def disk_bytes(study: Study) -> tuple[int, int]:
     counts, (channels, height, width) = datasets.sizes(study)
     area, groups = height * width, {}
     for unit in study.units:
-        for name in study.estimators:
-            for split, count in counts.items():
-                if not rankings.path(study, name, unit, split).is_file():
-                    bytes_ = count * area * (1 if unit == "pixel" else channels)
-                    groups[group_of(name)] = groups.get(group_of(name), 0) + bytes_
+        for name, base, split in product(study.estimators, map(study.based, study.base_seeds), counts):
+            if not rankings.path(base, name, unit, split).is_file():
+                key = base.base_seed, group_of(name)
+                groups[key] = groups.get(key, 0) + counts[split] * area * (1 if unit == "pixel" else channels)
     images = 0 if (datasets.prepared(study) / "meta.json").is_file() else sum(counts.values()) * channels * area
     at_once = cluster.machine(study)[0] if study.rankings == "recompute" else len(groups)
     return images, sum(sorted(groups.values())[-at_once:])

@@ -5,7 +5,9 @@ It goes through the very functions that the stage notebooks call, with the study
 """
 
 import os
+import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,7 +20,7 @@ from roarlib.engine.estimators import built_in
 from roarlib.engine.rank import Explainer
 from roarlib.grid.cells import Grid
 from roarlib.study import own, rankings
-from roarlib.study.names import split_name, variant_of
+from roarlib.study.names import parent_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 LONG = 3600  # seconds of ranking from which on a user is told
@@ -29,9 +31,14 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
     """InputError in one line for what does not work; `say` hears what works but a user should know."""
     whole, few = study, Data(_few(data.train), _few(data.test), data.classes, data.mean, data.std)
     short = {"epochs": 1, "batch_size": len(few.train), "noise_samples": 2, "ig_steps": 2, "recursive_steps": [50]}
-    short |= {"name": f"{study.name}/.rehearsal-{os.getpid()}", "base_models": "one", "rankings": "keep"}
+    short |= {
+        "name": f"{study.name}/.rehearsal-{platform.node()}-{os.getpid()}",
+        "base_models": "one",
+        "rankings": "keep",
+    }
     study = study.model_copy(update=short)
     _fresh_weights(study, data, say)
+    shutil.rmtree(study.folder, ignore_errors=True)  # of one that was killed
     try:
         with _told(f"model {study.model} fails in training"):
             model = train.train(study, few, study.base_seed)
@@ -40,11 +47,11 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
             train.evaluate(study, base[0], few)
         explainer = Explainer(study, few, *base)
         for group in Grid(study).groups.values():
-            seconds = _rank(explainer, group) * (len(data.train) + len(data.test)) / (len(few.train) + len(few.test))
+            seconds = _rank(explainer, group) * (len(data.train) + len(data.test)) / len(few.train)
             seconds *= (1 + whole.noise_samples) / 3 if any(split_name(name)[1] for name in group) else 1
             if not built_in(split_name(group[0])[0]) and seconds > LONG:
                 images = f"{len(data.train) + len(data.test):,}"
-                say(f"note: {', '.join(group)} will take about {seconds / 3600:.1f} hours for {images} images")
+                say(f"note: {', '.join(group)} will take at least {seconds / 3600:.1f} hours for {images} images")
         for mode in study.modes:
             name, unit = study.estimators[0], study.units[0]
             found = {split: rankings.load(study, name, unit, split) for split in SPLITS}
@@ -62,27 +69,33 @@ def _few(split: Split) -> Split:
 
 
 def _rank(explainer: Explainer, group: list[str]) -> float:
-    """Seconds of the rankings of a group, made as its cell makes them; on failure one by one, to name the one."""
+    """Make a group's rankings as its cell does; on failure one by one, to name the one. Seconds of one warm pass."""
     make = recursive.make if variant_of(group[0]) == "recursive" else rank.make
+    folder = rankings.path(explainer.study, group[0], "", "").parent
     try:
-        return make(explainer, group)["seconds"]
+        make(explainer, group)
+        explainer.gap(split_name(group[0])[0])
     except Exception:
         for name in group:
-            with _told(f"estimator {name} fails on a few images"):
+            with _told(f"estimator {name} fails on a few images", name):
                 make(explainer, [name])
+                explainer.gap(split_name(name)[0])
+        shutil.rmtree(folder)
         with _told(f"estimators {', '.join(group)} fail together on a few images, though not one by one"):
-            return make(explainer, group)["seconds"]
+            make(explainer, group)
+    started, names = time.perf_counter(), [parent_of(n) if variant_of(n) == "recursive" else n for n in group]
+    explainer.scores("train", slice(0, len(explainer.data.train)), names)
+    return time.perf_counter() - started
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _told(what: str, estimator: str = "") -> Iterator[None]:
     """Turn what goes wrong into one line that says where; an InputError speaks for itself."""
     try:
         yield
     except InputError as error:
-        start = what.split()[1]
-        about = str(error) if split_name(start)[0] in str(error) or what.startswith("model") else f"{start}: {error}"
-        raise InputError(about if what.startswith("model") else f"estimator {about}") from None
+        named = not estimator or split_name(estimator)[0] in str(error)
+        raise InputError(f"{'estimator ' * bool(estimator)}{'' if named else estimator + ': '}{error}") from None
     except Exception as error:
         raise InputError(f"{what}: {own.said(error)}") from error
 
@@ -91,7 +104,7 @@ def _fresh_weights(study: Study, data: Data, say: Callable[[str], None]) -> None
     """InputError where a model does not start anew with every seed: then nothing is retrained from scratch."""
     found = []
     for seed in (0, 0, 1):
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             found.append(models.build(study.model, len(data.classes), data.shape).state_dict())
     drawn = [name for name, values in found[0].items() if values.is_floating_point() and values.unique().numel() > 1]

@@ -8,6 +8,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from roarlib.study.files import root
 from roarlib.study.names import USERS_OWN, split_name
@@ -56,9 +57,19 @@ def source(study: Study, estimator: str) -> str | None:
     base = "" if estimator == "clean" else split_name(estimator)[0]
     names = [n for n in (study.model, base) if USERS_OWN.fullmatch(n) and not n.startswith("captum:")]
     try:
-        return " ".join(digest(name) for name in names) or "ours"
+        return " ".join(_digest_as_run(name) for name in names) or "ours"
     except InputError:
         return None
+
+
+_AS_RUN: WeakKeyDictionary = WeakKeyDictionary()  # module -> name -> digest when this process first asked
+
+
+def _digest_as_run(name: str) -> str:
+    """`digest` when the code was imported, not of what an editor has saved since."""
+    load(name)
+    known = _AS_RUN.setdefault(sys.modules[name.partition(":")[0]], {})
+    return known.get(name) or known.setdefault(name, digest(name))
 
 
 def digest(name: str) -> str:

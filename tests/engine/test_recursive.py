@@ -1,7 +1,9 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_study
+from conftest import random_data, tiny_study
 
 from roarlib.data import datasets
 from roarlib.engine import rank, recursive, train
@@ -91,3 +93,28 @@ def test_it_is_a_cell_of_its_own():
         "02-attribute/grad-recursive": ["grad-recursive"],
         "02-attribute/controls": ["random"],
     }
+
+
+def test_a_function_without_a_ranking_is_refused_and_an_edit_ranks_all_units_anew(outputs, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(body):
+        (tmp_path / "mine_again.py").write_text(f"def f(model, images, targets):\n    return {body}\n")
+        sys.modules.pop("mine_again", None)
+
+    write("0 * images")
+    study = tiny_study(estimators=["mine_again:f-recursive"], recursive_steps=[50], units=["pixel", "value"])
+    found = random_data()
+    model = train.train(study, found, 0)
+    explainer = Explainer(study, found, model, train.save_base(study, found, model))
+    with pytest.raises(InputError, match="gives every input of an image the same score"):
+        recursive.make(explainer, study.estimators)
+    write("images")
+    first = recursive.make(explainer, study.estimators)
+    assert first["constant"] == {("mine_again:f-recursive", unit): 0 for unit in study.units}
+    before = {unit: np.array(rankings.load(study, study.estimators[0], unit, "train")) for unit in study.units}
+    write("-images")
+    recursive.make(explainer, study.estimators)
+    for unit in study.units:
+        assert (before[unit] != rankings.load(study, study.estimators[0], unit, "train")).mean() > 0.5
+    sys.modules.pop("mine_again")
