@@ -186,7 +186,6 @@ def judge(sources: list[Source]) -> pd.DataFrame:
 
 
 INPUTS, INFORMATIVE = 16, 4
-TOY_RANKINGS = ("true", "random", "inverted")  # informative inputs first, in any order, last
 
 
 def toy(seeds: int = 20, images: int = 4000) -> pd.DataFrame:

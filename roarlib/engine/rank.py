@@ -109,7 +109,8 @@ class Explainer:
         made = {}
         for model, ours in ((self.folded, True), (self.model, False)):  # code that is not ours gets the very model
             names = [n for n in estimators if built_in(split_name(n)[0]) == ours]
-            made |= attribute.explain(self.study, model, inputs, names, self.reference, self.batch)
+            if names:
+                made |= attribute.explain(self.study, model, inputs, names, self.reference, self.batch)
         return made
 
     def ranked(self, scores: torch.Tensor, unit: str, ids: torch.Tensor, estimator: str) -> np.ndarray:
