@@ -162,6 +162,8 @@ def test_stopping_is_quick_and_the_next_run_goes_on(study_file, tmp_path):
 def test_disk_is_counted_in_bytes_of_the_rankings(outputs):
     study = tiny_study(units=["pixel", "value"])
     assert preflight.disk_bytes(study) == (150 * 3 * 1024, 2 * 150 * (1 + 3) * 1024)
+    several = tiny_study(units=["pixel", "value"], seeds=[0, 1, 2], base_models="each-seed")
+    assert preflight.disk_bytes(several) == (150 * 3 * 1024, 3 * 2 * 150 * (1 + 3) * 1024)
 
 
 def test_preflight_accepts_what_is_good(outputs):

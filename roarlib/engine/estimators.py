@@ -165,7 +165,7 @@ def _captum(method, options, model, images, targets, **more):
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
-        warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
+        warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks")
         return method(model).attribute(images, target=targets, **options | more)
 
 

@@ -206,12 +206,7 @@ def folded(model: nn.Module, images: torch.Tensor) -> nn.Module:
         exact = copy.deepcopy(model).double().eval()
         same = not _hooked(model) and _same(exact, _fold(copy.deepcopy(exact)), images.double())
         lean = _fold(copy.deepcopy(model).eval())
-        with (
-            torch.no_grad(),
-            torch.autocast(images.device.type, torch.bfloat16),
-        ):  # tracing drops a model's own autocast
-            same = same and lean(images).dtype == copy.deepcopy(model).eval()(images).dtype
-        return lean if same else model
+        return lean if same and _as_precise(copy.deepcopy(model).eval(), lean, images) else model
     except Exception:  # tracing runs the user's forward on proxies: anything may come of it
         return model
 
@@ -256,6 +251,17 @@ def _same(model: nn.Module, other: nn.Module, images: torch.Tensor) -> bool:
         found.append((logits, torch.autograd.grad(logits.square().sum(), x)[0]))
     pairs = [pair for one in found[1:] for pair in zip(found[0], one, strict=True)]
     return all(bool((a - b).abs().max() <= 1e-9 * a.abs().max()) for a, b in pairs)
+
+
+@torch.no_grad()
+def _as_precise(model: nn.Module, other: nn.Module, images: torch.Tensor) -> bool:
+    """Whether two models compute in the same precision, alone and under autocast: tracing drops a model's own."""
+    for half in (False, True):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            a, b = model(images), other(images)
+        if a.dtype != b.dtype or not half and bool((a - b).abs().max() > 1e-4 * a.abs().max()):
+            return False
+    return True
 
 
 @functools.lru_cache(maxsize=2)  # a batch asks for each of its noisy copies

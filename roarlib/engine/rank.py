@@ -127,7 +127,8 @@ class Explainer:
         count = min(8, images_at_once(self.batch), len(self.data.test))
         index, options = slice(0, count), self.study.estimator_options.get(base, {})
         targets = torch.from_numpy(self.predictions["test"][index]).to(self.device)
-        with models.evaluating(self.model), draws.seeded(self.study.base_seed):
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with models.evaluating(self.model), draws.seeded(self.study.base_seed), exact:
             return gap(base, options, self.model, self._images("test", index).contiguous(), targets)
 
     def rankings(self, split: str, index: slice, estimators: list[str], unit: str) -> dict[str, np.ndarray]:

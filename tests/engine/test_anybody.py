@@ -101,6 +101,20 @@ def test_a_model_without_hooks_is_folded_and_a_random_one_is_not():
         assert explainer.folded is explainer.model
 
 
+@pytest.mark.parametrize("where", ["everywhere", "features", "switched off"])
+def test_a_model_with_an_autocast_of_its_own_is_not_folded(where):
+    class Mixed(Plain):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16, enabled=where != "switched off"):
+                x = self.act(self.norm(self.conv(x)))
+                if where != "features":
+                    return self.head(x.flatten(1))
+            return self.head(x.float().flatten(1))
+
+    explainer = explainer_of(Mixed())
+    assert explainer.folded is explainer.model
+
+
 def test_a_users_function_gets_the_very_model(mine):
     mine(
         "def cam(model, images, targets):\n"

@@ -138,6 +138,29 @@ def test_a_killed_run_ends_with_identical_bytes(outputs, monkeypatch):
     assert bytes_of(study) == wanted
 
 
+def test_no_ranking_has_its_name_before_it_is_noted_whose_it_is(outputs, monkeypatch):
+    study, explainer = setting()
+    monkeypatch.setattr(rank, "note", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        rank.make(explainer, study.estimators)
+    assert not any(file.is_file() for file in files_of(study).values())
+    monkeypatch.undo()
+    monkeypatch.setenv("ROAR_OUTPUTS", str(outputs))
+    rank.make(explainer, study.estimators)
+    names = {file.name for (_, _, split), file in files_of(study).items() if split == "train"}
+    assert set(rank.noted(study, "grad", "train")) == names
+
+
+def test_a_gap_is_measured_with_no_more_images_than_memory_allows(outputs):
+    study, explainer = setting()
+    sizes = []
+    explainer.model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    for batch, count in ((1, 1), (16, 4), (256, 8)):
+        sizes.clear()
+        assert replace(explainer, batch=batch).gap("captum:DeepLift") is not None
+        assert sizes and sizes[-1] == count
+
+
 def test_running_out_of_memory_halves_the_batch_for_good(outputs, monkeypatch):
     study, explainer = setting()
     original, sizes = Explainer.scores, []

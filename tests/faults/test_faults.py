@@ -47,7 +47,7 @@ class Place:
         (folder / "faulty.py").write_text(FAULTY)
         values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
         values |= {"name": "faults", "units": ["pixel"], "train_images": 400, "precision": "float32"}
-        values |= {"estimators": ["grad", "grad-sgsq", "faulty:shaky", "random", "oracle"]}
+        values |= {"estimators": ["grad-sgsq", "faulty:shaky", "random"]}
         values |= {"percents": [30, 70], "seeds": [0, 1], "modes": ["remove"]}
         self.file, self.study = folder / "faults.yaml", values
         self.write()
@@ -156,7 +156,7 @@ def undisturbed(tmp_path_factory):
     whole.end()
     table = whole.table()
     table.attrs["seconds"] = time.monotonic() - started
-    assert (table.measure == "retrain").sum() == 22
+    assert (table.measure == "retrain").sum() == 14
     return table
 
 
@@ -182,7 +182,7 @@ def test_a_killed_scheduler_ends_the_run_and_the_next_one_goes_on(place, undistu
     client = place.roar("--scheduler", address)
     place.rows(1)
     scheduler.send_signal(signal.SIGKILL)
-    printed, _ = client.communicate(timeout=120)
+    printed, _ = client.communicate(timeout=600)
     assert client.returncode == 1 and "interrupted" in printed and "run the same command again" in printed
     ends_well(place.roar(), place, undisturbed)
 
@@ -201,12 +201,11 @@ def test_an_interrupted_client_stops_the_cells_of_its_workers_within_seconds(pla
     client = place.roar("--scheduler", address)
     place.rows(1)
     client.send_signal(signal.SIGINT)
-    printed, _ = client.communicate(timeout=15)
+    printed, _ = client.communicate(timeout=60)
     assert client.returncode == 130 and "finished rows are kept" in printed
     grid = Grid(params.load(place.file))
-    time.sleep(3)
     os.environ["ROAR_OUTPUTS"] = str(place.outputs)  # the fixture of conftest puts it back
-    assert all(grid.state(cell) != "running" for cell in grid.cells)
+    wait_for(lambda: all(grid.state(cell) != "running" for cell in grid.cells), 60)
     assert all(worker.poll() is None for worker in workers)
     ends_well(place.roar("--scheduler", address), place, undisturbed)
 
@@ -216,16 +215,16 @@ def test_a_failing_notebook_is_told_and_run_again(place, undisturbed):
     failing = place.roar()
     printed, _ = failing.communicate(timeout=1200)
     assert failing.returncode == 1 and "ValueError: broken on purpose" in printed
-    status, _ = place.start("roar", "status", place.file.name).communicate(timeout=60)
+    status, _ = place.start("roar", "status", place.file.name).communicate(timeout=600)
     assert "02-attribute/faulty.shaky: ValueError: broken on purpose (see " in status
-    assert "retrainings 18 of 22" in status  # all others went on
+    assert "retrainings 10 of 14" in status  # all others went on
     (place.folder / "broken").unlink()
     ends_well(place.roar(), place, undisturbed)
 
 
 def test_a_hanging_notebook_is_stopped_after_its_time(place, undisturbed):
     (place.folder / "hanging").touch()
-    place.write(cell_hours=2 * undisturbed.attrs["seconds"] / 3600)  # more than any healthy cell takes
+    place.write(cell_hours=undisturbed.attrs["seconds"] / 3600)  # of ten cells, so several times a healthy one's
     hanging = place.roar()
     printed, _ = hanging.communicate(timeout=1200)
     assert hanging.returncode == 1 and "FAILED 02-attribute/faulty.shaky" in printed and "Timeout" in printed
@@ -236,7 +235,7 @@ def test_a_hanging_notebook_is_stopped_after_its_time(place, undisturbed):
 
 def test_a_full_disk_fails_cells_and_loses_nothing(place, undisturbed):
     place.outputs.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", place.outputs]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place.outputs]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("FULL DISK NOT TESTED: mounting a small tmpfs needs root")
     try:
@@ -255,7 +254,7 @@ def test_a_full_disk_fails_cells_and_loses_nothing(place, undisturbed):
 def test_two_clients_share_a_study(place, undisturbed):
     one, two = place.roar(), place.roar()
     printed = ends_well(one, place, undisturbed)
-    other, _ = two.communicate(timeout=60)
+    other, _ = two.communicate(timeout=600)
     assert two.returncode == 0, other
     notebooks = list(place.outputs.glob("faults/0*/*/*.ipynb"))
     assert len(notebooks) == len(Grid(params.load(place.file)).cells) and "0 failed" in printed
@@ -282,6 +281,6 @@ def test_workers_that_cannot_write_or_have_other_versions_are_refused(place, mon
 
 def test_no_scheduler_there_is_one_line(place):
     done = place.roar("--scheduler", "tcp://127.0.0.1:9")
-    printed, _ = done.communicate(timeout=120)
+    printed, _ = done.communicate(timeout=600)
     assert done.returncode == 2 and "no Dask scheduler answers at tcp://127.0.0.1:9" in printed
     assert "Traceback" not in printed

@@ -1,8 +1,10 @@
 """Users' functions are found, and results of two versions of one are not mixed."""
 
 import sys
+from pathlib import Path
 
 import pytest
+from conftest import tiny_study
 
 from roarlib.study import own
 from roarlib.study.params import InputError
@@ -153,3 +155,13 @@ def test_what_is_missing_is_named(write):
     ):
         with pytest.raises(InputError, match=says):
             own.load(name)
+
+
+def test_rows_name_the_code_as_imported_and_not_as_saved_since(write):
+    study = tiny_study(estimators=["mine_own:edges"])
+    before = own.source(study, "mine_own:edges")
+    file = Path(sys.modules["mine_own"].__file__)
+    file.write_text(file.read_text().replace("FACTOR = 2", "FACTOR = 3"))  # saved in an editor while cells run
+    assert own.source(study, "mine_own:edges-sgsq") == before != own.digest("mine_own:edges")
+    del sys.modules["mine_own"]
+    assert own.source(study, "mine_own:edges") == own.digest("mine_own:edges") != before
