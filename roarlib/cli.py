@@ -57,6 +57,18 @@ def prepare(study_file):
     click.echo("\n".join(datasets.notes(study)) + f"\n{folder}")
 
 
+@cli.command()
+@study_file
+def images(study_file):
+    """Write the study's images in its order (index, split, file, label, sha256), for maps that are made elsewhere."""
+    from roarlib.data import datasets, listing
+
+    study = _load(study_file)
+    with _images(study) as told:
+        datasets.load(study, told)
+    click.echo(listing.write(study))
+
+
 @contextmanager
 def _images(study):
     """A progress bar of decoded images, as a function (done, total); it shows only if it is called."""

@@ -16,24 +16,43 @@ from pathlib import Path
 
 import numpy as np
 
-from roarlib.data import photos, prepare, textures
+from roarlib.data import arrays, photos, prepare, textures
 from roarlib.data.prepare import Split
-from roarlib.study.files import outputs, root, write_atomically
+from roarlib.study import brought
+from roarlib.study.brought import data_dir
+from roarlib.study.files import outputs, write_atomically
+from roarlib.study.names import USERS_OWN
 from roarlib.study.params import InputError, Study
 
 SPLITS = ("train", "test")
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std that torchvision's weights were trained with
 VERSION = 1  # of the prepared arrays; raise it when a loader gives other bytes for the same parameters
 
 
 @dataclass(frozen=True)
 class Data:
-    """A train and a test split and their class names; mean and std per channel, in 0..1 units, of the train split."""
+    """A train and a test split and their class names; mean and std per channel, in 0..1 units, of the train split.
+
+    scaled_by: the mean and std that images are normalised by, where they are not the train split's.
+    """
 
     train: Split
     test: Split
     classes: list[str]
     mean: np.ndarray  # float32 (C,)
     std: np.ndarray
+    scaled_by: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std, float32 (C,), that images are normalised by."""
+        return self.scaled_by or (self.mean, self.std)
+
+    @property
+    def fill(self) -> np.ndarray:
+        """What removed inputs become, normalised, float32 (C,): the train split's mean; 0 where that scales them."""
+        mean, std = self.scale
+        return (self.mean - mean) / std
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -58,18 +77,31 @@ def load(study: Study, progress: Callable[[int, int], None] | None = None) -> Da
             ) from None
     meta = prepare.meta(folder)
     splits = [prepare.read(folder, name) for name in SPLITS]
-    return Data(*splits, meta["classes"], np.float32(meta["mean"]), np.float32(meta["std"]))
+    return Data(*splits, meta["classes"], np.float32(meta["mean"]), np.float32(meta["std"]), _scale(study, splits[0]))
+
+
+def _scale(study: Study, split: Split) -> tuple[np.ndarray, np.ndarray] | None:
+    """The mean and std that `normalise` names; None for the train set's own."""
+    if study.normalise == "train":
+        return None
+    channels = split.shape[0]
+    if study.normalise == "imagenet" and channels != 3:
+        raise InputError(f"normalise: imagenet is for colour images, and {study.dataset} has {channels} channel")
+    values = {"imagenet": IMAGENET, "0.5": ([0.5] * channels,) * 2}[study.normalise]
+    return tuple(np.float32(value) for value in values)
 
 
 def prepared(study: Study) -> Path:
     """The folder of a study's prepared arrays; studies that ask for the same images share it, however they spell it."""
-    if study.dataset not in DATASETS and not study.dataset.startswith("folder:"):
-        near = difflib.get_close_matches(study.dataset, [*DATASETS, "folder:"], 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"unknown dataset '{study.dataset}'{hint} Known: {', '.join(DATASETS)}, folder:PATH")
+    kind, _, path = study.dataset.partition(":")
+    if study.dataset not in DATASETS and kind not in ("folder", "npz") and not USERS_OWN.fullmatch(study.dataset):
+        near = difflib.get_close_matches(f"{kind}:" if path else kind, [*DATASETS, "folder:", "npz:"], 1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        others = "folder:PATH, npz:FILE, or your own module:function"
+        raise InputError(f"unknown dataset '{study.dataset}'{hint} Known: {', '.join(DATASETS)}, {others}")
     names = [(study.dataset, *([] if study.dataset.startswith("textures") else [str(data_dir(study).resolve())]))]
-    if study.dataset.startswith("folder:"):  # by what it comes to; earlier versions went by what the study says
-        names.append((f"folder:{(data_dir(study) / Path(study.dataset[7:]).expanduser()).resolve()}",))
+    if kind in ("folder", "npz"):  # by what it comes to; earlier versions went by what the study says
+        names.append((f"{kind}:{brought.where(study, path)}",))
     for dataset, *where in names:
         wanted = [VERSION, dataset, study.train_images, study.test_images, study.image_size, study.resize, *where]
         word = re.sub("[^a-z0-9]+", "-", dataset.lower()).strip("-")[-40:]
@@ -87,6 +119,7 @@ def changed(study: Study, thorough: bool = False, progress: Callable[[int, int],
     """
     if study.dataset in ARRAYS:
         return []
+    thorough |= arrays.of_function(study.dataset)  # nothing else tells what a function gives
     folder = prepared(study)
     meta, found = prepare.meta(folder), []
     try:
@@ -115,22 +148,37 @@ def sizes(study: Study) -> tuple[dict[str, int], tuple[int, int, int]]:
 
 def _sources(study: Study) -> tuple[dict, list[str]]:
     """What is to be prepared, checked: splits (arrays in memory, or pictures to decode) and class names."""
-    if study.dataset in ARRAYS:
+    if study.dataset in ARRAYS or arrays.brought_as(study.dataset):
         if study.image_size or study.resize:
             raise InputError(f"image_size and resize are for photographs; {study.dataset} has a size of its own")
-        *found, classes = ARRAYS[study.dataset](study)
+        *found, classes = ARRAYS.get(study.dataset, arrays.load)(study)
     else:
         size = study.image_size or 224
-        *found, classes = photos.find(study.dataset, data_dir(study), study.resize or round(size * 8 / 7), size)
+        name, home = study.dataset, data_dir(study)
+        if name.startswith("folder:"):
+            name = f"folder:{brought.where(study, name[7:])}"
+        *found, classes = photos.find(name, home, study.resize or round(size * 8 / 7), size)
     splits = {}
     for name, split, count in zip(SPLITS, found, (study.train_images, study.test_images), strict=True):
         if count > len(split):
             raise InputError(f"{study.dataset}: {count} images asked for, but the data set has only {len(split)}")
         splits[name] = split.first(count)
         _check(f"{study.dataset} {name}", splits[name], len(classes))
+    shapes = {name: split.shape for name, split in splits.items()}
+    if shapes["train"] != shapes["test"]:
+        raise InputError(f"{study.dataset}: train images are {shapes['train']} and test images {shapes['test']}")
     if missing := set(range(len(classes))).difference(splits["train"].labels.tolist()):
         raise InputError(f"{study.dataset} train: no image of class {classes[min(missing)]}; raise train_images")
     return splits, list(classes)
+
+
+def pictures(study: Study) -> dict[str, list[Path]]:
+    """The picture file of every prepared image, by split; empty where the data set is arrays."""
+    if study.dataset in ARRAYS or arrays.brought_as(study.dataset):
+        return {}
+    splits, meta = _sources(study)[0], prepare.meta(prepared(study))
+    left_out = {name: {entry.rpartition(" (")[0] for entry in meta[name]["unreadable"]} for name in SPLITS}
+    return {name: [p for p in splits[name].paths if photos.shown(p) not in left_out[name]] for name in SPLITS}
 
 
 def notes(study: Study) -> list[str]:
@@ -155,11 +203,6 @@ def notes(study: Study) -> list[str]:
         if len(left_out) > 10:
             lines.append(f"  and {len(left_out) - 10} more: {folder / 'meta.json'}")
     return lines
-
-
-def data_dir(study: Study) -> Path:
-    """Where data sets lie: the study's data_dir, else $ROAR_DATA, else data/ in the project."""
-    return Path(study.data_dir or os.environ.get("ROAR_DATA") or root() / "data").expanduser()
 
 
 def _check(name: str, split, classes: int) -> None:
@@ -213,4 +256,4 @@ ARRAYS: dict[str, Callable] = {
     "cifar10": partial(_torchvision, "CIFAR10", "cifar-10-batches-py/"),
     "fashion-mnist": partial(_torchvision, "FashionMNIST", "FashionMNIST/raw/"),
 }
-DATASETS = [*ARRAYS, *photos.COUNTS]  # and folder:PATH
+DATASETS = [*ARRAYS, *photos.COUNTS]  # and folder:PATH, npz:FILE, module:function

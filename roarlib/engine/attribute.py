@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
-from roarlib.engine import draws, models
+from roarlib.engine import draws, maps, models
 from roarlib.engine.estimators import base_function, built_in
 from roarlib.study.machine import precision_of
-from roarlib.study.names import split_name, variant_of
+from roarlib.study.names import MAPS, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 
@@ -89,7 +89,7 @@ def explain(
         base, ensemble = split_name(name)
         wanted.setdefault(base, {})[name] = ensemble
     extras = dict(seed=study.base_seed, steps=study.ig_steps, reference=reference, batch=batch)
-    scores, device = {}, inputs.images.device.type
+    scores, device, options = {}, inputs.images.device.type, study.estimator_options
     half = precision_of(study.attribution_precision, inputs.images.device) == "bfloat16"
     with (
         models.evaluating(model),
@@ -97,7 +97,8 @@ def explain(
         torch.autocast(device, torch.bfloat16, enabled=half),
     ):
         for base, ensembles in wanted.items():
-            function = _with_extras(base, base_function(base, study.estimator_options.get(base)), model, extras)
+            function = maps.estimator(study, base) if MAPS.fullmatch(base) else base_function(base, options.get(base))
+            function = _with_extras(base, function, model, extras)
             made = sweep(function, inputs, set(ensembles.values()), study, batch)
             scores |= {name: varied(name, made[ensemble]) for name, ensemble in ensembles.items()}
     return scores

@@ -8,15 +8,17 @@ import torch.nn.functional as F
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of a random-area crop, as the paper's and torchvision's
 
 
-def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Augmented images, (N, C, H, W) to the same shape. They are degraded already, so that 0 is the fill value.
+def augment(images: torch.Tensor, kind: str, generator: torch.Generator, fill=None) -> torch.Tensor:
+    """Augmented images, (N, C, H, W) to the same shape. They are degraded already; beyond the edge lies `fill`, (C,).
 
-    kind: `none`; `crop`, shifts by up to 4 pixels with zeros from beyond the edge; `crop-flip`, and mirrored with
+    kind: `none`; `crop`, shifts by up to 4 pixels; `crop-flip`, and mirrored with
     probability a half; `area-flip`, a crop of 8 to 100 percent of the area, stretched to the image's size (Szegedy et
     al., CVPR 2015), and mirrored with probability a half.
     """
     if kind == "none":
         return images
+    if fill is not None:  # None: zeros
+        return augment(images - fill[:, None, None], kind, generator) + fill[:, None, None]
     if kind == "area-flip":
         return _area_flip(images, generator)
     (count, channels, height, width), pad = images.shape, 4

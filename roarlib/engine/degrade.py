@@ -29,7 +29,7 @@ def image_ids(part: str, index: slice | torch.Tensor, device: torch.device) -> t
 
 
 def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, C, H, W) to float32 with mean 0 and standard deviation 1 per channel over the training set."""
+    """uint8 (N, C, H, W) to float32, mean (C,) becoming 0 and std (C,) 1: those of the training set, mostly."""
     scale, shift = 1 / (255 * std), -mean / std  # (C,)
     return torch.addcmul(shift[:, None, None], images.float(), scale[:, None, None])
 
@@ -46,11 +46,11 @@ def placed(study: Study, split: Split, ranking: np.ndarray | None = None) -> str
 class Degraded:
     """A split of the data (`train` or `test`) with its removal: gives normalised, degraded batches and their labels.
 
-    ranking: uint8 (N, C, H, W) or (N, 1, H, W), or None for untouched images. Removed inputs become 0, which after
-    normalisation is the training set's mean of their channel; in the modes that impute, 8-bit values from their
-    neighbours with noise (standard deviation, 0..1) of a seed; in mode `mask` the mask is all there is. room: bytes it
-    may keep on the device, None for any; a larger split streams from its file, the next batches being read while the
-    last is used.
+    ranking: uint8 (N, C, H, W) or (N, 1, H, W), or None for untouched images. Removed inputs become `data.fill`, the
+    training set's mean of their channel, which is 0 where it normalises the images; in the modes that impute, 8-bit
+    values from their neighbours with noise (standard deviation, 0..1) of a seed; in mode `mask` the mask is all there
+    is. room: bytes it may keep on the device, None for any; a larger split streams from its file, the next batches
+    being read while the last is used.
     """
 
     part: str
@@ -67,7 +67,8 @@ class Degraded:
         self.split = self.data.split(self.part)
         if self.ranking is not None and len(self.ranking) != len(self.split):
             raise ValueError(f"ranking of {len(self.ranking)} images for a split of {len(self.split)}")
-        self.mean, self.std = _put(self.data.mean, self.device), _put(self.data.std, self.device)
+        self.mean, self.std = (_put(values, self.device) for values in self.data.scale)
+        self.fill = _put(self.data.fill, self.device) if self.data.fill.any() else None  # None: 0
         self.stored = [self.split.images] + ([] if self.ranking is None else [self.ranking])
         self.resident = self.room is None or sum(array.nbytes for array in self.stored) <= self.room
         if self.resident:
@@ -129,7 +130,9 @@ class Degraded:
             images = normalise(self._imputed(images, gone, index), self.mean, self.std)
         else:
             images = normalise(images, self.mean, self.std)  # channels last in memory, as what was read
-            if ranks:
+            if ranks and self.fill is not None:
+                images = torch.where(gone, self.fill[:, None, None], images)
+            elif ranks:
                 images.mul_(~gone)  # a third of the time of masked_fill_
         return images
 
@@ -137,7 +140,8 @@ class Degraded:
         """Images (B, C, H, W) with what is gone imputed, uint8 again as stored images are."""
         ids = image_ids(self.part, index, self.device)
         scaled = normalise(images, self.mean, self.std).contiguous()
-        filled = impute.noisy_linear(scaled, gone, 0.0, self.noise / self.std, self.seed, ids)
+        fill = 0.0 if self.fill is None else self.fill
+        filled = impute.noisy_linear(scaled, gone, fill, self.noise / self.std, self.seed, ids)
         values = (filled * self.std[:, None, None] + self.mean[:, None, None]) * 255
         return values.round_().clamp_(0, 255).to(torch.uint8)
 

@@ -85,9 +85,9 @@ class Explainer:
         self.layout = models.layout(self.model)
         self.model = self.model.to(self.device, memory_format=self.layout)
         self.folded = models.folded(self.model, self._images("train", slice(0, 2))).to(memory_format=self.layout)
-        mean, std = (torch.from_numpy(v).to(self.device) for v in (self.data.mean, self.data.std))
-        black = (-mean / std)[:, None, None]
-        self.reference = black if self.study.ig_reference == "black" else torch.zeros(1, device=self.device)
+        mean, std = self.data.scale
+        reference = -mean / std if self.study.ig_reference == "black" else self.data.fill
+        self.reference = torch.from_numpy(reference).to(self.device)[:, None, None]
 
     def ids(self, split: str, index: slice) -> torch.Tensor:
         return image_ids(split, index, self.device)

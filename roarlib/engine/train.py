@@ -1,9 +1,11 @@
 """Training and evaluation on degraded images, on the device.
 
 One function trains the base model (nothing removed) and every retraining, so that they differ in the removal alone.
+A base model may also be brought, trained elsewhere; retrainings start from scratch all the same.
 """
 
 import math
+import pickle
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +18,7 @@ from roarlib.data.datasets import SPLITS, Data
 from roarlib.engine import models
 from roarlib.engine.augment import augment
 from roarlib.engine.degrade import Degraded, degraded
+from roarlib.study import brought
 from roarlib.study.machine import device_of, precision_of
 from roarlib.study.params import InputError, Study
 from roarlib.study.results import base_file
@@ -55,7 +58,7 @@ def _fit(study: Study, model: nn.Module, images: Degraded, seed: int, progress) 
     for epoch in range(1, study.epochs + 1):
         total = torch.zeros((), device=device)
         for x, y in images.batches(_order(len(images), batches, study.batch_size, generator)):
-            x = augment(x, study.augment, generator).contiguous(memory_format=models.layout(model))
+            x = augment(x, study.augment, generator, images.fill).contiguous(memory_format=models.layout(model))
             optimiser.zero_grad()
             for part, labels in zip(*(t.split(study.micro_batch or len(y)) for t in (x, y)), strict=True):
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -126,6 +129,52 @@ def tested(study: Study, model: nn.Module, data: Data, ranking=None, percent: in
     right = predict(study, model, images, study.flip_average) == labels
     classes = [float(right[labels == label].mean()) for label in np.unique(labels)]
     return {"accuracy": float(right.mean()), "balanced": float(np.mean(classes))}
+
+
+def base_model(study: Study, data: Data, progress=None) -> nn.Module:
+    """The network to explain, on the device, in evaluation mode: trained, or the one that `base_weights` brings.
+
+    InputError in one line for weights that are not there or do not fit.
+    """
+    if not study.base_weights:
+        return train(study, data, study.base_seed, progress=progress)
+    file = brought.find(study, study.base_weights, "base_weights")
+    model, weights = models.build(study.model, len(data.classes), data.shape), _read(file)
+    if said := _misfits(model.state_dict(), weights):
+        raise InputError(f"{file} does not fit {study.model} with {len(data.classes)} classes: {said}")
+    model.load_state_dict(weights)
+    return model.to(device_of(study), memory_format=models.layout(model)).eval()
+
+
+def _read(file) -> dict[str, torch.Tensor]:
+    """A state dict from .safetensors, or what torch.save made of one; a pickle of anything else is never loaded."""
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{file} holds Python objects, which could run any code: save model.state_dict()") from None
+    except Exception as error:  # damaged files raise all sorts
+        raise InputError(f"{file} cannot be read as weights: {' '.join(str(error).split())[:90]}") from None
+    for key in ("state_dict", "model_state_dict", "model"):  # checkpoints of training loops
+        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise InputError(f"{file} holds no state dict (name -> tensor): save model.state_dict()")
+    return {name.removeprefix("module."): value for name, value in found.items()}  # of DataParallel
+
+
+def _misfits(wanted: dict, given: dict) -> str:
+    """In a phrase, what of the given weights a model does not take; empty if they fit."""
+    said = []
+    for what, names in (("lacks", wanted.keys() - given.keys()), ("has no place for", given.keys() - wanted.keys())):
+        more = f" and {len(names) - 1} more" * (len(names) > 1)
+        said += [f"{'it' if what == 'lacks' else 'the model'} {what} {min(names)}{more}"] if names else []
+    for name in (name for name in wanted if name in given):
+        if wanted[name].shape != given[name].shape:
+            said.append(f"{name} is {tuple(given[name].shape)} and not {tuple(wanted[name].shape)}")
+        elif not given[name].isfinite().all():
+            said.append(f"{name} has NaN or infinite values")
+    return "; ".join(said[:3])
 
 
 def save_base(study: Study, data: Data, model: nn.Module) -> dict[str, np.ndarray]:

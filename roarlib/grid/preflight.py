@@ -1,5 +1,6 @@
 """Before a study runs: is everything there, does everything fit together, and how long will it take?"""
 
+import dataclasses
 import os
 import shutil
 import time
@@ -9,7 +10,7 @@ from itertools import product
 import torch
 
 from roarlib.data import datasets
-from roarlib.engine import models, rank, train
+from roarlib.engine import maps, models, rank, train
 from roarlib.engine.estimators import grad
 from roarlib.engine.rank import Progress
 from roarlib.grid import cluster
@@ -17,7 +18,7 @@ from roarlib.grid.cells import Cell, Grid
 from roarlib.grid.rehearsal import rehearse
 from roarlib.study import rankings, results
 from roarlib.study.machine import device_of
-from roarlib.study.names import group_of, split_name, variant_of
+from roarlib.study.names import MAPS, group_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 
@@ -35,6 +36,9 @@ def check(study: Study, progress: Progress = None, say: Callable[[str], None] = 
             f"the {' and '.join(parts)} pictures are not those that were prepared: delete "
             f"{datasets.prepared(study)}, and give the study another name if it has results"
         )
+    for base in sorted({split_name(name)[0] for name in study.estimators}):
+        if MAPS.fullmatch(base) and (note := maps.check(study, base, found)):
+            say(note)
     rehearse(study, found, say)
     return found
 
@@ -119,7 +123,7 @@ def _trial(study: Study, found: datasets.Data, threads: int) -> tuple[float, flo
 
 def _timed(study: Study, found: datasets.Data) -> tuple[float, float]:
     few = datasets.Split(found.train.images[: 8 * study.batch_size], found.train.labels[: 8 * study.batch_size])
-    little = datasets.Data(few, few, found.classes, found.mean, found.std)
+    little = dataclasses.replace(found, train=few, test=few)
     short = study.model_copy(update={"epochs": 1})
     train.train(short, little, 0)  # warm up
     started = time.perf_counter()

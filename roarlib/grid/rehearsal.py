@@ -4,6 +4,7 @@ It goes through the very functions that the stage notebooks call, with the study
 (whole groups at once), units and modes. What it writes lies in a folder of its own, which it deletes.
 """
 
+import dataclasses
 import os
 import platform
 import shutil
@@ -29,7 +30,7 @@ FEW = 8  # images of each split, evenly from all of it: folders are sorted by cl
 
 def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line: None) -> None:
     """InputError in one line for what does not work; `say` hears what works but a user should know."""
-    whole, few = study, Data(_few(data.train), _few(data.test), data.classes, data.mean, data.std)
+    whole, few = study, dataclasses.replace(data, train=_few(data.train), test=_few(data.test))
     short = {"epochs": 1, "batch_size": len(few.train), "noise_samples": 2, "ig_steps": 2, "recursive_steps": [50]}
     short |= {
         "name": f"{study.name}/.rehearsal-{platform.node()}-{os.getpid()}",
@@ -41,8 +42,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
     shutil.rmtree(study.folder, ignore_errors=True)  # of one that was killed
     try:
         with _told(f"model {study.model} fails in training"):
-            model = train.train(study, few, study.base_seed)
-            train.save_base(study, few, model)
+            train.save_base(study, few, train.base_model(study, few))
             base = train.load_base(study, few)
             train.evaluate(study, base[0], few)
         explainer = Explainer(study, few, *base)
@@ -112,7 +112,7 @@ def _fresh_weights(study: Study, data: Data, say: Callable[[str], None]) -> None
     if drawn and len(same) == len(drawn):
         raise InputError(
             f"model {study.model} starts with the same weights whatever the seed, so nothing would be retrained from "
-            "scratch; let its function draw them anew (a trained network can be explained, but not retrained)"
+            "scratch; let its function draw them anew, and bring a trained network to explain as base_weights"
         )
     if same:
         say(f"note: {study.model} starts with the same {', '.join(same[:3])} whatever the seed: not from scratch there")

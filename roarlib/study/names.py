@@ -59,7 +59,8 @@ MEASURES = {"base": "base model", "ranking": "ranking", "deletion": "not retrain
 CURVES = ("retrain", "deletion")  # the measures of which curves are drawn
 
 REGISTERED: set[str] = set()  # by estimators.register, in this process
-USERS_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
+USERS_OWN = re.compile(r"(?!maps:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
+MAPS = re.compile(r"maps:[A-Za-z0-9][\w-]*")  # maps:folder, finished maps
 
 
 def keeps(mode: str) -> bool:
@@ -116,7 +117,12 @@ def split_name(name: str) -> tuple[str, str]:
         return base, ""
     ensemble = max((e for e in ENSEMBLES if e and base.endswith(f"-{e}")), key=len, default="")
     base = base.removesuffix(f"-{ensemble}") if ensemble else base
-    if base not in BASES and base not in REGISTERED and not USERS_OWN.fullmatch(base):
+    if MAPS.fullmatch(base):
+        if ensemble not in ("", "squared") or variant == "recursive":
+            raise ValueError(
+                f"'{name}': finished maps are of untouched images; {variant or ensemble} explains others too"
+            )
+    elif base not in BASES and base not in REGISTERED and not USERS_OWN.fullmatch(base):
         raise ValueError(_unknown(name, base))
     return base, ensemble
 
@@ -128,8 +134,8 @@ def _unknown(name: str, base: str) -> str:
     near = difflib.get_close_matches(name, mine or known, 1)
     hint = f"; did you mean {near[0]}?" if near else "."
     return (
-        f"unknown estimator '{name}'{hint} Known: {', '.join(known)}, paper (its 20) or your own as module:function; "
-        f"each also with -{', -'.join(VARIANTS)}"
+        f"unknown estimator '{name}'{hint} Known: {', '.join(known)}, paper (its 20), your own as module:function "
+        f"or maps:folder; each also with -{', -'.join(VARIANTS)}"
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+from roarlib.study import brought
 from roarlib.study.files import root
 from roarlib.study.names import USERS_OWN, split_name
 from roarlib.study.params import InputError, Study
@@ -50,15 +51,15 @@ def said(error: BaseException) -> str:
 
 
 def source(study: Study, estimator: str) -> str | None:
-    """What rows of an estimator rest on of the user's: digests of model and function, or `ours` where it is none.
+    """What rows of an estimator rest on of the user's: digests of code and files, or `ours` where it is none.
 
     None where it cannot be told, as a file of theirs is not here.
     """
     base = "" if estimator == "clean" else split_name(estimator)[0]
     names = [n for n in (study.model, base) if USERS_OWN.fullmatch(n) and not n.startswith("captum:")]
     try:
-        return " ".join(_digest_as_run(name) for name in names) or "ours"
-    except InputError:
+        return " ".join([*map(_digest_as_run, names), brought.digest(study, estimator)]).strip() or "ours"
+    except (InputError, FileNotFoundError):
         return None
 
 

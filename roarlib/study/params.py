@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, f
 
 from roarlib.study import earlier, yaml12
 from roarlib.study.files import outputs, root, write_atomically
-from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MODES, expand, split_name
+from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MAPS, MODES, expand, split_name
 
 Percent = Annotated[StrictInt, Field(ge=0, le=100)]
 Seed = Annotated[StrictInt, Field(ge=0)]
@@ -28,14 +28,17 @@ class Study(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)  # folder under outputs/
     # data
-    dataset: str = "textures"  # a name of datasets.DATASETS, or folder:PATH of photographs
+    dataset: str = "textures"  # a name of datasets.DATASETS, folder:PATH, npz:FILE, or module:function
     data_dir: str | None = None  # where data sets lie; None: $ROAR_DATA, else ./data
+    files_dir: str | None = None  # where what the study brings lies: maps, weights, .. ; None: beside its file
     train_images: Annotated[StrictInt, Field(ge=0)] = 0  # the first so many; 0: all
     test_images: Annotated[StrictInt, Field(ge=0)] = 0
     image_size: Annotated[StrictInt, Field(ge=0)] = 0  # px a side of photographs' centre crop; 0: 224
     resize: Annotated[StrictInt, Field(ge=0)] = 0  # px of their short side before it; 0: 8/7 of image_size
+    normalise: Literal["train", "imagenet", "0.5"] = "train"  # mean and std 0 and 1 by: the train set, ImageNet's, 0.5
     # model and training recipe, the same for the base model and every retraining
     model: str = "resnet-tiny"  # a name of models.MODELS, of torchvision, or module:function
+    base_weights: str | None = None  # a trained network to explain, .safetensors or .pt; None: train one
     epochs: Count = 8
     batch_size: Count = 128
     micro_batch: Annotated[StrictInt, Field(ge=0)] = 0  # images a pass, their gradients summed to a batch; 0: all
@@ -79,6 +82,11 @@ class Study(BaseModel):
     def _expand(cls, names):
         return expand(names)
 
+    @field_validator("normalise", mode="before")
+    @classmethod
+    def _half(cls, value):
+        return "0.5" if value == 0.5 else value
+
     @field_validator("percents", "recursive_steps", mode="before")
     @classmethod
     def _no_shares(cls, values):
@@ -112,6 +120,9 @@ class Study(BaseModel):
         if self.base_models == "each-seed" and self.base_seed not in self.seeds:
             raise ValueError(f"base_seed: {self.base_seed} is none of the seeds, each of which has its own base model")
         parts = {name: split_name(name) for name in self.estimators}
+        given = ["base_weights"] * bool(self.base_weights) + [b for b, _ in parts.values() if MAPS.fullmatch(b)]
+        if given and self.base_models == "each-seed":
+            raise ValueError(f"base_models: each-seed, but {given[0]} speaks of one model")
         if slips := [slip for name in self.estimator_options if (slip := _slip(name, self))]:
             raise ValueError(f"estimator_options: {slips[0]}")
         for name, (base, ensemble) in parts.items():
@@ -130,7 +141,15 @@ class Study(BaseModel):
     def own_options(self) -> dict[str, dict]:
         """Every base that is not built in, a user's own or Captum's, with its options as rows have them."""
         bases = {split_name(name)[0] for name in self.estimators} - {*BASES, *FIXED}
-        return {base: earlier.plain(self.estimator_options.get(base, {})) for base in sorted(bases)}
+        return {b: earlier.plain(self.estimator_options.get(b, {})) for b in sorted(bases) if not MAPS.fullmatch(b)}
+
+    @property
+    def brings(self) -> list[str]:
+        """Names of the files and folders that the study needs and that may lie beside its YAML."""
+        kind, _, name = self.dataset.partition(":")
+        bases = {split_name(estimator)[0] for estimator in self.estimators}
+        found = sorted(base.removeprefix("maps:") for base in bases if MAPS.fullmatch(base))
+        return found + [name] * (kind in ("folder", "npz")) + [self.base_weights] * bool(self.base_weights)
 
     @property
     def base_seeds(self) -> list[int]:
@@ -151,7 +170,7 @@ class Study(BaseModel):
 
 # Lists that only select what is run: they may grow or shrink under existing outputs, since a row names its own values.
 SELECTION = ("estimators", "units", "modes", "scored_modes", "percents", "seeds")
-MACHINE = ("data_dir", "device", "workers", "cell_hours", "memory_gb", "rankings")
+MACHINE = ("data_dir", "files_dir", "device", "workers", "cell_hours", "memory_gb", "rankings")
 
 
 def load(path: str | Path) -> Study:
@@ -165,9 +184,12 @@ def load(path: str | Path) -> Study:
     values = read(found)
     values = {"name": found.stem} | {str(key): value for key, value in values.items()}
     try:
-        return Study(**values)
+        study = Study(**values)
     except ValidationError as error:
         raise InputError(f"{path}: " + "; ".join(_said(e) for e in error.errors())) from None
+    if study.files_dir is None and any((found.parent / name).exists() for name in study.brings):
+        study = study.model_copy(update={"files_dir": str(found.parent.resolve())})
+    return study
 
 
 def read(file: str | Path) -> dict:

@@ -57,8 +57,20 @@ def summary(study: Study) -> str:
     return (
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
         f"mean of {points.n.min()} {'seed' if points.n.min() == 1 else 'seeds'}\n\n"
-        f"{grid.to_string(float_format='{:.1f}'.format, formatters=formats, col_space=7)}\n\n"
+        f"{grid.to_string(float_format='{:.1f}'.format, formatters=formats, col_space=7)}\n\n{explained(study, table)}"
         "area: between the curve and Random's; 0: like Random, towards 1: better, below 0: worse"
+    )
+
+
+def explained(study: Study, table: pd.DataFrame) -> str:
+    """A line on a network that was brought: how good it is, and how good those retrained; empty if none was."""
+    if not study.base_weights:
+        return ""
+    brought = table[table.measure == "base"].accuracy.mean()
+    clean = table[(table.measure == "retrain") & (table.estimator == "clean")].accuracy.mean()
+    return (
+        f"The network explained was brought ({Path(study.base_weights).name}): {brought:.1%} of the test images right. "
+        f"Networks retrained on untouched images reach {clean:.1%}, {100 * (clean - brought):+.1f} points from it.\n"
     )
 
 
@@ -82,6 +94,7 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
         "retrained": len(retrained),
         **{name: int(retrained[name].max()) for name in ("n_train", "n_test", "n_classes")},
         "clean": clean,
+        "explained": explained(study, table),
         "floor": stats.floor(table),
         "floor_is": "chance" if stats.floor(table) == 1 / retrained.n_classes.max() else "the largest class alone",
         "error": stats.binomial_error(clean, retrained.n_test.max()),

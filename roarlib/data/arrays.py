@@ -1,0 +1,104 @@
+"""Arrays that a user brings: an .npz file in MedMNIST's layout, or a function that returns the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from roarlib.data.prepare import Split
+from roarlib.study import brought, own
+from roarlib.study.names import USERS_OWN
+from roarlib.study.params import InputError, Study
+
+NEEDED = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+@dataclass(frozen=True)
+class FromFile(Split):
+    """A split whose arrays come from a file, so that a change of the file is noticed: see `prepare.digests`."""
+
+    paths: list[Path] = field(default_factory=list)
+
+    def first(self, count: int) -> "FromFile":
+        return FromFile(**vars(super().first(count)), paths=self.paths)
+
+
+def of_function(dataset: str) -> bool:
+    """Whether a data set is a user's function, `module:function`."""
+    return dataset.partition(":")[0] not in ("folder", "npz") and bool(USERS_OWN.fullmatch(dataset))
+
+
+def brought_as(dataset: str) -> bool:
+    """Whether a data set is arrays of the user's."""
+    return dataset.startswith("npz:") or of_function(dataset)
+
+
+def load(study: Study) -> tuple[Split, Split, list[str]]:
+    """(train, test, class names) of `npz:FILE` or `module:function`, which takes nothing and returns a dict.
+
+    Arrays: train_images, train_labels, test_images, test_labels, and `classes` (names) if there. Images: uint8 (N, H,
+    W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W); labels: whole numbers (N,) or (N, 1). InputError: what does not fit.
+    """
+    if of_function(study.dataset):
+        files, found = [], _made(study.dataset)
+    else:
+        files = [brought.find(study, study.dataset.removeprefix("npz:"), study.dataset)]
+        found = _opened(files[0])
+    if lack := [name for name in NEEDED if name not in found]:
+        raise InputError(f"{study.dataset} has no {', '.join(lack)}; there must be {', '.join(NEEDED)}")
+    splits = []
+    for part in ("train", "test"):
+        images = _images(f"{study.dataset}: {part}_images", found[f"{part}_images"])
+        splits.append(
+            FromFile(images, _labels(f"{study.dataset}: {part}_labels", found[f"{part}_labels"]), None, files)
+        )
+    classes = [str(name) for name in found["classes"]] if "classes" in found else None
+    return *splits, classes or [str(k) for k in range(1 + max(int(split.labels.max(initial=0)) for split in splits))]
+
+
+def _made(dataset: str) -> Mapping:
+    try:
+        found = own.load(dataset)()
+    except InputError:
+        raise
+    except Exception as error:  # the user's code: anything may come of it
+        raise InputError(f"{dataset} fails: {own.said(error)}") from error
+    if not isinstance(found, Mapping):
+        raise InputError(f"{dataset} returns a {type(found).__name__}; it must be a dict of {', '.join(NEEDED)}")
+    return found
+
+
+def _opened(file: Path) -> Mapping:
+    try:
+        with np.load(file, allow_pickle=False) as opened:
+            return {name: opened[name] for name in (*NEEDED, "classes") if name in opened}
+    except (OSError, ValueError, TypeError) as error:  # no zip file, a pickle, an array that is none
+        raise InputError(f"{file} cannot be read as .npz without pickle: {' '.join(str(error).split())[:90]}") from None
+
+
+def _images(name: str, images) -> np.ndarray:
+    """Images as uint8 (N, C, H, W)."""
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        hint = "; scale values in 0..1 by 255 and round" if images.dtype.kind == "f" else ""
+        raise InputError(f"{name} are {images.dtype}, not uint8 (0 to 255){hint}")
+    if images.ndim == 3:
+        return images[:, None]
+    last, first = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (3, 1))
+    if last == first:
+        raise InputError(
+            f"{name} have shape {images.shape}; it must be (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3"
+        )
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if last else images
+
+
+def _labels(name: str, labels) -> np.ndarray:
+    """Labels as int64 (N,)."""
+    labels = np.asarray(labels)
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{name} are {labels.dtype} of shape {labels.shape}; they must be whole numbers (N,) from 0 on"
+        )
+    return labels.astype(np.int64)

@@ -1,0 +1,42 @@
+"""Which image is which: a study's images in its order, so that maps can be made anywhere and be matched again."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from roarlib.data import datasets, photos, prepare
+from roarlib.study.files import write_atomically
+from roarlib.study.params import Study
+
+COLUMNS = ["index", "split", "file", "label", "sha256"]
+
+
+def images(study: Study, hashes: bool = True) -> pd.DataFrame:
+    """COLUMNS of every image: its number in its split, the picture file below the data set's folder, its class.
+
+    sha256: of the picture file, or where the data set is arrays, and `file` empty, of the image's uint8 (C, H, W).
+    """
+    data, parts = datasets.load(study), {}
+    paths = datasets.pictures(study)
+    common = os.path.commonpath([path.parent for found in paths.values() for path in found]) if paths else ""
+    for split in datasets.SPLITS:
+        here = data.split(split)
+        names = [photos.shown(path.relative_to(common)) for path in paths.get(split, [])] or [""] * len(here)
+        parts[split] = pd.DataFrame({"split": split, "file": names, "label": here.labels})
+        parts[split]["sha256"] = "" if not hashes else list(_hashes(paths.get(split), here))
+    return pd.concat(parts.values()).rename_axis("index").reset_index()[COLUMNS]
+
+
+def _hashes(paths: list[Path] | None, split: prepare.Split):
+    for number in range(len(split)):
+        content = paths[number].read_bytes() if paths else split.images[number].tobytes()
+        yield hashlib.sha256(content).hexdigest()
+
+
+def write(study: Study) -> Path:
+    """Write the list to outputs/<name>/images.csv and return the file."""
+    file = study.folder / "images.csv"
+    write_atomically(file, images(study).to_csv(index=False))
+    return file

@@ -1,0 +1,53 @@
+"""What a user brings as files: finished maps, weights, arrays, pictures. Where they lie, and their digests."""
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from roarlib.study.files import root
+from roarlib.study.names import MAPS, split_name
+from roarlib.study.params import InputError, Study
+
+MAP_FILES = ("train.npy", "test.npy")
+MAP_LIST = "images.csv"  # beside them, for maps in an order of their own
+
+
+def data_dir(study: Study) -> Path:
+    """Where data sets lie: the study's data_dir, else $ROAR_DATA, else data/ in the project."""
+    return Path(study.data_dir or os.environ.get("ROAR_DATA") or root() / "data").expanduser()
+
+
+def where(study: Study, name: str) -> Path:
+    """A file or folder that a study names: absolute, beside the study's YAML, or else in the data folder."""
+    places = ([Path(study.files_dir)] if study.files_dir else []) + [data_dir(study)]
+    found = [(place / Path(name).expanduser()).resolve() for place in places]
+    return next((path for path in found if path.exists()), found[-1])
+
+
+def find(study: Study, name: str, what: str) -> Path:
+    """`where`, and InputError in one line if nothing is there."""
+    if not (path := where(study, name)).exists():
+        beside = f"in {study.files_dir}" if study.files_dir else "beside the study's file"
+        raise InputError(f"{what}: there is no {name} {beside}, nor in {data_dir(study)}")
+    return path
+
+
+def digest(study: Study, estimator: str) -> str:
+    """What an estimator's results rest on of these files: digests of the brought weights and of its own maps, or ''.
+
+    FileNotFoundError where one is not here.
+    """
+    base = "" if estimator == "clean" else split_name(estimator)[0]
+    files = [where(study, study.base_weights)] if study.base_weights else []
+    if MAPS.fullmatch(base):
+        folder = where(study, base.removeprefix("maps:"))
+        files += [folder / name for name in MAP_FILES] + list(folder.glob(MAP_LIST))
+    return " ".join(_digest(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+@lru_cache(maxsize=64)
+def _digest(file: Path, size: int, time: int) -> str:
+    """Of all bytes; read again once size or time have changed."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
