@@ -66,7 +66,7 @@ def images(study_file):
     study = _load(study_file)
     with _images(study) as told:
         datasets.load(study, told)
-    click.echo(listing.write(study))
+    click.echo(f"{listing.write(study)}: maps in this order, or with such a list beside them, fit the study")
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def _opened(study: Study, base: str, split: str) -> tuple[np.ndarray, np.ndarray
         raise InputError(f"{base}: there is no {file}")
     listed = folder / brought.MAP_LIST
     times = file.stat().st_mtime_ns, listed.stat().st_mtime_ns if listed.is_file() else 0
-    return _read(study.model_dump_json(), file, listed, split, times)
+    plain = study.model_copy(update={"name": "maps"})  # the rehearsal's name is none
+    return _read(plain.model_dump_json(), file, listed, split, times)
 
 
 @lru_cache(maxsize=8)

@@ -6,6 +6,7 @@ A base model may also be brought, trained elsewhere; retrainings start from scra
 
 import math
 import pickle
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -151,7 +152,9 @@ def _read(file) -> dict[str, torch.Tensor]:
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle's version, right before its refusal
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(f"{file} holds Python objects, which could run any code: save model.state_dict()") from None
     except Exception as error:  # damaged files raise all sorts

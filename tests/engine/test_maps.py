@@ -120,6 +120,14 @@ def test_a_list_matches_maps_of_pictures_and_a_part_of_them_is_enough(folder, ke
     assert scores[:, 0].flatten(1).argmax(1).tolist() == wanted[chosen].tolist()
 
 
+def test_a_run_with_a_list_is_rehearsed(folder):
+    study = study_of(folder, "maps:mine", "maps:mine-blur", modes=["remove", "keep"])
+    shuffled(folder, listing.images(study), "sha256")
+    said = []
+    preflight.check(study, say=said.append)
+    assert not said
+
+
 def rewrite(folder, change, split="train"):
     np.save(folder / f"{split}.npy", change(np.load(folder / f"{split}.npy")))
 
