@@ -38,8 +38,8 @@ def train(
 
     ranking: of the train split, uint8, or None. seed: of the first weights, the order of the images and the
     augmentation, so that estimators trained with one seed are paired. progress: called with each epoch's mean loss.
-    Recipe: SGD with Nesterov momentum, label smoothing, a learning rate per step that is triangular or falls at
-    drop_epochs, no selection of any kind.
+    Recipe: SGD with Nesterov momentum or AdamW, label smoothing, a learning rate per step that is triangular or falls
+    at drop_epochs, no selection of any kind.
     """
     device = device_of(study)
     images = degraded(study, data, "train", ranking, percent, mode)
@@ -84,10 +84,15 @@ def _order(count: int, batches: int, size: int, generator: torch.Generator) -> I
 
 
 def _optimiser(study: Study, model: nn.Module, steps: int):
-    decayed = [p for p in model.parameters() if p.ndim > 1]  # not batch norms and biases, as the paper
+    decayed = [p for p in model.parameters() if p.ndim > 1]  # not norms and biases, as the paper
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": study.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.SGD(groups, study.learning_rate, study.momentum, nesterov=study.momentum > 0, fused=True)
+    if study.optimiser == "adamw":
+        optimiser = torch.optim.AdamW(groups, study.learning_rate, (study.momentum, 0.999), fused=True)
+    else:
+        optimiser = torch.optim.SGD(
+            groups, study.learning_rate, study.momentum, nesterov=study.momentum > 0, fused=True
+        )
     peak = study.warmup * steps
 
     def rate(step: int) -> float:

@@ -37,14 +37,15 @@ class Study(BaseModel):
     resize: Annotated[StrictInt, Field(ge=0)] = 0  # px of their short side before it; 0: 8/7 of image_size
     normalise: Literal["train", "imagenet", "0.5"] = "train"  # mean and std 0 and 1 by: the train set, ImageNet's, 0.5
     # model and training recipe, the same for the base model and every retraining
-    model: str = "resnet-tiny"  # a name of models.MODELS, of torchvision, or module:function
+    model: str = "resnet-tiny"  # a name of models.MODELS or torchvision, timm:name, or module:function
     base_weights: str | None = None  # a trained network to explain, .safetensors or .pt; None: train one
     epochs: Count = 8
     batch_size: Count = 128
     micro_batch: Annotated[StrictInt, Field(ge=0)] = 0  # images a pass, their gradients summed to a batch; 0: all
     learning_rate: Real = Field(0.2, gt=0)  # peak
-    momentum: Real = Field(0.9, ge=0, lt=1)  # Nesterov
-    weight_decay: Real = Field(5e-4, ge=0)  # not on batch norms and biases
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    momentum: Real = Field(0.9, ge=0, lt=1)  # Nesterov's; of AdamW the first beta
+    weight_decay: Real = Field(5e-4, ge=0)  # not on norms and biases
     label_smoothing: Real = Field(0.1, ge=0, lt=1)
     warmup: Real = Field(0.2, ge=0, lt=1)  # share of the steps in which the rate rises; then it falls to 0
     drop_epochs: list[Count] = []  # not empty: after the warm-up it stays, and falls to a tenth at each of these

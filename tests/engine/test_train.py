@@ -138,6 +138,21 @@ def test_learning_rate_rises_then_falls_to_nothing():
     assert [g["weight_decay"] for g in optimiser.param_groups] == [5e-4, 0]
 
 
+def test_the_first_step_of_adamw_is_the_rate_and_only_matrices_decay():
+    """Its moments, both corrected for their start, divide to the sign of the gradient."""
+    model = torch.nn.Linear(3, 2)
+    weight, bias = (p.detach().clone() for p in (model.weight, model.bias))
+    study = tiny_study(optimiser="adamw", learning_rate=0.01, weight_decay=0.5, momentum=0.8, warmup=0.0)
+    optimiser, _ = train._optimiser(study, model, 10)
+    x = torch.tensor([[1.0, -2.0, 3.0]])
+    (model(x) @ torch.tensor([1.0, -1.0])).sum().backward()
+    optimiser.step()
+    signs = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0]])
+    torch.testing.assert_close(model.weight.detach(), (1 - 0.01 * 0.5) * weight - 0.01 * signs)
+    torch.testing.assert_close(model.bias.detach(), bias - 0.01 * torch.tensor([1.0, -1.0]))
+    assert all(group["betas"] == (0.8, 0.999) for group in optimiser.param_groups)
+
+
 def test_learning_rate_drops_to_a_tenth_at_the_given_epochs():
     study = tiny_study(epochs=10, warmup=0.2, learning_rate=1.0, drop_epochs=[5, 8])
     optimiser, schedule = train._optimiser(study, torch.nn.Linear(2, 2), 100)
