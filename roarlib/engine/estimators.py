@@ -59,7 +59,10 @@ def gb(model, images, targets):
     with _Guided() as mode:
         scores = grad(model, images, targets)
     if not mode.guided:
-        raise InputError(f"gb found no ReLU to guide in {type(model).__name__}: it is defined for ReLU networks only")
+        kind = type(model).__name__
+        raise InputError(
+            f"gb found no ReLU to guide in {kind}: it is defined for ReLU networks only, not GELU's or others"
+        )
     return scores
 
 

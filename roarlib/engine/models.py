@@ -1,4 +1,4 @@
-"""Classifiers by name: small residual nets of ours, any torchvision classifier, any `module:function` of the user's.
+"""Classifiers by name: small nets of ours, torchvision's and timm's, any `module:function` of the user's.
 
 Every model maps normalised images (N, C, H, W) to pre-softmax logits (N, classes). ReLUs are modules, one a use.
 """
@@ -17,6 +17,8 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
+from roarlib.engine import zoo
+from roarlib.engine.transformers import vit_tiny
 from roarlib.study import own
 from roarlib.study.names import USERS_OWN
 from roarlib.study.params import InputError
@@ -137,6 +139,7 @@ MODELS: dict[str, Callable] = {
     "resnet9": resnet9,
     "resnet18": resnet18,
     "resnet-tiny-strided": resnet_tiny_strided,
+    "vit-tiny": vit_tiny,
 }
 
 
@@ -144,17 +147,21 @@ def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """A fresh model with random weights for images of `shape` (C, H, W), checked on blank images, in its `layout`.
 
     Weights come from torch's global generator: seed it before. Raises InputError for an unknown name and for a model
-    that does not map a batch to (N, classes).
+    that does not map a batch to (N, classes); logits are taken out of what Hugging Face's models give.
     """
-    make = _torchvision(name) if name == "resnet18" and shape[1] >= 64 else constructor(name)
+    make = constructor(name, shape[1:])
     try:
         model, blank = make(classes, shape[0]).eval(), torch.zeros(2, *shape)
         with torch.no_grad():
-            out = model(blank)
+            if not isinstance(out := model(blank), torch.Tensor):
+                model.register_forward_hook(zoo.give_logits)
+                out = model(blank)
             try:
                 model.to(memory_format=torch.channels_last)(blank.contiguous(memory_format=torch.channels_last))
             except RuntimeError:  # for instance x.view(-1, 400), which wants channels first
                 model.to(memory_format=torch.contiguous_format).roar_layout = torch.contiguous_format
+    except InputError:
+        raise
     except Exception as error:  # the user's code: anything may come of it
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"model {name} fails on images of shape {tuple(shape)}: {reason}") from error
@@ -171,28 +178,21 @@ def layout(model: nn.Module) -> torch.memory_format:
     return getattr(model, "roar_layout", torch.channels_last)
 
 
-def constructor(name: str) -> Callable:
-    """The function (classes, channels) -> module behind a name; InputError for a name that is none."""
-    if name in MODELS:
+def constructor(name: str, size: tuple[int, int]) -> Callable:
+    """The function (classes, channels) -> module behind a name, for images of this size; InputError if it is none."""
+    if name in MODELS and not (name == "resnet18" and size[0] >= 64):
         return MODELS[name]
+    if name.startswith("timm:"):
+        return zoo.from_timm(name.removeprefix("timm:"), size)
     if USERS_OWN.fullmatch(name):
         return own.load(name)
-    import torchvision
-
-    if name in torchvision.models.list_models(module=torchvision.models):
-        return _torchvision(name)
-    near = difflib.get_close_matches(name, [*MODELS, *torchvision.models.list_models()], 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    if name in (known := zoo.of_torchvision()):
+        return zoo.from_torchvision(name, size)
+    hint = f"; did you mean {near[0]}?" if (near := difflib.get_close_matches(name, [*MODELS, *known], 1)) else ""
     raise InputError(
-        f"unknown model '{name}'{hint} Known: {', '.join(MODELS)}, any torchvision classifier, or your own"
+        f"unknown model '{name}'{hint} Known: {', '.join(MODELS)}, any torchvision classifier, timm:NAME, or your own"
         " as module:function"
     )
-
-
-def _torchvision(name: str) -> Callable:
-    import torchvision
-
-    return lambda classes, channels: torchvision.models.get_model(name, weights=None, num_classes=classes)
 
 
 def folded(model: nn.Module, images: torch.Tensor) -> nn.Module:

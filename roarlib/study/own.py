@@ -56,7 +56,7 @@ def source(study: Study, estimator: str) -> str | None:
     None where it cannot be told, as a file of theirs is not here.
     """
     base = "" if estimator == "clean" else split_name(estimator)[0]
-    names = [n for n in (study.model, base) if USERS_OWN.fullmatch(n) and not n.startswith("captum:")]
+    names = [n for n in (study.model, base) if USERS_OWN.fullmatch(n) and not n.startswith(("captum:", "timm:"))]
     try:
         return " ".join([*map(_digest_as_run, names), brought.digest(study, estimator)]).strip() or "ours"
     except (InputError, FileNotFoundError):

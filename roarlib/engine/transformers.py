@@ -1,0 +1,118 @@
+"""Transformers: a small one of ours, and attention rollout, which explains any that has nn.MultiheadAttention."""
+
+import inspect
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from roarlib.study.params import InputError
+
+
+def vit_tiny(classes: int, channels: int) -> nn.Module:
+    """A small vision transformer (Dosovitskiy et al., ICLR 2021) for images of 32 to 64 px, 138,000 weights."""
+    return ViT(classes, channels)
+
+
+class ViT(nn.Module):
+    """Patches of 4 x 4 px and a class token through four layers of attention, normalised first.
+
+    Places are sines of row and column, computed for the grid that comes in: sides of any multiple of 4 px will do. A
+    side of 32 makes 64 patches; one of 64 makes 256, which cost about six times as much.
+    """
+
+    def __init__(self, classes: int, channels: int, width: int = 64, layers: int = 4, heads: int = 4):
+        super().__init__()
+        self.patches = nn.Conv2d(channels, width, 4, 4)
+        self.token = nn.Parameter(torch.zeros(width))
+        made = [
+            nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(layers)
+        ]
+        self.layers, self.norm, self.head = nn.Sequential(*made), nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x):
+        if x.shape[2] % 4 or x.shape[3] % 4:
+            raise InputError(f"vit-tiny needs sides that are multiples of 4 px, not {x.shape[2]} x {x.shape[3]}")
+        x = self.patches(x)  # (N, D, H/4, W/4)
+        x = (x + places(x)).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), 1, -1).to(x.dtype), x], 1)  # (N, 1 + patches, D)
+        return self.head(self.norm(self.layers(x)[:, 0]))
+
+
+def places(x: torch.Tensor) -> torch.Tensor:
+    """Sines and cosines of rows, then of columns, in a quarter of the channels each: (D, H, W) for x (N, D, H, W)."""
+    depth, height, width = x.shape[1:]
+    rates = 100 ** -torch.linspace(0, 1, depth // 4, device=x.device)
+    rows, columns = (torch.arange(k, device=x.device) * rates[:, None] for k in (height, width))  # (D/4, H or W)
+    rows, columns = (torch.cat([angles.sin(), angles.cos()]) for angles in (rows, columns))
+    grid = [rows[:, :, None].expand(-1, -1, width), columns[:, None].expand(-1, height, -1)]
+    return torch.cat(grid).to(x.dtype)
+
+
+def rollout(model, images, targets):
+    """Attention rollout (Abnar and Zuidema, ACL 2020): how much of every patch reaches the class token.
+
+    Each layer passes on half of its attention, the mean over its heads, and half of what was there. Where there is no
+    class token, so that tokens are averaged, their mean counts. The class that is explained plays no part. Returns
+    (N, 1, H, W), patches interpolated bilinearly. InputError for a model without nn.MultiheadAttention over patches.
+    """
+    seen = _attentions(model, images)
+    tokens = seen[0].shape[1]
+    if any(attention.shape != (len(images), tokens, tokens) for attention in seen):
+        raise InputError("rollout needs attention of the same tokens in all layers, not of windows or between others")
+    height, width = images.shape[2:]
+    token, rows, columns = _grid(tokens, height, width)
+    with torch.autocast(images.device.type, enabled=False):
+        relevance = seen[0].new_zeros(len(images), 1, tokens)
+        relevance[:, :, : 1 if token else None] = 1 if token else 1 / tokens
+        for attention in reversed(seen):
+            relevance = (relevance @ (attention / attention.sum(2, keepdim=True)) + relevance) / 2
+        maps = relevance[:, 0, token:].reshape(-1, 1, rows, columns)
+        return F.interpolate(maps, (height, width), mode="bilinear")
+
+
+def _attentions(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """Attention (N, tokens, tokens), the mean over heads, of every nn.MultiheadAttention in the order of calls."""
+    seen, hooks = [], []
+
+    def ask(module, args, kwargs):  # its caller may have given the weights up, for speed
+        call = inspect.signature(nn.MultiheadAttention.forward).bind(module, *args, **kwargs)
+        call.arguments |= {"need_weights": True, "average_attn_weights": True}
+        return call.args[1:], call.kwargs
+
+    def keep(module, args, out):
+        seen.append(out[1] if out[1].dtype == torch.float64 else out[1].float())
+
+    try:
+        for module in model.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                hooks += [module.register_forward_pre_hook(ask, with_kwargs=True), module.register_forward_hook(keep)]
+        if hooks:
+            with torch.no_grad():
+                model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise InputError(
+            f"rollout found no nn.MultiheadAttention in {type(model).__name__}: it explains vit-tiny, torchvision's "
+            "vit_b_16 and the like; not Swin, timm's transformers, or networks without attention"
+        )
+    return seen
+
+
+def _grid(tokens: int, height: int, width: int) -> tuple[int, int, int]:
+    """(1, rows, columns) of patches in the image's proportions behind a class token, (0, rows, columns) without one.
+
+    Never both: squares differ by more than 1, and so do their multiples.
+    """
+    for token in (0, 1):
+        rows = max(1, round(math.sqrt((tokens - token) * height / width)))
+        columns = round(rows * width / height)
+        if rows * columns == tokens - token and rows * width == columns * height:
+            return token, rows, columns
+    raise InputError(
+        f"rollout cannot place {tokens} tokens on images of {height} x {width} px, with or without a class's"
+    )
