@@ -23,11 +23,16 @@ CLEAN, CHANCE = 0.9, 0.1  # the accuracies between which the curves of `simulate
 EVERY = PAPER + tuple(KNOWN_ANSWER)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items):
-    """Two processes share the tests file by file; all that read the smoke study go to one, which runs it once."""
+    """Two processes share the tests file by file; all that read the smoke study go to one, which runs it once.
+
+    The two longest come first, one for each process.
+    """
+    group = {item: "smoke" if {"smoke", "smoke_report"} & set(item.fixturenames) else item.path.stem for item in items}
     for item in items:
-        group = "smoke" if {"smoke", "smoke_report"} & set(item.fixturenames) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(group[item]))
+    items.sort(key=lambda item: {"test_faults": 0, "smoke": 1}.get(group[item], 2))
 
 
 @pytest.fixture(autouse=True)
