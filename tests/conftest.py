@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from xdist.scheduler import LoadScopeScheduling
 
 from roarlib.data.datasets import Data, Split
 from roarlib.study import params, results
@@ -23,16 +24,22 @@ CLEAN, CHANCE = 0.9, 0.1  # the accuracies between which the curves of `simulate
 EVERY = PAPER + tuple(KNOWN_ANSWER)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items):
-    """Two processes share the tests file by file; all that read the smoke study go to one, which runs it once.
+def _group(nodeid: str) -> str:
+    """What goes to one process together: a file, but all that reads the smoke study, so that it is run once."""
+    file = Path(nodeid.partition("::")[0])
+    return "smoke" if file.parent.name in ("browser", "notebooks") else file.stem
 
-    The two longest come first, one for each process.
-    """
-    group = {item: "smoke" if {"smoke", "smoke_report"} & set(item.fixturenames) else item.path.stem for item in items}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group[item]))
-    items.sort(key=lambda item: {"test_faults": 0, "smoke": 1}.get(group[item], 2))
+
+def pytest_collection_modifyitems(items):
+    """The two longest groups come first, one for each process."""
+    items.sort(key=lambda item: {"test_faults": 0, "smoke": 1}.get(_group(item.nodeid), 2))
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Groups are shared out whole; marks of xdist's own have no effect under pytest 9.2."""
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = _group
+    return scheduler
 
 
 @pytest.fixture(autouse=True)
