@@ -76,19 +76,22 @@ def varied(name: str, scores: torch.Tensor) -> torch.Tensor:
 
 
 def explain(
-    study: Study, model: nn.Module, inputs: Batch, names: Iterable[str], reference: torch.Tensor | float, batch: int
+    study: Study, model: nn.Module, inputs: Batch, names: Iterable[str], reference: torch.Tensor | Callable, batch: int
 ) -> dict[str, torch.Tensor]:
     """Scores of one batch of images by every named estimator, sharing the passes of each base.
 
-    reference: IG's, normalised, broadcastable to the images. batch: inputs a model pass takes. Returns name -> (N, C,
-    H, W), float, or uint8 where an estimator gives a ranking. The model is in evaluation mode during the call and left
-    as it was.
+    reference: what a word for a baseline stands for, word -> tensor, normalised, broadcastable to the images
+    (`rank.Explainer.baseline`), or one tensor or number for all. batch: inputs a model pass takes. Returns name -> (N,
+    C, H, W), float, or uint8 where an estimator gives a ranking. The model is in evaluation mode during the call and
+    left as it was.
     """
     wanted: dict[str, dict[str, str]] = {}  # base -> name -> ensemble
     for name in names:
         base, ensemble = split_name(name)
         wanted.setdefault(base, {})[name] = ensemble
-    extras = dict(seed=study.base_seed, steps=study.ig_steps, reference=reference, batch=batch)
+    baseline_of = reference if callable(reference) else lambda word: reference
+    extras = dict(seed=study.base_seed, steps=study.ig_steps, batch=batch, baseline_of=baseline_of)
+    extras["reference"] = baseline_of(study.ig_reference)
     scores, device, options = {}, inputs.images.device.type, study.estimator_options
     half = precision_of(study.attribution_precision, inputs.images.device) == "bfloat16"
     with (

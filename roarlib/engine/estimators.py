@@ -1,22 +1,20 @@
-"""Estimators: the paper's three bases, its controls, those that know the answer, and anybody's own by name.
+"""Estimators: the paper's three bases, its controls, those that know the answer, `cams`, and anybody's own by name.
 
 Each is a function `(model, images, targets) -> scores`: images normalised float (N, C, H, W), targets int64 (N,) the
 explained class, scores of the images' shape, larger = more important. It may ask for more by naming a keyword (`ids`,
-`masks`, `seed`, `steps`, `reference`, `batch`): see `attribute.explain`.
+`masks`, `seed`, `steps`, `reference`, `batch`, `baseline_of`): see `attribute.explain`.
 """
 
 import functools
+import inspect
 import re
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from roarlib.engine import draws, models
+from roarlib.engine import cams, draws, from_captum, layers, models
 from roarlib.study import names, own
 from roarlib.study.params import InputError
 
@@ -29,26 +27,6 @@ def grad(model, images, targets):
     return torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), x)[0]  # of x alone: no weight gradients
 
 
-class _Guided(TorchFunctionMode):
-    """While active, every ReLU call passes only positive gradients on; module and functional, in place or not.
-
-    Calls are intercepted, so the model itself is never touched and a shared or functional ReLU is guided as well.
-    """
-
-    RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
-
-    def __init__(self):
-        super().__init__()
-        self.guided = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        if function in self.RELUS and out.requires_grad:
-            out.register_hook(lambda g: g.clamp(min=0))
-            self.guided += 1
-        return out
-
-
 def gb(model, images, targets):
     """GB: Guided Backprop, the gradient with negative parts cut at every ReLU (Springenberg et al., 2015).
 
@@ -56,7 +34,7 @@ def gb(model, images, targets):
     """
     if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         raise InputError("gb cannot guide the ReLUs inside a TorchScript model; give the eager model")
-    with _Guided() as mode:
+    with layers.Guided() as mode:
         scores = grad(model, images, targets)
     if not mode.guided:
         kind = type(model).__name__
@@ -127,6 +105,7 @@ BASES: dict[str, Callable] = {
     "sobel": sobel,
     "oracle": oracle,
     "anti-oracle": anti_oracle,
+    **cams.READY,
 }
 
 
@@ -143,55 +122,21 @@ def register(name: str, function: Callable) -> None:
 
 
 def built_in(name: str) -> bool:
-    """Whether a base is one of ours, which leave their inputs and the model as they are."""
-    return name in BASES and name not in names.REGISTERED
+    """Whether a base is one of ours that leave their inputs as they are and may explain the folded model."""
+    return name in BASES and name not in names.REGISTERED and name not in names.READY
 
 
 def base_function(name: str, options: dict | None = None) -> Callable:
     """The function behind a base's name, its options filled in; InputError if it cannot be imported."""
-    if name in BASES:
-        return BASES[name]
     if name.startswith("captum:"):
-        return functools.partial(_captum, own.load(name.replace("captum:", "captum.attr:")), options or {})
-    return functools.partial(own.load(name), **options or {})
+        return functools.partial(from_captum.attribute, from_captum.method(name), options or {})
+    function = BASES[name] if name in BASES else own.load(name)
+    return functools.partial(function, **options) if options else function
 
 
-HOOKING = ("GuidedBackprop", "Deconvolution", "GuidedGradCam")  # Captum's, which see nn.ReLU modules only
-
-
-def _captum(method, options, model, images, targets, **more):
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}  # YAML has no tuples
-    if method.__name__ in HOOKING and not _relus_are_modules(model, images[:1]):
-        raise InputError(
-            f"captum:{method.__name__} hooks nn.ReLU modules, and this model has other ReLUs, or none: it would be the "
-            "plain gradient there; gb guides them all"
-        )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
-        warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks")
-        return method(model).attribute(images, target=targets, **options | more)
-
-
-def _relus_are_modules(model: nn.Module, image: torch.Tensor) -> bool:
-    """Whether every ReLU that the model calls is an nn.ReLU module, called once, and there is one."""
-    calls, relus = [], [module for module in model.modules() if isinstance(module, nn.ReLU)]
-    hooks = [module.register_forward_hook(lambda *_: calls.append(1)) for module in relus]
-    with _Guided() as mode, torch.enable_grad():
-        model(image.detach().requires_grad_())
-    for hook in hooks:
-        hook.remove()
-    return 0 < mode.guided == len(calls) == len(relus)
-
-
-def gap(name: str, options: dict, model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> float | None:
-    """By how much a method of Captum's that promises completeness misses it; None for those that promise nothing.
-
-    Median over images of |sum of scores - (f(x) - f(baseline))|, as a share of the median |f(x) - f(0)|.
-    """
-    method = own.load(name.replace("captum:", "captum.attr:")) if name.startswith("captum:") else None
-    if method is None or not method(model).has_convergence_delta():
+def layer_of(name: str, options: dict, model: torch.nn.Module, images: torch.Tensor) -> str | None:
+    """The layer that a base reads by itself; None where it reads none, or its options name one."""
+    function = from_captum.method(name).__init__ if name.startswith("captum:") else cams.READY.get(name)
+    if function is None or "layer" in options or "layer" not in inspect.signature(function).parameters:
         return None
-    _, delta = _captum(method, options, model, images, targets, return_convergence_delta=True)
-    with torch.no_grad():
-        f = model(images) - model(torch.zeros_like(images))
-    return float(delta.abs().median() / f.gather(1, targets[:, None]).abs().median().clamp(min=1e-12))
+    return layers.find(model, images[:1])[0]

@@ -15,7 +15,8 @@ import torch
 from roarlib.data.datasets import SPLITS, Data, Split
 from roarlib.engine import attribute, draws, models
 from roarlib.engine.degrade import Degraded, image_ids
-from roarlib.engine.estimators import built_in, gap
+from roarlib.engine.estimators import built_in, layer_of
+from roarlib.engine.from_captum import gap
 from roarlib.study import own, rankings
 from roarlib.study.files import new_array, part_of, release, write_atomically
 from roarlib.study.machine import device_of, keep_memory
@@ -85,12 +86,23 @@ class Explainer:
         self.layout = models.layout(self.model)
         self.model = self.model.to(self.device, memory_format=self.layout)
         self.folded = models.folded(self.model, self._images("train", slice(0, 2))).to(memory_format=self.layout)
-        mean, std = self.data.scale
-        reference = -mean / std if self.study.ig_reference == "black" else self.data.fill
-        self.reference = torch.from_numpy(reference).to(self.device)[:, None, None]
 
     def ids(self, split: str, index: slice) -> torch.Tensor:
         return image_ids(split, index, self.device)
+
+    def baseline(self, word: str) -> torch.Tensor:
+        """What a word for a baseline stands for, normalised, broadcastable to images; InputError for any other word.
+
+        mean: the training set's. black. train:20: so many training images, spread evenly over the set.
+        """
+        kind, _, count = word.partition(":")
+        if word in ("mean", "black"):
+            mean, std = self.data.scale
+            return torch.from_numpy(self.data.fill if word == "mean" else -mean / std).to(self.device)[:, None, None]
+        if kind != "train" or not count.isdecimal() or int(count) == 0:
+            raise InputError(f"baselines: '{word}' is none of mean, black and train:20 (so many training images)")
+        chosen = np.unique(np.linspace(0, len(self.data.train) - 1, int(count)).astype(int))
+        return torch.cat([self._images("train", slice(k, k + 1)) for k in chosen.tolist()])
 
     def _images(self, split: str, index: slice, gone=None, percent: int = 0) -> torch.Tensor:
         images = Degraded(split, self.data, self.device, gone, percent, room=0).images(index)
@@ -110,7 +122,7 @@ class Explainer:
         for model, ours in ((self.folded, True), (self.model, False)):  # code that is not ours gets the very model
             names = [n for n in estimators if built_in(split_name(n)[0]) == ours]
             if names:
-                made |= attribute.explain(self.study, model, inputs, names, self.reference, self.batch)
+                made |= attribute.explain(self.study, model, inputs, names, self.baseline, self.batch)
         return made
 
     def ranked(self, scores: torch.Tensor, unit: str, ids: torch.Tensor, estimator: str) -> np.ndarray:
@@ -123,13 +135,19 @@ class Explainer:
         return found.cpu().numpy()
 
     def gap(self, base: str) -> float | None:
-        """How far a base that promises completeness misses it on a few test images: `estimators.gap`."""
+        """How far a base that promises completeness misses it on a few test images: `from_captum.gap`."""
         count = min(8, images_at_once(self.batch), len(self.data.test))
         index, options = slice(0, count), self.study.estimator_options.get(base, {})
         targets = torch.from_numpy(self.predictions["test"][index]).to(self.device)
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with models.evaluating(self.model), draws.seeded(self.study.base_seed), exact:
-            return gap(base, options, self.model, self._images("test", index).contiguous(), targets)
+            return gap(base, options, self.model, self._images("test", index).contiguous(), targets, self.baseline)
+
+    def layer(self, base: str) -> str | None:
+        """The layer that a base reads where its options name none: `estimators.layer_of`."""
+        with models.evaluating(self.model):
+            options = self.study.estimator_options.get(base, {})
+            return layer_of(base, options, self.model, self._images("train", slice(0, 1)))
 
     def rankings(self, split: str, index: slice, estimators: list[str], unit: str) -> dict[str, np.ndarray]:
         """Rankings of a few images, computed now and kept nowhere: name -> uint8 (B, C or 1, H, W).

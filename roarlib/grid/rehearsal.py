@@ -48,8 +48,10 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
         explainer = Explainer(study, few, *base)
         for group in Grid(study).groups.values():
             seconds = _rank(explainer, group) * (len(data.train) + len(data.test)) / len(few.train)
+            if layer := explainer.layer(base := split_name(group[0])[0]):
+                say(f"note: {base} explains {layer}, the last layer with spatial output")
             seconds *= (1 + whole.noise_samples) / 3 if any(split_name(name)[1] for name in group) else 1
-            if not built_in(split_name(group[0])[0]) and seconds > LONG:
+            if not built_in(base) and seconds > LONG:
                 images = f"{len(data.train) + len(data.test):,}"
                 say(f"note: {', '.join(group)} will take at least {seconds / 3600:.1f} hours for {images} images")
         for mode in study.modes:

@@ -1,12 +1,15 @@
 """The one catalogue of names: estimators and their parts, modes, units and measures, each with its label and its look.
 
 An estimator's name is a base, an ensemble around it, and a variant of either: `ig-sg-squared-blur` has all three.
-Colour says which ensemble, dashes which base, so an estimator looks the same in every figure. Colours are Okabe and
-Ito's (2008), which colour-blind readers can tell apart.
+An estimator looks the same in every figure. For the paper's, colour says which ensemble, dashes which base, in colours
+of Okabe and Ito (2008), which colour-blind readers can tell apart; any other base has a colour of its own (Tol's muted
+ones, 2021, and by hash for users' own), and the marker says which ensemble.
 """
 
+import colorsys
 import difflib
 import re
+import zlib
 from typing import NamedTuple
 
 
@@ -21,6 +24,15 @@ class Look(NamedTuple):
 
 
 BASES = {"grad": Look("GRAD"), "gb": Look("GB", dashes=(0, (5, 1.5))), "ig": Look("IG", dashes=(0, (1.5, 1)))}
+READY = {  # beside the paper's: see engine.cams
+    "gradcam": Look("Grad-CAM", "#332288"),
+    "hirescam": Look("HiResCAM", "#AA4499"),
+    "rise": Look("RISE", "#999933"),
+    "occlusion": Look("Occlusion", "#882255"),
+    "lrp": Look("LRP", "#44AA99"),
+    "rollout": Look("Rollout", "#CC6677"),
+}
+NAMED = BASES | READY
 ENSEMBLES = {
     "": Look("{}", "#0072B2", "o", menu="plain"),
     "squared": Look("{}²", "#56B4E9", "s", menu="squared"),
@@ -42,7 +54,7 @@ VARIANTS = {  # of any estimator: see attribute.VARIANTS; recursive has a module
     "recursive": Look("{} recursive", dashes=(0, (7, 2))),
 }
 NOT_OF_RANDOM = ("abs", "reversed", "recursive")
-USERS_DASHES = (0, (6, 1.5, 1.5, 1.5))
+USERS_DASHES = [(0, (6, 1.5, 1.5, 1.5)), (0, (8, 1.5)), (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1))]
 PAPER_BASES = ("grad", "gb", "ig")
 PAPER = tuple(f"{b}-{e}" if e else b for b in PAPER_BASES for e in ENSEMBLES) + tuple(CONTROLS)
 FIXED = CONTROLS | KNOWN_ANSWER  # bases without ensembles
@@ -122,7 +134,7 @@ def split_name(name: str) -> tuple[str, str]:
             raise ValueError(
                 f"'{name}': finished maps are of untouched images; {variant or ensemble} explains others too"
             )
-    elif base not in BASES and base not in REGISTERED and not USERS_OWN.fullmatch(base):
+    elif base not in NAMED and base not in REGISTERED and not USERS_OWN.fullmatch(base):
         raise ValueError(_unknown(name, base))
     return base, ensemble
 
@@ -130,7 +142,7 @@ def split_name(name: str) -> tuple[str, str]:
 def _unknown(name: str, base: str) -> str:
     stem = base.partition("-")[0]
     mine = [f"{stem}-{e}" for e in ENSEMBLES if e] if USERS_OWN.fullmatch(stem) else []
-    known = [*PAPER, *KNOWN_ANSWER]
+    known = [*PAPER, *KNOWN_ANSWER, *READY]
     near = difflib.get_close_matches(name, mine or known, 1)
     hint = f"; did you mean {near[0]}?" if near else "."
     return (
@@ -162,7 +174,7 @@ def label(name: str) -> str:
     if name in FIXED:
         return FIXED[name].label
     base, ensemble = split_name(name)
-    return ENSEMBLES[ensemble].label.format(BASES[base].label if base in BASES else base)
+    return ENSEMBLES[ensemble].label.format(NAMED[base].label if base in NAMED else base)
 
 
 def style(name: str) -> dict:
@@ -171,14 +183,22 @@ def style(name: str) -> dict:
         return style(parent_of(name)) | dict(linestyle=VARIANTS[variant].dashes, linewidth=1.1)
     base, ensemble = split_name(name)
     look = FIXED.get(name) or ENSEMBLES[ensemble]
-    dashes = look.dashes if name in FIXED else BASES[base].dashes if base in BASES else USERS_DASHES
-    width = 1.8 if name == "random" else 1.3
-    return dict(color=look.color, linestyle=dashes, marker=look.marker, linewidth=width, markersize=3.5)
+    of_base = look if name in FIXED else NAMED.get(base) or _users_look(base)
+    color, width = of_base.color or look.color, 1.8 if name == "random" else 1.3
+    return dict(color=color, linestyle=of_base.dashes, marker=look.marker, linewidth=width, markersize=3.5)
+
+
+def _users_look(base: str) -> Look:
+    """One of 12 hues and 4 kinds of dashes, from the name alone: the same in every figure, whoever is beside it."""
+    turn, hue = divmod(zlib.crc32(base.encode()), 12)
+    parts = colorsys.hsv_to_rgb(hue / 12, 0.9, 0.75)
+    color = "#" + "".join(f"{round(255 * part):02X}" for part in parts)
+    return Look(base, color, dashes=USERS_DASHES[turn % len(USERS_DASHES)])
 
 
 def in_order(names) -> list[str]:
-    """Estimators in the paper's order, base by base, then users' own by name, then controls; variants after each."""
-    known = [n for n in PAPER if n not in CONTROLS]
+    """Estimators in the catalogue's order, base by base, users' own by name, then controls; variants after each."""
+    known = [f"{b}-{e}" if e else b for b in NAMED for e in ENSEMBLES]
     plain = {parent_of(n) if variant_of(n) else n for n in names}
     own = sorted(plain - {*known, *FIXED})
     parts = ("", *(f"-{v}" for v in VARIANTS))

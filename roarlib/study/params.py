@@ -54,7 +54,7 @@ class Study(BaseModel):
     flip_average: bool = Field(False, strict=True)  # tests average the logits of an image and its mirror image
     # estimators
     estimators: list[str] = Field(min_length=1)  # names; `paper`: its 18 and 2 controls; `*-blur`: see expand
-    estimator_options: dict[str, dict] = {}  # base name -> keyword arguments of users' own and Captum's estimators
+    estimator_options: dict[str, dict] = {}  # base -> keyword arguments; not for the paper's bases
     units: list[Literal["value", "pixel"]] = Field(["pixel"], min_length=1)  # what is ranked and removed
     noise_samples: Count = 15  # J of the SmoothGrad family
     noise_level: Real = Field(0.15, ge=0)  # sigma as a share of each image's (max - min), normalised space
@@ -140,7 +140,7 @@ class Study(BaseModel):
 
     @property
     def own_options(self) -> dict[str, dict]:
-        """Every base that is not built in, a user's own or Captum's, with its options as rows have them."""
+        """Every base that may have options (not the paper's or a control), with them as rows have them."""
         bases = {split_name(name)[0] for name in self.estimators} - {*BASES, *FIXED}
         return {b: earlier.plain(self.estimator_options.get(b, {})) for b in sorted(bases) if not MAPS.fullmatch(b)}
 

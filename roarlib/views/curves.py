@@ -11,7 +11,7 @@ from ipywidgets import Checkbox, Dropdown, SelectMultiple
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from roarlib.study.names import BASES, CURVES, ENSEMBLES, FIXED, MEASURES, MODES, UNITS, in_order, label, split_name
+from roarlib.study.names import CURVES, ENSEMBLES, FIXED, MEASURES, MODES, NAMED, UNITS, in_order, label, split_name
 from roarlib.views import plots
 from roarlib.views.sheets import DPI
 from roarlib.views.view import FITS, View, named, run, several
@@ -51,7 +51,7 @@ class Curves(View):
         found = results(self.tables[self.study.value])
         names = in_order(found["estimator"].unique())
         families = [family(name) for name in names if family(name)]
-        titles = {base: look.label for base, look in BASES.items()} | {OWN: "your own"}
+        titles = {base: look.label for base, look in NAMED.items()} | {OWN: "your own"}
         options = {
             self.unit: named(UNITS, found["unit"]),
             self.mode: named(MODES, found["mode"]),
@@ -117,7 +117,7 @@ def results(table: pd.DataFrame) -> pd.DataFrame:
 def family(name: str) -> tuple[str, str] | None:
     """An estimator's base (OWN for users') and ensemble; None for Random, Sobel and the like."""
     base, ensemble = split_name(name)
-    return None if base in FIXED else (base if base in BASES else OWN, ensemble)
+    return None if base in FIXED else (base if base in NAMED else OWN, ensemble)
 
 
 def pointable(axes) -> str:

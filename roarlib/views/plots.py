@@ -16,7 +16,7 @@ from scipy.optimize import isotonic_regression
 
 from roarlib.answers import paper, stats
 from roarlib.answers.verdicts import BETTER, WORSE
-from roarlib.study.names import BASES, FIXED, MEASURES, MODES, UNITS, in_order, keeps, label, style, variant_of
+from roarlib.study.names import BASES, FIXED, MEASURES, MODES, READY, UNITS, in_order, keeps, label, style, variant_of
 
 INK, QUIET, FAINT = "#222222", "#666666", "#c4c4c4"  # text; notes and Sobel; lines that are only context
 TEXT = 7.5  # points: readable in a column 8.5 cm wide
@@ -111,14 +111,15 @@ def panels(axes, table, each: list[dict], **same) -> None:
 
 
 def by_base(table, **shown):
-    """A figure like the paper's Figure 4: a panel a base, users' own in a last one, controls in each; no variants."""
+    """A figure like the paper's Figure 4: a panel a base, others and users' own in last ones, controls in each."""
     what = Shown(**shown)
     found = points(table, what.measure, what.unit, what.mode)
     names = [name for name in chosen(found) if not variant_of(name)]
     controls, bases = [name for name in names if name in FIXED], {}
     for name in names[: len(names) - len(controls)]:
-        base = BASES.get(name.partition("-")[0])
-        bases.setdefault(base.label if base else "Your own", []).append(name)
+        base = name.partition("-")[0]
+        title = BASES[base].label if base in BASES else "Others" if base in READY else "Your own"
+        bases.setdefault(title, []).append(name)
     bases = bases or {"Controls": []}
     figure, axes = subplots(1, len(bases), (0.5 + 2.9 * len(bases), 3.2), sharey=True)
     panels(axes[0], table, [{"estimators": controls + members} for members in bases.values()], **shown)

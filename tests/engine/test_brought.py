@@ -160,7 +160,7 @@ def test_igs_reference_is_black_or_the_training_mean(outputs, reference, wanted)
     predictions = {"train": np.zeros(100, np.int64), "test": np.zeros(50, np.int64)}
     explainer = Explainer(study, data, models.build("resnet-tiny", 10, SHAPE).eval(), predictions)
     mean, std = (torch.tensor(values)[:, None, None] for values in data.scale)
-    level = explainer.reference * std + mean
+    level = explainer.baseline(study.ig_reference) * std + mean
     colour = torch.tensor(data.mean)[:, None, None] if wanted is None else torch.full((3, 1, 1), wanted)
     torch.testing.assert_close(level, colour, atol=1e-6, rtol=0)
 

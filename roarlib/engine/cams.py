@@ -1,0 +1,115 @@
+"""Well-known estimators beside the paper's: by a layer's maps, by covering, by relevance, by attention.
+
+They read the very model, and not the folded copy; `estimator_options` fills in their keywords.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from captum.attr import Occlusion
+
+from roarlib.engine import layers, models
+from roarlib.study import own
+from roarlib.study.params import InputError
+
+
+def gradcam(model, images, targets, *, layer=None):
+    """Grad-CAM: a layer's maps, each weighted by its mean gradient, summed and cut at 0 (Selvaraju et al., ICCV 2017).
+
+    layer: dotted name of a submodule; None: `layers.find`. Returns (N, 1, H, W).
+    """
+    maps, slopes = layers.maps(model, images, targets, layer)
+    return layers.enlarged((maps * slopes.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu(), images)
+
+
+def hirescam(model, images, targets, *, layer=None):
+    """HiResCAM: a layer's maps times their gradients, place by place, summed (Draelos and Carin, 2020). Signed."""
+    maps, slopes = layers.maps(model, images, targets, layer)
+    return layers.enlarged(maps * slopes, images)
+
+
+def rise(model, images, targets, *, batch, samples=500, grid=7):
+    """RISE: the mean of random masks, weighted by the target's probability behind them (Petsiuk et al., BMVC 2018).
+
+    samples: masks, the same for all images of a call. grid: cells a side, each open with probability 1/2; they are
+    interpolated and shifted at random. Returns (N, 1, H, W).
+    """
+    count, size, total = len(images), images.shape[2:], 0.0
+    for first in range(0, samples, at_once := max(1, batch // count)):
+        masks = random_masks(min(at_once, samples - first), grid, size).to(images)  # (k, 1, H, W)
+        with torch.no_grad():
+            logits = model((masks[:, None] * images).flatten(0, 1))
+        shares = logits.softmax(1).gather(1, targets.repeat(len(masks))[:, None]).reshape(len(masks), count)
+        total = total + torch.einsum("kn,kchw->nchw", shares.to(images.dtype), masks)
+    return total / (samples * 0.5)
+
+
+def random_masks(count: int, grid: int, size: tuple[int, int]) -> torch.Tensor:
+    """RISE's masks (count, 1, H, W) in 0..1, from torch's global generator."""
+    cell = [math.ceil(side / grid) for side in size]
+    cells = (torch.rand(count, 1, grid, grid) < 0.5).float()
+    large = F.interpolate(cells, [(grid + 1) * side for side in cell], mode="bilinear")
+    tops, lefts = (torch.randint(side, (count,)).tolist() for side in cell)
+    return torch.stack([m[:, t : t + size[0], s : s + size[1]] for m, t, s in zip(large, tops, lefts, strict=True)])
+
+
+def occlusion(model, images, targets, *, batch, window=0, stride=0):
+    """Occlusion: by how much the logit falls behind a grey square, averaged over squares (Zeiler and Fergus, 2014).
+
+    window: px a side, 0: an eighth of the shorter side. stride: px, 0: half of it. Returns (N, 1, H, W).
+    """
+    channels, height, width = images.shape[1:]
+    window = window or max(1, min(height, width) // 8)
+    step = stride or max(1, window // 2)
+    found = Occlusion(model).attribute(
+        images,
+        (channels, window, window),
+        (channels, step, step),
+        target=targets,
+        perturbations_per_eval=max(1, batch // len(images)),
+    )
+    return found[:, :1]
+
+
+def lrp(model, images, targets, *, epsilon=1e-6):
+    """LRP: relevance 1 of the target, handed back layer by layer (Bach et al., 2015). Sums to 1, less what biases take.
+
+    The rules are zennit's EpsilonPlusFlat (Kohlbrenner et al., 2020): epsilon in dense layers, z+ in convolutions,
+    flat in the first; each sum of a residual block, ours or torchvision's, is shared out by its parts.
+    """
+    try:
+        from zennit import attribution, canonizers, composites, rules, torchvision
+    except ImportError:
+        raise InputError("lrp needs zennit: pip install 'roarlib[lrp]'") from None
+    shapes = [torchvision.ResNetCanonizer(), canonizers.AttributeCanonizer(_with_sums)]
+    composite = composites.EpsilonPlusFlat(
+        epsilon, layer_map=[((models.Blur, models.Scale), rules.Norm())], canonizers=shapes
+    )
+    with attribution.Gradient(copy.deepcopy(model), composite) as attributor:  # it changes batch norms meanwhile
+        found = attributor(images, lambda out: F.one_hot(targets, out.shape[1]).to(out))[1]
+    return found
+
+
+def _with_sums(name: str, module: torch.nn.Module) -> dict | None:
+    """For zennit: a block of ours whose sum is a module, so that it can have a rule."""
+    from zennit.layer import Sum
+
+    def residual(x):
+        x = module.down(x)
+        return module.relu(module.total(torch.stack([module.body(x), module.shortcut(x)], -1)))
+
+    def shortcut(x):
+        return module.total(torch.stack([x, module.body(x)], -1))
+
+    forward = {models.Residual: residual, models.Shortcut: shortcut}.get(type(module))
+    return forward and {"forward": forward, "total": Sum()}
+
+
+def rollout(model, images, targets):
+    """Rollout: attention of the class token to the patches, multiplied through the layers (Abnar and Zuidema, 2020)."""
+    return own.load("roarlib.engine.transformers:rollout")(model, images, targets)
+
+
+READY = dict(gradcam=gradcam, hirescam=hirescam, rise=rise, occlusion=occlusion, lrp=lrp, rollout=rollout)

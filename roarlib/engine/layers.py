@@ -1,0 +1,98 @@
+"""Looking into a model while it runs: the layer that an estimator reads, its maps, and every ReLU."""
+
+import difflib
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from roarlib.study.params import InputError
+
+
+class Guided(TorchFunctionMode):
+    """While active, every ReLU call passes only positive gradients on; module and functional, in place or not.
+
+    Calls are intercepted, so the model itself is never touched and a shared or functional ReLU is guided as well.
+    """
+
+    RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
+
+    def __init__(self):
+        super().__init__()
+        self.guided = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function in self.RELUS and out.requires_grad:
+            out.register_hook(lambda g: g.clamp(min=0))
+            self.guided += 1
+        return out
+
+
+def relus_are_modules(model: nn.Module, image: torch.Tensor) -> bool:
+    """Whether every ReLU that the model calls is an nn.ReLU module, called once, and there is one."""
+    calls, relus = [], [module for module in model.modules() if isinstance(module, nn.ReLU)]
+    hooks = [module.register_forward_hook(lambda *_: calls.append(1)) for module in relus]
+    with Guided() as mode, torch.enable_grad():
+        model(image.detach().requires_grad_())
+    for hook in hooks:
+        hook.remove()
+    return 0 < mode.guided == len(calls) == len(relus)
+
+
+def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tuple[str, nn.Module]:
+    """A layer by its dotted name, or the last one whose output is (N, K, h, w) with h w > 1: (name, module).
+
+    image: (1, C, H, W). Last is what ends last in a pass, so the outermost of those that end together. InputError
+    for an unknown name, and where no layer has such an output.
+    """
+    modules, ended = {n: m for n, m in model.named_modules() if n}, []
+    if name is not None:
+        if str(name) in modules:
+            return str(name), modules[str(name)]
+        near = difflib.get_close_matches(str(name), modules, 3) or [n for n, _ in model.named_children()]
+        raise InputError(f"{type(model).__name__} has no layer '{name}'; it has {', '.join(near[:12])}")
+
+    def note(module, args, out):
+        if isinstance(out, torch.Tensor) and out.ndim == 4 and out.shape[2] * out.shape[3] > 1:
+            ended.append(module)
+
+    hooks = [module.register_forward_hook(note) for module in modules.values()]
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not ended:
+        raise InputError(f"no layer of {type(model).__name__} has spatial output, maps (N, K, h, w), to explain")
+    return next((n, m) for n, m in modules.items() if m is ended[-1])
+
+
+def maps(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, layer: str | None) -> tuple:
+    """A layer's output (N, K, h, w) and the gradient of the target's logit with respect to it, both detached."""
+    (name, module), kept = find(model, images[:1], layer), []
+
+    def keep(module, args, out):
+        kept.append(out)
+        return out.clone() if isinstance(out, torch.Tensor) else out  # what follows may overwrite it
+
+    hook = module.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            logits = model(images.detach().requires_grad_())
+    finally:
+        hook.remove()
+    if len(kept) != 1:
+        raise InputError(f"layer {name} is called {len(kept)} times in a pass; name one that is called once")
+    (out,) = kept
+    if not isinstance(out, torch.Tensor) or out.ndim != 4:
+        got = tuple(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+        raise InputError(f"layer {name} gives {got}; maps (N, K, h, w) are needed")
+    return out.detach(), torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), out)[0]
+
+
+def enlarged(found: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Maps (N, K, h, w) as one score per pixel, (N, 1, H, W): summed over K, then interpolated bilinearly."""
+    return F.interpolate(found.sum(1, keepdim=True).to(images.dtype), images.shape[2:], mode="bilinear")
