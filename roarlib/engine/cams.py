@@ -70,7 +70,7 @@ def occlusion(model, images, targets, *, batch, window=0, stride=0):
         target=targets,
         perturbations_per_eval=max(1, batch // len(images)),
     )
-    return found[:, :1]
+    return found[:, :1].to(images.dtype)
 
 
 def lrp(model, images, targets, *, epsilon=1e-6):

@@ -52,6 +52,14 @@ def test_a_good_study_is_rehearsed_in_all_its_parts_and_leaves_nothing(outputs):
     assert rehearsed(estimators=estimators, units=["pixel", "value"], modes=["remove", "keep", "remove-imputed"]) == []
 
 
+def test_a_layer_that_the_user_did_not_choose_is_named(outputs):
+    names = ["gradcam", "gradcam-blur", "captum:LayerGradCam", "captum:GradientShap"]
+    note = "explains 6, the last layer with spatial output"
+    assert rehearsed(estimators=names) == [f"note: {name} {note}" for name in ("gradcam", "captum:LayerGradCam")]
+    options = {name: {"layer": "4"} for name in names if "radCam" in name or name == "gradcam"}
+    assert rehearsed(estimators=names, estimator_options=options) == []
+
+
 @pytest.mark.parametrize(
     "part, says",
     [

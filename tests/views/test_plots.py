@@ -73,6 +73,20 @@ def test_every_estimator_has_a_label_and_a_look_of_its_own():
     assert len(looks) == len(EVERY) == len({names.label(name) for name in EVERY})
 
 
+def test_bases_beside_the_papers_have_colours_of_their_own():
+    bases = [*names.READY, "mine:a", "mine:b", "captum:DeepLift", "captum:LayerGradCam"]
+    looks = {(s["color"], s["linestyle"]) for s in map(names.style, bases)}
+    colours = {names.style(name)["color"] for name in (*names.READY, *EVERY)}
+    assert len(looks) == len(bases)
+    assert len(colours) == len(names.READY) + len({names.style(name)["color"] for name in EVERY})
+    for base in bases:
+        family = [names.style(f"{base}-{e}" if e else base) for e in names.ENSEMBLES]
+        assert len({s["color"] for s in family}) == 1 and len({s["marker"] for s in family}) == 6
+    assert names.label("gradcam-sgsq") == "SG-SQ-Grad-CAM" and names.label("lrp-abs") == "|LRP|"
+    given = ["mine:a", "rollout", "gradcam-var", "ig", "gradcam"]
+    assert names.in_order(given) == ["ig", "gradcam", "gradcam-var", "rollout", "mine:a"]
+
+
 def test_order_is_the_papers_then_users_then_controls():
     given = ["sobel", "mine:b", "ig", "random", "grad-var", "mine:a"]
     assert names.in_order(given) == ["grad-var", "ig", "mine:a", "mine:b", "random", "sobel"]
