@@ -16,6 +16,7 @@ from roarlib.study import own
 from roarlib.study.params import InputError
 
 HOOKING = ("GuidedBackprop", "Deconvolution", "GuidedGradCam")  # they see nn.ReLU modules only
+NO_OPTIONS = ("self", "inputs", "target", "forward_func", "model", "kwargs", "return_convergence_delta")
 WITH_SKLEARN = ("Lime", "KernelShap")
 BATCHES = "permutes inputs within the batch, so that an image's scores would depend on those beside it"
 REFUSED = {  # what a class's name begins with -> why it cannot be an estimator of ours
@@ -47,7 +48,7 @@ def attribute(kind, options, model, images, targets, *, baseline_of, **more):
     made, takes = (inspect.signature(f).parameters for f in (kind.__init__, kind.attribute))
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}  # YAML has no tuples
     model = copy.deepcopy(model) if "LRP" in kind.__name__ else model  # where it fails it leaves rules behind
-    known = [k for k in (*made, *takes) if k not in ("self", "inputs", "target", "forward_func", "model", "kwargs")]
+    known = [k for k in (*made, *takes) if k not in NO_OPTIONS]
     if unknown := [k for k in options if k not in known]:
         raise InputError(f"captum:{kind.__name__} takes {', '.join(known)}; its options give {', '.join(unknown)}")
     if "layer" in made:
@@ -80,11 +81,8 @@ def _refuse(kind: type, model: nn.Module, image: torch.Tensor) -> None:
 
 def _run(explainer, images: torch.Tensor, options: dict):
     with warnings.catch_warnings():
-        for said in (
-            "Input Tensor 0 did not already",
-            "Setting (forward, )?backward hooks",
-            "You are providing multiple",
-        ):
+        noise = "Input Tensor 0 did not already", "Setting (forward, )?backward hooks", "You are providing multiple"
+        for said in noise:
             warnings.filterwarnings("ignore", said)
         try:
             return explainer.attribute(images, **options)
@@ -113,7 +111,9 @@ def _of_layer(kind: type, found, images: torch.Tensor) -> torch.Tensor:
     return layers.enlarged(found, images)
 
 
-def gap(name: str, options: dict, model: nn.Module, images: torch.Tensor, targets: torch.Tensor, baseline_of: Callable):
+def gap(
+    name: str, options: dict, model: nn.Module, images: torch.Tensor, targets: torch.Tensor, baseline_of: Callable
+) -> float | None:
     """By how much a method of Captum's that promises completeness misses it; None for those that promise nothing.
 
     Median over images of |sum of scores - (f(x) - f(baseline))|, averaged over an image's baselines or samples, as a
