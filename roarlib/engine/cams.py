@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from captum.attr import Occlusion
 
 from roarlib.engine import layers, models
-from roarlib.study import own
+from roarlib.engine.transformers import rollout
 from roarlib.study.params import InputError
 
 
@@ -55,10 +55,11 @@ def random_masks(count: int, grid: int, size: tuple[int, int]) -> torch.Tensor:
     return torch.stack([m[:, t : t + size[0], s : s + size[1]] for m, t, s in zip(large, tops, lefts, strict=True)])
 
 
-def occlusion(model, images, targets, *, batch, window=0, stride=0):
-    """Occlusion: by how much the logit falls behind a grey square, averaged over squares (Zeiler and Fergus, 2014).
+def occlusion(model, images, targets, *, batch, baseline_of, window=0, stride=0):
+    """Occlusion: by how much the logit falls behind a square of the mean colour (Zeiler and Fergus, 2014).
 
-    window: px a side, 0: an eighth of the shorter side. stride: px, 0: half of it. Returns (N, 1, H, W).
+    Averaged over the squares. window: px a side, 0: an eighth of the shorter side. stride: px, 0: half of it. Returns
+    (N, 1, H, W).
     """
     channels, height, width = images.shape[1:]
     window = window or max(1, min(height, width) // 8)
@@ -67,6 +68,7 @@ def occlusion(model, images, targets, *, batch, window=0, stride=0):
         images,
         (channels, window, window),
         (channels, step, step),
+        torch.as_tensor(baseline_of("mean")).to(images).expand(1, *images.shape[1:]),
         target=targets,
         perturbations_per_eval=max(1, batch // len(images)),
     )
@@ -105,11 +107,6 @@ def _with_sums(name: str, module: torch.nn.Module) -> dict | None:
 
     forward = {models.Residual: residual, models.Shortcut: shortcut}.get(type(module))
     return forward and {"forward": forward, "total": Sum()}
-
-
-def rollout(model, images, targets):
-    """Rollout: attention of the class token to the patches, multiplied through the layers (Abnar and Zuidema, 2020)."""
-    return own.load("roarlib.engine.transformers:rollout")(model, images, targets)
 
 
 READY = dict(gradcam=gradcam, hirescam=hirescam, rise=rise, occlusion=occlusion, lrp=lrp, rollout=rollout)

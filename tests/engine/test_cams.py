@@ -141,9 +141,13 @@ def test_occlusion_by_hand():
     model, close = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4)).double(), dict(rtol=1e-4, atol=1e-6)
     x, targets = inputs(8, torch.float64)
     worth = (x * model[1].weight[targets].reshape(x.shape)).sum(1, keepdim=True)
-    torch.testing.assert_close(cams.occlusion(model, x, targets, batch=16), worth, **close)  # an eighth: 1 px
+    torch.testing.assert_close(
+        cams.occlusion(model, x, targets, batch=16, baseline_of=lambda word: 0.0), worth, **close
+    )  # an eighth: 1 px
     apart = F.avg_pool2d(worth, 4).repeat_interleave(4, 2).repeat_interleave(4, 3) * 16
-    torch.testing.assert_close(cams.occlusion(model, x, targets, batch=16, window=4, stride=4), apart, **close)
+    torch.testing.assert_close(
+        cams.occlusion(model, x, targets, batch=16, baseline_of=lambda word: 0.0, window=4, stride=4), apart, **close
+    )
     lapped = explained(model, x, targets, "occlusion", window=4)["occlusion"][:, :1]  # by half
     torch.testing.assert_close(lapped[:, :, :2, :2], apart[:, :, :2, :2], **close)
     windows = F.avg_pool2d(worth, 4, 2) * 16  # (3, 1, 3, 3)
