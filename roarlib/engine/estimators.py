@@ -36,7 +36,7 @@ def gb(model, images, targets):
         raise InputError("gb cannot guide the ReLUs inside a TorchScript model; give the eager model")
     with layers.Guided() as mode:
         scores = grad(model, images, targets)
-    if not mode.guided:
+    if not mode.reached:
         kind = type(model).__name__
         raise InputError(
             f"gb found no ReLU to guide in {kind}: it is defined for ReLU networks only, not GELU's or others"

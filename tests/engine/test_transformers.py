@@ -166,6 +166,22 @@ def test_gb_says_that_it_is_for_relu_networks():
         estimators.gb(model, torch.randn(1, 3, 8, 8), torch.tensor([0]))
 
 
+class Biased(nn.Module):
+    """As Swin V2: GELU on the way, and a ReLU that makes positions out of weights alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.conv = nn.Parameter(torch.ones(4)), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return (nn.functional.gelu(self.conv(x)).mean((2, 3)) + 1) * torch.relu(self.bias)
+
+
+def test_gb_counts_relus_between_images_and_logits_only():
+    with pytest.raises(InputError, match="gb found no ReLU to guide in Biased"):
+        estimators.gb(Biased(), torch.randn(1, 3, 8, 8), torch.tensor([0]))
+
+
 def test_vit_tiny_is_trained_stored_and_explained(outputs):
     study, data = tiny_study(model="vit-tiny", optimiser="adamw", learning_rate=1e-3, batch_size=5), random_data()
     train.save_base(study, data, train.train(study, data, 0))
