@@ -1,7 +1,6 @@
 """Grad-CAM, HiResCAM, RISE, Occlusion and LRP against other libraries, and on models whose answer is known."""
 
 import sys
-import types
 
 import captum.attr
 import pytest
@@ -12,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from roarlib.engine import attribute, cams, estimators, models
+from roarlib.engine import attribute, cams, estimators, models, transformers
 from roarlib.engine.rank import Explainer
 from roarlib.study import names
 from roarlib.study.params import InputError
@@ -207,13 +206,12 @@ def test_lrp_says_what_it_needs(monkeypatch):
         cams.lrp(Net(), *inputs(8, torch.float64))
 
 
-def test_rollout_is_looked_for_when_it_is_used(monkeypatch):
-    made = types.ModuleType("roarlib.engine.transformers")
-    made.rollout = lambda model, images, targets: images[:, 0] + targets[:, None, None]
-    monkeypatch.setitem(sys.modules, made.__name__, made)
-    x, targets = inputs(8)
-    found = explained(Net().float(), x, targets, "rollout")["rollout"]
-    assert torch.equal(found, (x[:, :1] + targets[:, None, None, None]).expand_as(x))
+def test_rollout_is_an_estimator_by_name():
+    torch.manual_seed(0)
+    model, (x, targets) = transformers.vit_tiny(4, 3).eval(), inputs(8)
+    found = explained(model, x, targets, "rollout")["rollout"]
+    torch.testing.assert_close(found, transformers.rollout(model, x, targets).expand_as(x))
+    assert float(found.flatten(1).std(1).min()) > 0
 
 
 def test_they_have_ensembles_variants_and_options_and_get_the_very_model(outputs):
