@@ -7,8 +7,11 @@ import pytest
 from conftest import tiny_study
 
 from roarlib.data import datasets
+from roarlib.engine import degrade
+from roarlib.grid import rehearsal
 from roarlib.study import params
 from roarlib.study.params import InputError
+from roarlib.views import sheets
 
 
 def arrays(shape=(28, 28), train=40, test=20, classes=4, seed=0):
@@ -155,3 +158,27 @@ def test_a_file_beside_the_yaml_is_found(tmp_path, outputs):
     (tmp_path / "mine.yaml").write_text('dataset: "npz:mine.npz"\nestimators: [random]\n')
     study = params.load(tmp_path / "mine.yaml")
     assert study.files_dir == str(tmp_path) and len(datasets.load(study).train) == 40
+
+
+def test_grey_images_go_through_every_estimator_unit_and_mode_as_one_channel(tmp_path, outputs):
+    made = arrays((16, 16))
+    np.savez(tmp_path / "mine.npz", **made)
+    every = [
+        "paper",
+        "grad-blur",
+        "grad-recursive",
+        "gradcam",
+        "hirescam",
+        "rise",
+        "occlusion",
+        "lrp",
+        "captum:DeepLift",
+    ]
+    more = dict(units=["pixel", "value"], modes=["remove", "keep", "mask"], scored_modes=["remove-imputed"])
+    study = study_of(tmp_path, estimators=every, batch_size=8, estimator_options={"rise": {"samples": 4}}, **more)
+    data = datasets.load(study)
+    rehearsal.rehearse(study, data)  # everything at once, as a run would
+    images = data.test.images[:1]
+    ranking = np.arange(256).reshape(1, 16, 16) * 100 // 256
+    shown = sheets.degraded_sheet(images[0], {"grad": ranking}, [50], fill=255 * data.mean)
+    assert shown is not None and degrade.as_seen(images[0], ranking, 50, "remove", 255 * data.mean).shape == (1, 16, 16)

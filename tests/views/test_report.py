@@ -3,12 +3,16 @@
 import os
 import subprocess
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from bs4 import BeautifulSoup
 from conftest import ROAR, tiny_study
 
+from roarlib.data import textures
+from roarlib.engine import models
 from roarlib.study import params, results
 from roarlib.study.params import InputError
 from roarlib.views import report
@@ -16,10 +20,22 @@ from roarlib.views import report
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """(environment, YAML, what `plan` and `run` said) of a study of two estimators, without Random."""
+    """(environment, YAML, what `plan` and `run` said) of a study without Random, of grey arrays, weights and maps."""
     folder = tmp_path_factory.mktemp("alone")
+    drawn = {
+        part: textures.make(count, number) for number, (part, count) in enumerate({"train": 100, "test": 50}.items())
+    }
+    grey = {part: images.mean(1, keepdims=True).astype(np.uint8) for part, (images, *_) in drawn.items()}
+    labels = {f"{part}_labels": found[1] for part, found in drawn.items()}
+    np.savez(folder / "grey.npz", **labels, **{f"{part}_images": images for part, images in grey.items()})
+    torch.save(models.build("resnet-tiny", 10, (1, 32, 32)).state_dict(), folder / "net.pt")
+    (folder / "mine").mkdir()
+    for part, images in grey.items():
+        np.save(folder / "mine" / f"{part}.npy", images / 255)
+    brought = dict(dataset="npz:grey.npz", base_weights="net.pt", train_images=0, test_images=0)
+    study = tiny_study(name="alone", estimators=["grad", "gb-sgsq", "maps:mine"], **brought)
     file = folder / "alone.yaml"
-    file.write_text(yaml.safe_dump(tiny_study(name="alone", estimators=["grad", "gb-sgsq"]).model_dump()))
+    file.write_text(yaml.safe_dump(study.model_dump()))
     environment = os.environ | {"ROAR_OUTPUTS": str(folder / "outputs")}
     return environment, file, "".join(call(environment, word, file).stderr for word in ("plan", "run"))
 
@@ -34,8 +50,11 @@ def test_without_random_it_says_what_is_missing_and_shows_the_rest(alone):
     environment, file, said = alone
     assert said.count("note: `random` is not among the estimators; without it no verdict is possible") == 2
     printed = call(environment, "report", file).stdout
-    assert "LEFT OUT" not in printed and "SG-SQ-GB" in printed
+    assert "LEFT OUT" not in printed and "SG-SQ-GB" in printed and "maps:mine" in printed
     page = (file.parent / "outputs" / "alone" / "report.html").read_text()
+    for text in (printed, page):
+        assert "The network explained was brought (net.pt): " in text and " points from it." in text
+    assert "note: maps:mine has no images.csv" in said
     assert "No estimator shares its seeds with the reference" in page
     assert (
         "one accuracy is good to ±" in page and "no better than knowing nothing" in page
