@@ -13,6 +13,7 @@ from tqdm import tqdm
 from roarlib.grid import status
 from roarlib.grid.cells import Grid
 from roarlib.study import params, results
+from roarlib.study.files import outputs
 from roarlib.study.params import InputError
 
 # the commands import what loads torch, Dask or papermill when they need it, so that all others answer at once
@@ -177,6 +178,8 @@ def run(study_file, only, scheduler, slurm):
 
 def _load(study_file):
     study = params.load(study_file)
+    if study.home != outputs():
+        click.echo(f"results: {study.folder}", err=True)
     params.agree(study)
     return study
 

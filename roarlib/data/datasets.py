@@ -20,7 +20,7 @@ from roarlib.data import arrays, photos, prepare, textures
 from roarlib.data.prepare import Split
 from roarlib.study import brought
 from roarlib.study.brought import data_dir
-from roarlib.study.files import outputs, write_atomically
+from roarlib.study.files import write_atomically
 from roarlib.study.names import USERS_OWN
 from roarlib.study.params import InputError, Study
 
@@ -105,7 +105,7 @@ def prepared(study: Study) -> Path:
     for dataset, *where in names:
         wanted = [VERSION, dataset, study.train_images, study.test_images, study.image_size, study.resize, *where]
         word = re.sub("[^a-z0-9]+", "-", dataset.lower()).strip("-")[-40:]
-        folder = outputs() / "_prepared" / f"{word}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
+        folder = study.home / "_prepared" / f"{word}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
         if folder.is_dir():
             break
     return folder

@@ -55,18 +55,20 @@ def _opened(study: Study, base: str, split: str) -> tuple[np.ndarray, np.ndarray
     listed = folder / brought.MAP_LIST
     times = file.stat().st_mtime_ns, listed.stat().st_mtime_ns if listed.is_file() else 0
     plain = study.model_copy(update={"name": "maps"})  # the rehearsal's name is none
-    return _read(plain.model_dump_json(), file, listed, split, times)
+    return _read(plain.model_dump_json(), study.home, file, listed, split, times)
 
 
 @lru_cache(maxsize=8)
-def _read(study: str, file: Path, listed: Path, split: str, times: tuple) -> tuple[np.ndarray, np.ndarray | None]:
+def _read(said: str, home: Path, file: Path, listed: Path, split: str, times: tuple):
     try:
         maps = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{file} is no array without pickle: {' '.join(str(error).split())[:90]}") from None
     if maps.dtype.kind != "f":
         raise InputError(f"{file} holds {maps.dtype}; scores must be floats")
-    return maps, _order(Study.model_validate_json(study), listed, split, len(maps)) if times[1] else None
+    study = Study.model_validate_json(said)
+    study._home = home
+    return maps, _order(study, listed, split, len(maps)) if times[1] else None
 
 
 def _order(study: Study, listed: Path, split: str, count: int) -> np.ndarray:

@@ -134,14 +134,14 @@ def here() -> dict[str, str]:
 
 
 def writable(folder: str) -> bool:
-    """Whether this process can write into a study's folder, finds the study there and keeps its outputs there."""
+    """Whether this process can write into a study's folder and finds the study there."""
     probe = Path(folder) / f".probe-{platform.node()}-{os.getpid()}"
     try:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError:
         return False
-    return (Path(folder) / "study.yaml").is_file() and outputs().resolve() == Path(folder).parent
+    return (Path(folder) / "study.yaml").is_file()
 
 
 def able(client: Client, study: Study) -> list[str] | None:
@@ -159,9 +159,7 @@ def able(client: Client, study: Study) -> list[str] | None:
     except (ImportError, OSError) as error:
         raise InputError(f"a worker cannot run this project: {type(error).__name__}: {error}") from None
     if not able:
-        raise InputError(
-            f"no worker of {client.scheduler.address} can write under {folder} with ROAR_OUTPUTS={Path(folder).parent}"
-        )
+        raise InputError(f"no worker of {client.scheduler.address} can write under {folder}")
     own, first = here(), next(iter(there.values()))
     for address, theirs in there.items():
         wanted = own | {"auto precision": first.get("auto precision")}  # the client itself computes nothing

@@ -1,10 +1,20 @@
 """A study's parameters: every knob with its type, unit, range and default; YAML in, one validated object out."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from roarlib.study import earlier, yaml12
 from roarlib.study.files import outputs, root, write_atomically
@@ -133,10 +143,17 @@ class Study(BaseModel):
                 raise ValueError(f"estimators: {name} needs the true informative pixels, which only textures has")
         return self
 
+    _home: Path | None = PrivateAttr(None)  # of a study from a file: see `_home_of`
+
+    @property
+    def home(self) -> Path:
+        """Where results and prepared images lie: $ROAR_OUTPUTS, or outputs/ of the project, or beside the study."""
+        return self._home or outputs()
+
     @property
     def folder(self) -> Path:
-        """outputs/<name>, or under $ROAR_OUTPUTS."""
-        return outputs() / self.name
+        """Where the study's results lie."""
+        return self.home / self.name
 
     @property
     def own_options(self) -> dict[str, dict]:
@@ -190,7 +207,20 @@ def load(path: str | Path) -> Study:
         raise InputError(f"{path}: " + "; ".join(_said(e) for e in error.errors())) from None
     if study.files_dir is None and any((found.parent / name).exists() for name in study.brings):
         study = study.model_copy(update={"files_dir": str(found.parent.resolve())})
+    study._home = _home_of(found.resolve(), study.name)
     return study
+
+
+def _home_of(file: Path, name: str) -> Path | None:
+    """Where the results of a study in this file lie, if not in `outputs()`: around the file, if results have it.
+
+    Else beside it if it lies outside of the project, and $ROAR_OUTPUTS does not say otherwise.
+    """
+    folder = file.parent.parent if file.parent.name == ".runs" else file.parent
+    if folder.name == name and (file.parent.name == ".runs" or file.name == "study.yaml" and earlier.results(folder)):
+        return folder.parent if folder.parent != outputs().resolve() else None
+    beside = not os.environ.get("ROAR_OUTPUTS") and not file.is_relative_to(root())
+    return file.parent / "outputs" if beside else None
 
 
 def read(file: str | Path) -> dict:

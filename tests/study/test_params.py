@@ -2,6 +2,7 @@ import fcntl
 import itertools
 import random
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -369,3 +370,29 @@ def test_options_of_an_estimator_that_is_not_listed_do_no_harm(tmp_path, name):
     assert params.load(written(tmp_path, text)).estimator_options == {"mine:edges": {"a": 1}, name: {"b": 2}}
     text = f"estimators: [grad, random]\nestimator_options: {{{name}: {{b: 2}}}}"
     assert params.load(written(tmp_path, text)).estimator_options == {name: {"b": 2}}
+
+
+def test_results_of_a_study_outside_of_the_project_lie_beside_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("ROAR_OUTPUTS")
+    file = tmp_path / "mine.yaml"
+    file.write_text("estimators: [random]\n")
+    study = params.load(file)
+    assert study.folder == tmp_path / "outputs" / "mine" and study.based(3).folder == study.folder
+    assert params.load("params/smoke.yaml").folder == root() / "outputs" / "smoke"
+    assert study.model_copy(update={"name": "other"}).folder == tmp_path / "outputs" / "other"
+    own = study.folder / ".runs" / "1.yaml"  # what cells load, wherever they run and whatever they are told
+    own.parent.mkdir(parents=True)
+    own.write_text(params.dump(study))
+    monkeypatch.setenv("ROAR_OUTPUTS", "/nowhere")
+    assert params.load(own).folder == study.folder
+    assert params.load(file).folder == Path("/nowhere/mine")
+
+
+def test_a_users_own_study_yaml_is_not_taken_for_results(tmp_path, monkeypatch):
+    """Nor would it be written over."""
+    monkeypatch.delenv("ROAR_OUTPUTS")
+    (tmp_path / "mine").mkdir()
+    file = tmp_path / "mine" / "study.yaml"
+    file.write_text("name: mine\nestimators: [random]  # a comment\n")
+    assert params.save(params.load(file)) == tmp_path / "mine" / "outputs" / "mine" / "study.yaml"
+    assert "# a comment" in file.read_text()
