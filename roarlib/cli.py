@@ -1,5 +1,6 @@
 """The command `roar`: prepare, plan, run, status, collect and report a study given by its YAML file."""
 
+import json
 import os
 import signal
 import sys
@@ -24,13 +25,40 @@ only = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+START = (
+    "Where to start: `roar run params/demo.yaml` runs the demo, a few minutes; `roar new my.yaml` writes a study of "
+    "your own, to plan, run and report. `make lab` opens the notebooks."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=START)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool):
     """ROAR, RemOve And Retrain: run a study of feature-importance estimators, cell by cell.
 
     STUDY.yaml is a file of params/; its results lie in outputs/<name>/.
     """
+
+
+@cli.command()
+@click.argument("study_file", metavar="STUDY.yaml", type=Path)
+@click.option("--dataset", default="textures", help="A data set, folder:PATH, npz:FILE ..; textures if left out.")
+@click.option("--model", default="resnet-tiny", help="A model's name, or module:function; resnet-tiny if left out.")
+@click.option("--estimator", multiple=True, help="One more estimator, such as mine:edges; as often as you like.")
+def new(study_file, dataset, model, estimator):
+    """Write a study of your own, with a word on each key that matters."""
+    if study_file.exists():
+        raise InputError(f"{study_file} is there already")
+    size = "image_size: 64  # px a side, cut from the centre\n" * dataset.startswith("folder:")
+    quoted = ", ".join(json.dumps(name) for name in ["random", "sobel", "grad", "grad-sgsq", *estimator])
+    template = (Path(params.__file__).with_name("new.yaml")).read_text()
+    study_file.write_text(template.format(dataset=json.dumps(dataset), size=size, model=model, estimators=quoted))
+    try:
+        params.load(study_file)
+    except InputError:
+        study_file.unlink()
+        raise
+    click.echo(f"{study_file} is written; next: roar plan {study_file}")
 
 
 @cli.command()
@@ -123,7 +151,8 @@ def plan(study_file, only):
     "--scheduler", metavar="ADDRESS", help="Use the Dask scheduler at tcp://host:port instead of this machine."
 )
 @click.option("--slurm", metavar="CLUSTER.yaml", type=Path, help="Start workers as SLURM jobs, as this file says.")
-def run(study_file, only, scheduler, slurm):
+@click.option("--anyway", is_flag=True, help="Go on though the base model has learnt nothing.")
+def run(study_file, only, scheduler, slurm, anyway):
     """Run every cell that is not done, through papermill; exit status 1 if one failed.
 
     Several runs may work on one study at a time, here or elsewhere: they share its cells.
@@ -152,7 +181,9 @@ def run(study_file, only, scheduler, slurm):
 
         def report(outcome: runner.Outcome):
             bar.update(not outcome.error)
-            if outcome.error:
+            if outcome.cell.measure == "base":
+                check_base()
+            if outcome.error and not outcome.error.startswith(runner.WAITS):
                 failed.append(outcome)
             elif outcome.seconds:
                 fresh.extend(row for row in outcome.cell.rows if row.measure == "retrain")
@@ -161,19 +192,28 @@ def run(study_file, only, scheduler, slurm):
             if outcome.error and not outcome.error.startswith((runner.WAITS, runner.INTERRUPTED)):
                 bar.write(f"FAILED {outcome.cell.id}: {outcome.error} (see {outcome.notebook})", file=sys.stderr)
 
-        def leave(number, frame):
+        def leave(number, frame=None):
             """Leave within seconds: kernels here die with this process, those elsewhere are stopped."""
             going.abandon()
             said = "\nStopped; finished rows are kept. Run the same command again to go on."
             print(said, file=sys.stderr, flush=True)
-            os._exit(128 + number)
+            os._exit(128 + number if number else 1)
 
+        def check_base():
+            if not anyway and (said := results.nothing_learnt(study)):
+                bar.write(click.style(said, fg="red"), file=sys.stderr)
+                leave(0)
+
+        check_base()
         signal.signal(signal.SIGINT, leave)
         signal.signal(signal.SIGTERM, leave)
         outcomes = going.run(only, report)
     if len(results.rows(study)):
         results.collect(study)
-    _finish(grid, outcomes, owed, time.perf_counter() - started)
+    said, left, code = runner.ended(grid, outcomes, owed, time.perf_counter() - started)
+    click.echo(said)
+    click.echo(left, err=True, nl=bool(left))
+    sys.exit(code)
 
 
 def _load(study_file):
@@ -190,41 +230,19 @@ def _advise(study) -> None:
         click.echo("note: `random` is not among the estimators; without it no verdict is possible", err=True)
 
 
-def _finish(grid: Grid, outcomes: list, owed: set[results.Key], wall: float) -> None:
-    """Say what a run did and took, and leave with status 1 if a cell failed (2 if only for bad input)."""
-    from roarlib.grid import cluster, runner
-
-    study = grid.study
-    if not outcomes:
-        click.echo(f"{study.name}: another run has done the rest")
-        return
-    failed = [o for o in outcomes if o.error]
-    waiting = [o for o in failed if o.error.startswith(runner.WAITS)]
-    interrupted = [o for o in failed if o.error.startswith(runner.INTERRUPTED)]
-    workers, _ = cluster.machine(study)
-    overhead = 1 - grid.work_seconds(owed) / (wall * min(workers, len(outcomes)))
-    click.echo(
-        f"{study.name}: {len(outcomes) - len(failed)} cells in {status.duration(wall)}, "
-        f"{len(failed) - len(waiting) - len(interrupted)} failed; "
-        f"{int((results.rows(study).measure == 'retrain').sum())} retrainings in all. Of {workers} workers' time "
-        f"{1 - overhead:.0%} went into training, attribution and scoring, {overhead:.0%} into the rest."
-    )
-    if interrupted:
-        click.echo(f"{len(interrupted)} cell(s) {interrupted[0].error}", err=True)
-    if failed:
-        click.echo(
-            f"{len(waiting)} more cell(s) wait for them. Mend the cause and run the same command again: what is "
-            "done is kept.",
-            err=True,
-        )
-        sys.exit(2 if all(o in waiting or o.error.startswith("InputError") for o in failed) else 1)
-
-
 @cli.command("status")
-@study_file
+@click.argument("study_file", metavar="[STUDY.yaml]", required=False)
 def status_(study_file):
-    """Say what is done, running, failed and waiting, from the files alone, wherever it runs."""
-    click.echo(status.text(Grid(_load(study_file))))
+    """Say what is done, running, failed and waiting, from the files alone; of all studies where none is named."""
+    if study_file:
+        click.echo(status.text(Grid(_load(study_file))))
+        return
+    there = results.studies()
+    for file in there:
+        grid = Grid(params.load(file))
+        click.echo(status.counts(grid, grid.cells))
+    if not there:
+        click.echo(f"no study has results under {outputs()} yet. {START}")
 
 
 @cli.command()

@@ -5,10 +5,13 @@ what to run. Nothing that comes later may depend on what is chosen there. A stud
 """
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from IPython.display import display
+from ipywidgets import HTML, Dropdown, HBox
 
 from roarlib.data import datasets
 from roarlib.engine import train
@@ -21,6 +24,33 @@ from roarlib.views.images import FIRST, Images, TryEstimator
 from roarlib.views.view import View, run
 
 Studied = params.Study | str | Path
+CHOSEN: dict[str, str] = {}  # what the menu of `study` says, in this process
+
+
+class NothingYet(LookupError):
+    """There is no study to look at; notebooks show the sentence alone."""
+
+    def _render_traceback_(self):
+        return [str(self)]
+
+
+def study(file: str = "") -> params.Study:
+    """The study that an analysis shows: of this YAML; without one, what its menu says, at first the newest there is.
+
+    The menu is shown above; a choice counts from the next run of the notebook on. NothingYet if there is none.
+    """
+    if file:
+        return params.load(file)
+    there = {path.parent.name: str(path) for path in results.studies()}
+    if not there:
+        raise NothingYet("There is no study with results yet. `make study` runs the demo, in some minutes.")
+    name = CHOSEN.get("study", next(iter(there)))
+    menu = Dropdown(options=list(there), value=name if name in there else next(iter(there)), description="study")
+    hint = HTML("Another choice shows once the notebook runs again: Run, Run All Cells.")
+    menu.observe(lambda change: CHOSEN.update(study=change.new), "value")
+    if not os.environ.get("ROAR_HEADLESS"):
+        display(HBox([menu, hint]))
+    return params.load(there[menu.value])
 
 
 def curves(study: Studied, *more: Studied) -> Curves:

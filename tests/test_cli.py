@@ -237,3 +237,39 @@ def test_outputs_of_two_machines_can_be_merged(outputs, tmp_path, monkeypatch):
     monkeypatch.setenv("ROAR_OUTPUTS", str(outputs))
     with pytest.raises(InputError, match="epochs: 7 there, 1 now"):
         params.save(study)
+
+
+def test_a_base_model_that_learnt_nothing_stops_the_run(study_file, outputs):
+    file = study_file()
+    study = params.load(file)
+    key = results.Key("base", seed=0)
+    results.write(study, key, 0.1, floor=0.1)
+    assert "right on 10.0% of the test images, knowing nothing on 10.0%" in results.nothing_learnt(study)
+    done = subprocess.run([ROAR, "run", file], capture_output=True, text=True)
+    assert done.returncode == 1 and "nothing can be lost by removal" in done.stderr and "--anyway" in done.stderr
+    assert not list(study.folder.glob("04-retrain/*/rows/*"))
+    results.write(study, key, 0.11, floor=0.1)
+    assert results.nothing_learnt(study) == ""
+
+
+def test_status_without_a_study_lists_all_that_have_results(study_file, outputs, monkeypatch, capsys):
+    assert "no study has results under" in roar(monkeypatch, capsys, "status")[1]
+    study = params.load(study_file())
+    results.write(study, results.Key("retrain", seed=0), 0.5)
+    status, out, _ = roar(monkeypatch, capsys, "status")
+    assert status == 0 and out.startswith("tiny: cells done 01-train 0/1") and out.count("\n") == 1
+
+
+@pytest.mark.parametrize("dataset", ["textures", "folder:my photos", "npz:some.npz"])
+def test_a_new_study_is_one_that_loads(tmp_path, outputs, monkeypatch, capsys, dataset):
+    file = tmp_path / "own.yaml"
+    words = ["new", str(file), "--dataset", dataset, "--estimator", "mine:edges", "--estimator", "maps:my-maps"]
+    status, out, _ = roar(monkeypatch, capsys, *words)
+    assert status == 0 and f"next: roar plan {file}" in out
+    study = params.load(file)
+    assert study.dataset == dataset and study.estimators[-2:] == ["mine:edges", "maps:my-maps"]
+    assert study.image_size == (64 if dataset.startswith("folder:") else 0) and "#" in file.read_text()
+    assert roar(monkeypatch, capsys, *words)[0] == 2 and params.load(file) == study  # never written over
+    file.unlink()
+    status, _, said = roar(monkeypatch, capsys, "new", str(file), "--estimator", "mine")
+    assert status == 2 and "unknown estimator 'mine'" in said and not file.exists()

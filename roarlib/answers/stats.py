@@ -24,6 +24,12 @@ def floor(table: pd.DataFrame) -> float:
     return float(np.nanmax([1 / table["n_classes"].max(), known]))
 
 
+def nothing_learnt(table: pd.DataFrame) -> bool:
+    """Whether models retrained on untouched images are on average no better than knowing nothing."""
+    clean = table[(table["measure"] == "retrain") & (table["estimator"] == "clean")]
+    return "n_classes" in table and len(clean) > 0 and bool(clean["accuracy"].mean() <= floor(table) + 1e-9)
+
+
 def t_halfwidth(std, n, level: float = LEVEL):
     """Half the width of the t interval of a mean: t((1 + level) / 2, n - 1) std / sqrt(n).
 
@@ -108,9 +114,9 @@ def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain")
     negative: worse than Random. The curves share their clean end, so 1 is approached and not reached in
     mode remove. chance: 1 / number of classes. Columns: estimator, unit, mode, n, mean, std, low, high
     (95 percent t interval over seeds). A seed counts where both curves have their clean point and every
-    percent they share, and where Random is on the whole short of the ideal; where none does, n is 0 and the
-    rest NaN. Compare only curves over the same percents, and distrust areas where Random is close to the
-    ideal: both integrals are noise then.
+    percent they share, clean accuracy is above chance, and Random is on the whole short of the ideal; where
+    none does, n is 0 and the rest NaN. Compare only curves over the same percents, and distrust areas where
+    Random is close to the ideal: both integrals are noise then.
     Source: the paper's reading of its Figure 4 as one number; normalised as a skill score.
     """
     points = with_clean(table)
@@ -131,6 +137,7 @@ def seed_areas(own: pd.DataFrame, random: pd.DataFrame, mode: str, chance: float
     if clean not in percents or len(percents) < 2:
         return np.empty(0)
     own, random = own[percents].dropna(), random[percents].dropna()
+    random = random[random[clean] > chance]  # else nothing was learnt, and nothing can be lost
     seeds = own.index.intersection(random.index)
     own, random = own.loc[seeds], random.loc[seeds]
     ideal = random[[clean]].to_numpy() if kept else chance  # (seeds, 1) or a number

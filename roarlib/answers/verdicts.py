@@ -16,6 +16,7 @@ from roarlib.study.names import MODES, UNITS, keeps, label, parent_of
 LEVEL = 0.05  # chance of any false finding among all estimators of one comparison
 # open: the data do not tell the estimator apart from its reference
 BETTER, WORSE, OPEN, FEW = "better", "worse", "open", "too few seeds"
+VOID = "nothing learnt"  # clean accuracy is no better than knowing nothing
 
 
 def verdicts(table: pd.DataFrame, unit: str, mode: str, reference: str = "random") -> pd.DataFrame:
@@ -41,7 +42,7 @@ def verdicts(table: pd.DataFrame, unit: str, mode: str, reference: str = "random
     out["p_holm"] = holm(out["p"].to_numpy(dtype=float))
     good = out["mean"] > 0 if keeps(mode) else out["mean"] < 0
     word = np.where(out["p_holm"] < LEVEL, np.where(good, BETTER, WORSE), OPEN)
-    out["verdict"] = np.where(out["n"] < 2, FEW, word)
+    out["verdict"] = VOID if stats.nothing_learnt(table) else np.where(out["n"] < 2, FEW, word)
     return out.sort_values("mean", ascending=not keeps(mode), ignore_index=True)
 
 
@@ -181,6 +182,7 @@ def in_words(found: pd.DataFrame) -> str:
         WORSE: f"worse than {name}",
         OPEN: f"open, that is, not told apart from {name}",
         FEW: "too few seeds to say anything",
+        VOID: "no verdict, as the models have learnt nothing",
     }
     groups = {word: ", ".join(map(label, found[found.verdict == word].estimator)) for word in heads}
     parts = [f"{head}: {groups[word]}" for word, head in heads.items() if groups[word]]

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 from distributed import as_completed, get_worker, rejoin, secede
 
-from roarlib.grid import cluster, kernel
+from roarlib.grid import cluster, kernel, status
 from roarlib.grid.cells import Cell, Grid
-from roarlib.study import params
+from roarlib.study import params, results
 from roarlib.study.files import root, try_lock, write_atomically
 from roarlib.study.params import InputError, Study
 
@@ -215,3 +215,26 @@ def _outcome(future, cell: Cell) -> Outcome:
         return future.result()
     cause = "the scheduler was lost" if future.status in ("cancelled", "lost") else repr(future.exception())
     return Outcome(cell, 0.0, f"{INTERRUPTED}: {cause}")
+
+
+def ended(grid: Grid, outcomes: list[Outcome], owed: set[results.Key], wall: float) -> tuple[str, str, int]:
+    """What a run did and took, what is left to do, and its exit status: 1 if a cell failed, 2 if only for bad input."""
+    study = grid.study
+    if not outcomes:
+        return f"{study.name}: another run has done the rest", "", 0
+    failed = [o for o in outcomes if o.error]
+    waiting = [o for o in failed if o.error.startswith(WAITS)]
+    interrupted = [o for o in failed if o.error.startswith(INTERRUPTED)]
+    workers, _ = cluster.machine(study)
+    overhead = 1 - grid.work_seconds(owed) / (wall * min(workers, len(outcomes)))
+    said = (
+        f"{study.name}: {len(outcomes) - len(failed)} cells in {status.duration(wall)}, "
+        f"{len(failed) - len(waiting) - len(interrupted)} failed; "
+        f"{int((results.rows(study).measure == 'retrain').sum())} retrainings in all. Of {workers} workers' time "
+        f"{1 - overhead:.0%} went into training, attribution and scoring, {overhead:.0%} into the rest."
+    )
+    left = [f"{len(interrupted)} cell(s) {interrupted[0].error}"] if interrupted else []
+    again = "Mend the cause and run the same command again: what is done is kept."
+    left += [f"{len(waiting)} more cell(s) wait for them. {again}"] * bool(failed)
+    bad_input = all(o in waiting or o.error.startswith("InputError") for o in failed)
+    return said, "\n".join(left), (2 if bad_input else 1) if failed else 0

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from roarlib.study import earlier, machine, own
-from roarlib.study.files import write_atomically
+from roarlib.study.files import outputs, write_atomically
 from roarlib.study.names import group_of, safe, split_name
 from roarlib.study.params import InputError, Study, agree, save
 
@@ -143,6 +143,30 @@ def rows(study: Study) -> pd.DataFrame:
     table = pd.DataFrame(found, columns=list(dict.fromkeys([*COLUMNS, *(k for row in found for k in row)])))
     table = table.drop(columns="params", errors="ignore")
     return table.sort_values(KEY, ignore_index=True)
+
+
+def nothing_learnt(study: Study) -> str:
+    """What to tell of base models that are no better than knowing nothing, so that nothing can be lost; or ''."""
+    for key in (Key("base", seed=seed) for seed in study.base_seeds):
+        row = json.loads(file.read_text()) if (file := row_file(study, key)).is_file() else {}
+        if (floor := row.get("floor") or 0) >= row.get("accuracy", 1):
+            return (
+                f"the base model is right on {row['accuracy']:.1%} of the test images, knowing nothing on {floor:.1%}: "
+                f"nothing can be lost by removal. Mend the recipe (epochs, learning_rate, model) and delete "
+                f"{study.folder}, or go on with `roar run --anyway`"
+            )
+    return ""
+
+
+def studies() -> list[Path]:
+    """study.yaml of every study with retrainings under `files.outputs`, the one with the newest rows first."""
+
+    def newest(file: Path) -> float:
+        found = [*file.parent.glob("04-retrain/*/rows/*.json"), *file.parent.glob("results.csv")]
+        return max((f.stat().st_mtime for f in found), default=0.0)
+
+    times = {file: newest(file) for file in outputs().glob("*/study.yaml")}
+    return sorted((file for file in times if times[file]), key=lambda file: (-times[file], file))
 
 
 def check_sources(study: Study) -> None:

@@ -1,9 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import simulated
 from scipy import stats as scipy_stats
 
-from roarlib.answers import verdicts
+from roarlib.answers import stats, verdicts
 from roarlib.study.names import PAPER, in_order
 
 
@@ -179,3 +180,14 @@ def test_mixed_studies_are_refused(ask):
         ask(mixed, "pixel", "remove")
     with pytest.raises(ValueError, match="mixes the studies s, t"):
         verdicts.agreement_within(mixed)
+
+
+def test_where_nothing_was_learnt_there_is_no_verdict_and_no_area():
+    table = simulated(["grad", "random", "sobel"]).assign(n_classes=10)
+    assert not stats.nothing_learnt(table)
+    assert verdicts.VOID not in set(verdicts.verdicts(table, "pixel", "remove").verdict)
+    flat = table.assign(accuracy=np.where(table.estimator == "clean", 0.1, table.accuracy / 10))
+    found = verdicts.verdicts(flat, "pixel", "remove")
+    assert len(found) == 2 and set(found.verdict) == {verdicts.VOID}
+    assert "no verdict, as the models have learnt nothing: " in verdicts.in_words(found)
+    assert stats.area_to_random(flat, stats.floor(flat))["mean"].isna().all()
