@@ -172,10 +172,13 @@ def _orders(table: pd.DataFrame, sides) -> pd.DataFrame:
     return pd.DataFrame(found).T
 
 
-def in_words(found: pd.DataFrame) -> str:
-    """The verdicts as a sentence to quote. found: of `verdicts`."""
+def grouped(found: pd.DataFrame) -> tuple[str, list[tuple[str, str, str]]]:
+    """What the verdicts rest on, in half a sentence, and for each verdict that was given: word, phrase, estimators.
+
+    found: of `verdicts`.
+    """
     if found.empty:
-        return "No estimator shares its seeds with the reference: nothing can be said."
+        return "No estimator shares its seeds with the reference: nothing can be said", []
     name = label(found.reference.iloc[0]) if found.reference.nunique() == 1 else "the base it wraps"
     heads = {
         BETTER: f"better than {name}",
@@ -184,8 +187,13 @@ def in_words(found: pd.DataFrame) -> str:
         FEW: "too few seeds to say anything",
         VOID: "no verdict, as the models have learnt nothing",
     }
-    groups = {word: ", ".join(map(label, found[found.verdict == word].estimator)) for word in heads}
-    parts = [f"{head}: {groups[word]}" for word, head in heads.items() if groups[word]]
+    groups = [(w, head, ", ".join(map(label, found[found.verdict == w].estimator))) for w, head in heads.items()]
     n = found.n.min() if found.n.min() == found.n.max() else f"{found.n.min()} to {found.n.max()}"
     seeds = "1 seed" if found.n.max() == 1 else f"{n} seeds"
-    return f"With {seeds} and a {LEVEL:.0%} chance of any false finding: " + "; ".join(parts) + "."
+    return f"With {seeds} and a {LEVEL:.0%} chance of any false finding", [group for group in groups if group[2]]
+
+
+def in_words(found: pd.DataFrame) -> str:
+    """The verdicts as a sentence to quote. found: of `verdicts`."""
+    said, groups = grouped(found)
+    return f"{said}{': ' * bool(groups)}{'; '.join(f'{head}: {names}' for _, head, names in groups)}."

@@ -26,3 +26,12 @@ for (const table of document.querySelectorAll(".scroll table")) {
     });
   });
 }
+
+// Chapters are folded but for the first; a link into one opens it, and paper has no folds.
+function unfold() {
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  if (target) { target.closest("details")?.setAttribute("open", ""); target.scrollIntoView(); }
+}
+addEventListener("hashchange", unfold);
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => { each.open = true; }));
+unfold();

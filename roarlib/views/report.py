@@ -87,9 +87,11 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
     """What the page says first: the result in a sentence and what it rests on, clean accuracy beside the floor."""
     retrained, unit, mode = table[table.measure == "retrain"], study.units[0], study.modes[0]
     clean = retrained[retrained.estimator == "clean"].accuracy.mean()
+    result, groups = verdicts.grouped(verdicts.verdicts(table, unit, mode))
     return {
         "study": study,
-        "result": verdicts.in_words(verdicts.verdicts(table, unit, mode)),
+        "result": f"{result}{':' if groups else '.'}",
+        "groups": groups,
         "what": f"{UNITS[unit]} {MODES[mode]}",
         "retrained": len(retrained),
         **{name: int(retrained[name].max()) for name in ("n_train", "n_test", "n_classes")},

@@ -61,7 +61,7 @@ def rendered(chapters, left_out=(), **how):
     """The page with these chapters, as soup."""
     head = {"study": tiny_study(), "result": "Result.", "what": "single values removed", "retrained": 12}
     head |= {"n_train": 1000, "n_test": 50, "n_classes": 10, "clean": 0.5, "error": 0.07, "today": datetime(2026, 1, 2)}
-    head |= {"floor": 0.1, "floor_is": "chance"}
+    head |= {"floor": 0.1, "floor_is": "chance", "groups": [("better", "better than Random", "SG-SQ-GRAD, Sobel")]}
     how = {"parameters": "", "machines": "", "cost": "", "hours": (1, 2)} | how
     return BeautifulSoup(page.html(chapters, head, how, list(left_out)), "html.parser")
 
@@ -82,6 +82,13 @@ def test_prose_figures_and_tables_stay_and_code_goes(soup):
         assert gone not in words
     assert "1 - 2: SG-SQ-GRAD <b> −3.5" in soup.select_one(".said").text  # escaped, with a true minus
     assert soup.select_one(".said .whole").text == "SG-SQ-GRAD"
+
+
+def test_chapters_are_folded_but_for_the_first(curves):
+    page = rendered({"10-curves": curves, "11-x": curves})
+    folds = page.select("section > details")
+    assert [fold.has_attr("open") for fold in folds] == [True, False, False]
+    assert [fold.h2.text for fold in folds] == [link.text for link in page.select("nav a")]
 
 
 def test_links_to_notebooks_lead_into_the_page_or_nowhere(soup):
@@ -116,6 +123,8 @@ def test_what_is_said_above_and_below_everything():
     made = pd.DataFrame({"x": [1234.56, None], "y": ["<i>", "differs"]}).to_html(index=False, na_rep="–")
     soup = rendered({}, ["11-x failed: <b>"], parameters=made, machines=pd.DataFrame().style.to_html())
     assert soup.select_one(".lead").text == "Result."
+    (verdict,) = soup.select(".verdicts li")
+    assert verdict["class"] == ["better"] and verdict.text.strip() == "better than Random SG-SQ-GRAD, Sobel"
     facts = " ".join(soup.select_one(".facts").text.split())
     assert facts == (
         "Single values removed; 12 retrainings of resnet-tiny on textures, 1,000 train and 50 test images, 10 classes. "
