@@ -4,6 +4,8 @@ PYTHON ?= python3
 STUDY ?= params/demo.yaml
 VENV := .venv
 BIN := $(VENV)/bin
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup study test slurm-test bench lab report lint clean
 
@@ -15,7 +17,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  || { echo "Python 3.11 to 3.13 is needed, $$($(PYTHON) --version) found; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@echo "Setting up .venv: about 6.4 GB with PyTorch, a minute or two on a fast connection"
 	@$(PYTHON) -m venv $(VENV) || { echo "venv is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[test]' \
+	  | awk '/^ *Downloading .*([0-9][0-9]\.[0-9] MB|GB)/ { sub(".*/", "", $$2); print "  downloading", $$2, $$3, $$4; fflush() } \
+	         /^Installing collected/ { print "  installing"; fflush() }'
 	@touch $@
 
 setup: $(VENV)/.ready ## Build or refresh .venv

@@ -1,5 +1,6 @@
 """The report: analysis notebooks run headless, how the study was made, and all of it in one HTML page."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from roarlib.answers import stats, verdicts
 from roarlib.grid import kernel
 from roarlib.study import params, results, yaml12
 from roarlib.study.files import root, write_atomically
+from roarlib.study.machine import cores
 from roarlib.study.names import MODES, UNITS, label
 from roarlib.study.params import InputError, Study
 from roarlib.views import page
@@ -31,9 +33,11 @@ def render(study: Study) -> str:
     agreed = (study.folder / "study.yaml").is_file()
     file = params.save(study) if agreed else root() / "params" / f"{study.name}.yaml"
     chapters, failed = {}, []
-    for name in ANALYSES:
+    with ThreadPoolExecutor(cores()) as pool:  # each waits for a kernel, which is a process
+        running = {name: pool.submit(_execute, study, file, name) for name in ANALYSES}
+    for name, execution in running.items():
         try:
-            chapters[name] = _execute(study, file, name)
+            chapters[name] = execution.result()
         except ValueError as problem:  # an InputError, or a notebook that takes no study; the others are worth a page
             failed.append(str(problem))
     shown = {name: notebook for name, notebook in chapters.items() if page.shows(notebook)}
