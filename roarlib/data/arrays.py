@@ -1,5 +1,7 @@
 """Arrays that a user brings: an .npz file in MedMNIST's layout, or a function that returns the same."""
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,11 +52,19 @@ def load(study: Study) -> tuple[Split, Split, list[str]]:
     splits = []
     for part in ("train", "test"):
         images = _images(f"{study.dataset}: {part}_images", found[f"{part}_images"])
-        splits.append(
-            FromFile(images, _labels(f"{study.dataset}: {part}_labels", found[f"{part}_labels"]), None, files)
+        labels = found[f"{part}_labels"]
+        if np.shape(labels)[:1] != (len(images),):
+            raise InputError(f"{study.dataset} {part}: {len(images)} images but {np.size(labels)} labels")
+        splits.append(FromFile(images, _labels(f"{study.dataset}: {part}_labels", labels), None, files))
+    count = 1 + max(int(split.labels.max(initial=0)) for split in splits)
+    if odd := set(range(count)).symmetric_difference(splits[0].labels.tolist()):
+        raise InputError(
+            f"{study.dataset}: train_labels must be 0 to K - 1, and every class must be there; not so for {min(odd)}"
         )
-    classes = [str(name) for name in found["classes"]] if "classes" in found else None
-    return *splits, classes or [str(k) for k in range(1 + max(int(split.labels.max(initial=0)) for split in splits))]
+    names = np.atleast_1d(found["classes"]).astype(str).tolist() if "classes" in found else list(map(str, range(count)))
+    if len(names) != count:
+        raise InputError(f"{study.dataset}: classes has {len(names)} names, and there are {count} classes")
+    return *splits, names
 
 
 def _made(dataset: str) -> Mapping:
@@ -73,7 +83,7 @@ def _opened(file: Path) -> Mapping:
     try:
         with np.load(file, allow_pickle=False) as opened:
             return {name: opened[name] for name in (*NEEDED, "classes") if name in opened}
-    except (OSError, ValueError, TypeError) as error:  # no zip file, a pickle, an array that is none
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{file} cannot be read as .npz without pickle: {' '.join(str(error).split())[:90]}") from None
 
 

@@ -42,6 +42,7 @@ class Data:
     mean: np.ndarray  # float32 (C,)
     std: np.ndarray
     scaled_by: tuple[np.ndarray, np.ndarray] | None = None
+    digest: str = ""  # of all images and labels
 
     @property
     def scale(self) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +78,10 @@ def load(study: Study, progress: Callable[[int, int], None] | None = None) -> Da
             ) from None
     meta = prepare.meta(folder)
     splits = [prepare.read(folder, name) for name in SPLITS]
-    return Data(*splits, meta["classes"], np.float32(meta["mean"]), np.float32(meta["std"]), _scale(study, splits[0]))
+    labels = b"".join(split.labels.tobytes() for split in splits)
+    digest = hashlib.sha256(labels + json.dumps([meta[name]["crc32"] for name in SPLITS]).encode()).hexdigest()[:16]
+    moments = np.float32(meta["mean"]), np.float32(meta["std"])
+    return Data(*splits, meta["classes"], *moments, _scale(study, splits[0]), digest)
 
 
 def _scale(study: Study, split: Split) -> tuple[np.ndarray, np.ndarray] | None:
@@ -177,8 +181,12 @@ def pictures(study: Study) -> dict[str, list[Path]]:
     if study.dataset in ARRAYS or arrays.brought_as(study.dataset):
         return {}
     splits, meta = _sources(study)[0], prepare.meta(prepared(study))
-    left_out = {name: {entry.rpartition(" (")[0] for entry in meta[name]["unreadable"]} for name in SPLITS}
-    return {name: [p for p in splits[name].paths if photos.shown(p) not in left_out[name]] for name in SPLITS}
+    bad = {name: meta[name]["unreadable"] for name in SPLITS}  # name and reason, (..)
+
+    def read(name: str, path: Path) -> bool:
+        return not any(entry.startswith(f"{photos.shown(path)} (") for entry in bad[name])
+
+    return {name: [path for path in splits[name].paths if read(name, path)] for name in SPLITS}
 
 
 def notes(study: Study) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from captum.attr import Occlusion
 
-from roarlib.engine import layers, models
+from roarlib.engine import draws, layers, models
 from roarlib.engine.transformers import rollout
 from roarlib.study.params import InputError
 
@@ -30,15 +30,16 @@ def hirescam(model, images, targets, *, layer=None):
     return layers.enlarged(maps * slopes, images)
 
 
-def rise(model, images, targets, *, batch, samples=500, grid=7):
+def rise(model, images, targets, *, batch, seed, samples=500, grid=7):
     """RISE: the mean of random masks, weighted by the target's probability behind them (Petsiuk et al., BMVC 2018).
 
-    samples: masks, the same for all images of a call. grid: cells a side, each open with probability 1/2; they are
+    samples: masks, the same for all images of a study. grid: cells a side, each open with probability 1/2; they are
     interpolated and shifted at random. Returns (N, 1, H, W).
     """
     count, size, total = len(images), images.shape[2:], 0.0
     for first in range(0, samples, at_once := max(1, batch // count)):
-        masks = random_masks(min(at_once, samples - first), grid, size).to(images)  # (k, 1, H, W)
+        numbers = torch.arange(first, min(first + at_once, samples), device=images.device)
+        masks = random_masks(seed, numbers, grid, size).to(images)  # (k, 1, H, W)
         with torch.no_grad():
             logits = model((masks[:, None] * images).flatten(0, 1))
         shares = logits.softmax(1).gather(1, targets.repeat(len(masks))[:, None]).reshape(len(masks), count)
@@ -46,12 +47,13 @@ def rise(model, images, targets, *, batch, samples=500, grid=7):
     return total / (samples * 0.5)
 
 
-def random_masks(count: int, grid: int, size: tuple[int, int]) -> torch.Tensor:
-    """RISE's masks (count, 1, H, W) in 0..1, from torch's global generator."""
+def random_masks(seed: int, numbers: torch.Tensor, grid: int, size: tuple[int, int]) -> torch.Tensor:
+    """RISE's masks (k, 1, H, W) in 0..1 of these numbers, int64 (k,): alike on any device and in any batch."""
     cell = [math.ceil(side / grid) for side in size]
-    cells = (torch.rand(count, 1, grid, grid) < 0.5).float()
+    drawn = draws.uniform(seed, draws.MASKS, numbers, grid * grid + 2)
+    cells = (drawn[:, :-2] < 0.5).float().reshape(-1, 1, grid, grid)
     large = F.interpolate(cells, [(grid + 1) * side for side in cell], mode="bilinear")
-    tops, lefts = (torch.randint(side, (count,)).tolist() for side in cell)
+    tops, lefts = ((drawn[:, k] * side).long().tolist() for k, side in zip((-2, -1), cell, strict=True))
     return torch.stack([m[:, t : t + size[0], s : s + size[1]] for m, t, s in zip(large, tops, lefts, strict=True)])
 
 
@@ -91,6 +93,11 @@ def lrp(model, images, targets, *, epsilon=1e-6):
     )
     with attribution.Gradient(copy.deepcopy(model), composite) as attributor:  # it changes batch norms meanwhile
         found = attributor(images, lambda out: F.one_hot(targets, out.shape[1]).to(out))[1]
+    if (total := float(found.flatten(1).sum(1).max())) > 1.5:
+        raise InputError(
+            f"lrp hands back {total:.1f} of 1: the network adds branches in a way that it has no rule for; it knows "
+            "our residual blocks and torchvision's ResNets"
+        )
     return found
 
 

@@ -40,9 +40,9 @@ def method(name: str) -> type:
 def attribute(kind, options, model, images, targets, *, baseline_of, **more):
     """Scores by a class of captum.attr: (N, C, H, W), or (N, 1, H, W) by one that explains a layer (`layers.find`).
 
-    options: of the class and of its `attribute`. baseline_of: what a word for baselines stands for (Explainer's);
-    train:20 where a class needs some and none are given. more: further keywords, with which Captum's own result comes
-    back. InputError for what cannot be an estimator, and for unknown options.
+    options: of the class and of its `attribute`. baseline_of: what a word for baselines stands for (Explainer's); where
+    none are given, train:20 for a class that needs several, else mean. more: further keywords, with which Captum's own
+    result comes back. InputError for what cannot be an estimator, and for unknown options.
     """
     _refuse(kind, model, images[:1])
     made, takes = (inspect.signature(f).parameters for f in (kind.__init__, kind.attribute))
@@ -55,7 +55,7 @@ def attribute(kind, options, model, images, targets, *, baseline_of, **more):
         options["layer"] = layers.find(model, images[:1], options.get("layer"))[1]
     if "baselines" in takes:
         many = takes["baselines"].default is inspect.Parameter.empty
-        word = options.get("baselines", "train:20" if many else None)
+        word = options.get("baselines", "train:20" if many else "mean")
         options["baselines"] = _baselines(kind, word, many, images, baseline_of) if isinstance(word, str) else word
     if "target" in takes:
         options["target"] = targets
@@ -105,9 +105,7 @@ def _baselines(kind: type, word: str, many: bool, images: torch.Tensor, baseline
 
 
 def _of_layer(kind: type, found, images: torch.Tensor) -> torch.Tensor:
-    if not isinstance(found, torch.Tensor) or found.ndim != 4:
-        got = tuple(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
-        raise InputError(f"captum:{kind.__name__}: the layer gives {got}; maps (N, K, h, w) are needed")
+    layers.refuse(f"captum:{kind.__name__}: the layer", found, images)
     return layers.enlarged(found, images)
 
 
@@ -138,7 +136,9 @@ def table(model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> list
         takes = inspect.signature(kind.attribute).parameters if hasattr(kind, "attribute") else ()
         options, answer = {k: v for k, v in small.items() if k in takes}, "works"
         try:
-            found = attribute(kind, options, model, images, targets, baseline_of=lambda word: images)
+            found = attribute(
+                kind, options, model, images, targets, baseline_of=lambda word: images if word == "train:20" else 0.0
+            )
             answer = answer if found.isfinite().all() else "gives scores that are not finite"
         except InputError as error:
             answer = str(error).removeprefix(f"captum:{name} ")

@@ -46,7 +46,7 @@ def relus_are_modules(model: nn.Module, image: torch.Tensor) -> bool:
 
 
 def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tuple[str, nn.Module]:
-    """A layer by its dotted name, or the last one whose output is (N, K, h, w) with h w > 1: (name, module).
+    """A layer by its dotted name, or the last one whose output is maps (N, K, h, w), h w > 1: (name, module).
 
     image: (1, C, H, W). Last is what ends last in a pass, so the outermost of those that end together. InputError
     for an unknown name, and where no layer has such an output.
@@ -59,7 +59,7 @@ def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tupl
         raise InputError(f"{type(model).__name__} has no layer '{name}'; it has {', '.join(near[:12])}")
 
     def note(module, args, out):
-        if isinstance(out, torch.Tensor) and out.ndim == 4 and out.shape[2] * out.shape[3] > 1:
+        if isinstance(out, torch.Tensor) and out.ndim == 4 and out.shape[2:].numel() > 1 and like(out, image):
             ended.append(module)
 
     hooks = [module.register_forward_hook(note) for module in modules.values()]
@@ -91,10 +91,26 @@ def maps(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, layer: s
     if len(kept) != 1:
         raise InputError(f"layer {name} is called {len(kept)} times in a pass; name one that is called once")
     (out,) = kept
+    refuse(f"layer {name}", out, images)
+    return out.detach(), torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), out)[0]
+
+
+def like(out: torch.Tensor, images: torch.Tensor) -> bool:
+    """Whether maps (N, K, h, w) have the images' proportions, to a pixel: those with channels last do not."""
+    (h, w), (height, width) = out.shape[2:], images.shape[2:]
+    return abs(h * width - w * height) <= max(height, width)
+
+
+def refuse(what: str, out, images: torch.Tensor) -> None:
+    """InputError for an output that is no maps (N, K, h, w) of the images."""
     if not isinstance(out, torch.Tensor) or out.ndim != 4:
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
-        raise InputError(f"layer {name} gives {got}; maps (N, K, h, w) are needed")
-    return out.detach(), torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), out)[0]
+        raise InputError(f"{what} gives {got}; maps (N, K, h, w) are needed")
+    if not like(out, images):
+        raise InputError(
+            f"{what} gives {tuple(out.shape)} for images of {tuple(images.shape[2:])}, which is no map (N, K, h, w) of "
+            "them: channels last, it seems; name a layer behind which they come first"
+        )
 
 
 def enlarged(found: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from roarlib.data import listing
+from roarlib.data import datasets, listing
 from roarlib.data.datasets import SPLITS, Data
 from roarlib.study import brought
+from roarlib.study.names import MAPS, split_name
 from roarlib.study.params import InputError, Study
 
 
@@ -25,7 +26,7 @@ def estimator(study: Study, base: str) -> Callable:
         maps, order = _opened(study, base, SPLITS[int(ids[0]) >> 40])
         index = (ids & ((1 << 40) - 1)).cpu().numpy()
         found = maps[index if order is None else order[index]]
-        return torch.from_numpy(found.astype(found.dtype.newbyteorder("=")))
+        return torch.from_numpy(found.astype(np.float32 if found.dtype.itemsize < 8 else np.float64))
 
     return look
 
@@ -47,6 +48,17 @@ def check(study: Study, base: str, data: Data) -> str | None:
         return f"note: {base} has no {brought.MAP_LIST}: its maps are taken to be in the order of `roar images`"
 
 
+def refuse_variants(study: Study) -> None:
+    """InputError where a folder has the name of a variant of another's maps, and so would be overlooked."""
+    for name in study.estimators:
+        base = split_name(name)[0]
+        if MAPS.fullmatch(base) and name != base and brought.where(study, name.removeprefix("maps:")).is_dir():
+            folder = name.removeprefix("maps:")
+            raise InputError(
+                f"{name} means a variant of {base}, and the folder {folder} would be overlooked: rename it"
+            )
+
+
 def _opened(study: Study, base: str, split: str) -> tuple[np.ndarray, np.ndarray | None]:
     """The maps of a split, memory-mapped, and which of them belongs to image 0, 1, ..; None: they are in order."""
     folder = brought.find(study, base.removeprefix("maps:"), base)
@@ -64,24 +76,34 @@ def _read(said: str, home: Path, file: Path, listed: Path, split: str, times: tu
         maps = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{file} is no array without pickle: {' '.join(str(error).split())[:90]}") from None
+    if not isinstance(maps, np.ndarray) or not maps.ndim:
+        raise InputError(f"{file} is no array of maps; np.save makes one")
     if maps.dtype.kind != "f":
         raise InputError(f"{file} holds {maps.dtype}; scores must be floats")
     study = Study.model_validate_json(said)
     study._home = home
-    return maps, _order(study, listed, split, len(maps)) if times[1] else None
+    return maps, _order(study, listed, split, maps) if times[1] else None
 
 
-def _order(study: Study, listed: Path, split: str, count: int) -> np.ndarray:
+def _order(study: Study, listed: Path, split: str, maps: np.ndarray) -> np.ndarray:
     """The map of each image of a split, by the names or hashes that its list gives."""
-    table = pd.read_csv(listed, dtype=str, keep_default_na=False)
-    key = next((key for key in ("file", "sha256") if key in table and (table[key] != "").all()), None)
+    try:
+        table = pd.read_csv(listed, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
+        raise InputError(f"{listed} cannot be read as CSV in UTF-8: {' '.join(str(error).split())[:90]}") from None
+    keys = ("file", "sha256") if datasets.pictures(study) else ("sha256",)  # images of arrays have no file
+    key = next((key for key in keys if key in table and (table[key] != "").all()), None)
     if key is None or "split" not in table:
-        raise InputError(f"{listed} must have the columns split, and file or sha256, with a value in every row")
+        wanted = " or ".join(keys)
+        raise InputError(f"{listed} must have the columns split, and {wanted}, with a value in every row")
     table = table[table["split"] == split]
-    if len(table) != count:
-        raise InputError(f"{listed} names {len(table)} {split} images, and {split}.npy has {count} maps")
+    if len(table) != len(maps):
+        raise InputError(f"{listed} names {len(table)} {split} images, and {split}.npy has {len(maps)} maps")
     wanted = listing.images(study, hashes=key == "sha256").query("split == @split")[key]
     place = {name: number for number, name in reversed(list(enumerate(table[key])))}
+    for number in np.flatnonzero(table[key].duplicated()):
+        if not np.array_equal(maps[number], maps[place[table[key].iloc[number]]]):
+            raise InputError(f"{listed} names a {split} image twice, with two maps: {table[key].iloc[number]}")
     if lack := [name for name in wanted if name not in place]:
         hint = "; names count from the data set's folder, as `roar images` writes them" if key == "file" else ""
         raise InputError(f"{listed} lacks {len(lack)} {split} images of the study, {lack[0] or 'all'} for one{hint}")

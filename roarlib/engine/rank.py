@@ -20,7 +20,7 @@ from roarlib.engine.from_captum import gap
 from roarlib.study import own, rankings
 from roarlib.study.files import new_array, part_of, release, write_atomically
 from roarlib.study.machine import device_of, keep_memory
-from roarlib.study.names import group_of, split_name, variant_of
+from roarlib.study.names import READY, group_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 Progress = Callable[[int, int], None] | None  # called with (images done, of all)
@@ -71,7 +71,8 @@ class Explainer:
     Our own estimators explain a faster copy of it, checked to be the same function: `models.folded`.
 
     model: the network to explain, which is moved to the study's device. predictions: split -> int64 (N,), the classes
-    that are explained. batch: inputs a model pass takes; 0: what suits the device.
+    that are explained. batch: inputs a model pass takes; 0: what suits the device. untrained: the network has seen
+    next to nothing, as in a rehearsal.
     """
 
     study: Study
@@ -79,6 +80,7 @@ class Explainer:
     model: torch.nn.Module
     predictions: dict[str, np.ndarray]
     batch: int = 0
+    untrained: bool = False
 
     def __post_init__(self):
         self.device = device_of(self.study)
@@ -232,12 +234,15 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
         for (estimator, unit), part in parts.items():
             part[index] = explainer.ranked(scores[estimator], unit, ids, estimator)
             constant[files[estimator, unit].name] += constants(scores[estimator], unit)
-            refuse_constant(estimator, constant[files[estimator, unit].name], len(split))
+            if not explainer.untrained or split_name(estimator)[0] not in READY:  # whose maps may be 0 so early
+                refuse_constant(estimator, constant[files[estimator, unit].name], len(split))
         first = index.stop
         yield first
         if time.monotonic() - saved > 20:
             _checkpoint(checkpoint, parts, state | {"done": first, "batch": explainer.batch, "constant": constant})
             saved = time.monotonic()
+    if own.source(study, estimators[0]) != source:
+        raise InputError(f"{estimators[0]}: its file has changed while it was ranked; run it again")
     note(study, estimators[0], name, {file: [count, source] for file, count in constant.items()})
     for key, part in parts.items():
         part.flush()

@@ -146,7 +146,9 @@ def base_model(study: Study, data: Data, progress=None) -> nn.Module:
         return train(study, data, study.base_seed, progress=progress)
     file = brought.find(study, study.base_weights, "base_weights")
     model, weights = models.build(study.model, len(data.classes), data.shape), _read(file)
-    if said := _misfits(model.state_dict(), weights):
+    known = model.state_dict()  # DataParallel puts module. before every name
+    weights = {k if k in known else k.removeprefix("module."): value for k, value in weights.items()}
+    if said := _misfits(known, weights):
         raise InputError(f"{file} does not fit {study.model} with {len(data.classes)} classes: {said}")
     model.load_state_dict(weights)
     return model.to(device_of(study), memory_format=models.layout(model)).eval()
@@ -166,9 +168,14 @@ def _read(file) -> dict[str, torch.Tensor]:
         raise InputError(f"{file} cannot be read as weights: {' '.join(str(error).split())[:90]}") from None
     for key in ("state_dict", "model_state_dict", "model"):  # checkpoints of training loops
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    dense = (
+        [isinstance(k, str) and isinstance(v, torch.Tensor) and not v.is_sparse for k, v in found.items()]
+        if isinstance(found, dict)
+        else [False]
+    )
+    if not all(dense):
         raise InputError(f"{file} holds no state dict (name -> tensor): save model.state_dict()")
-    return {name.removeprefix("module."): value for name, value in found.items()}  # of DataParallel
+    return found
 
 
 def _misfits(wanted: dict, given: dict) -> str:

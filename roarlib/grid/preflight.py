@@ -36,6 +36,8 @@ def check(study: Study, progress: Progress = None, say: Callable[[str], None] = 
             f"the {' and '.join(parts)} pictures are not those that were prepared: delete "
             f"{datasets.prepared(study)}, and give the study another name if it has results"
         )
+    results.check_data(study, found)
+    maps.refuse_variants(study)
     for base in sorted({split_name(name)[0] for name in study.estimators}):
         if MAPS.fullmatch(base) and (note := maps.check(study, base, found)):
             say(note)
@@ -93,6 +95,9 @@ def seconds_left(grid: Grid, found: datasets.Data, todo: list[Cell]) -> float:
     return max(sum(spent) / workers, max(spent, default=0.0))
 
 
+PASSES = {"rise": 500 / 3, "occlusion": 225 / 3}  # of an image, as gradients: these only go forward
+
+
 def _cost(study: Study, found: datasets.Data, cell: Cell, step: float, one_pass: float) -> float:
     """Seconds of one row, from the seconds of a training step and of one image's gradient pass."""
     images = len(found.train) + len(found.test)
@@ -102,7 +107,7 @@ def _cost(study: Study, found: datasets.Data, cell: Cell, step: float, one_pass:
         return inference if cell.measure == "deletion" else training + inference
     name = cell.parameters["estimators"][0]
     base, ensemble = split_name(name)
-    passes = 0 if cell.name.endswith("/controls") else study.ig_steps if base == "ig" else 1
+    passes = 0 if cell.name.endswith("/controls") else PASSES.get(base, study.ig_steps if base == "ig" else 1)
     if variant_of(name) == "recursive":  # explained, trained, explained .., each unit
         passes *= 1 if ensemble in ("", "squared") else study.noise_samples
         sweep = images * (passes * one_pass + 1e-4)

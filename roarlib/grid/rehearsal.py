@@ -45,7 +45,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
             train.save_base(study, few, train.base_model(study, few))
             base = train.load_base(study, few)
             train.evaluate(study, base[0], few)
-        explainer = Explainer(study, few, *base)
+        explainer = Explainer(study, few, *base, untrained=not study.base_weights)
         for group in Grid(study).groups.values():
             seconds = _rank(explainer, group) * (len(data.train) + len(data.test)) / len(few.train)
             if layer := explainer.layer(base := split_name(group[0])[0]):

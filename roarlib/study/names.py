@@ -132,7 +132,8 @@ def split_name(name: str) -> tuple[str, str]:
     if MAPS.fullmatch(base):
         if ensemble not in ("", "squared") or variant == "recursive":
             raise ValueError(
-                f"'{name}': finished maps are of untouched images; {variant or ensemble} explains others too"
+                f"'{name}': finished maps are of untouched images; {variant or ensemble} explains others too "
+                "(a folder of that name must be renamed)"
             )
     elif base not in NAMED and base not in REGISTERED and not USERS_OWN.fullmatch(base):
         raise ValueError(_unknown(name, base))

@@ -59,7 +59,7 @@ def source(study: Study, estimator: str) -> str | None:
     names = [n for n in (study.model, base) if USERS_OWN.fullmatch(n) and not n.startswith(("captum:", "timm:"))]
     try:
         return " ".join([*map(_digest_as_run, names), brought.digest(study, estimator)]).strip() or "ours"
-    except (InputError, FileNotFoundError):
+    except (InputError, OSError):
         return None
 
 

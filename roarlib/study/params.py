@@ -205,8 +205,14 @@ def load(path: str | Path) -> Study:
         study = Study(**values)
     except ValidationError as error:
         raise InputError(f"{path}: " + "; ".join(_said(e) for e in error.errors())) from None
-    if study.files_dir is None and any((found.parent / name).exists() for name in study.brings):
-        study = study.model_copy(update={"files_dir": str(found.parent.resolve())})
+    given, beside = (
+        study.files_dir and found.parent.resolve() / Path(study.files_dir).expanduser(),
+        found.parent.resolve(),
+    )
+    if not (given and given.is_dir()):
+        given = beside if any((beside / name).exists() for name in study.brings) else None
+    if study.files_dir != (where := str(given) if given else None):
+        study = study.model_copy(update={"files_dir": where})
     study._home = _home_of(found.resolve(), study.name)
     return study
 

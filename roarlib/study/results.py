@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from roarlib.study import earlier, machine, own
+from roarlib.study import brought, earlier, machine, own
 from roarlib.study.files import outputs, write_atomically
-from roarlib.study.names import group_of, safe, split_name
+from roarlib.study.names import MAPS, group_of, safe, split_name
 from roarlib.study.params import InputError, Study, agree, save
 
 STAGES = {"base": "01-train", "ranking": "02-attribute", "deletion": "03-degrade", "retrain": "04-retrain"}
 COLUMNS = (
     "study cell measure estimator unit mode percent seed accuracy n_train n_test n_classes epochs seconds device "
-    "hardware precision torch roarlib commit finished constant base_seed source balanced floor gap"
+    "hardware precision torch roarlib commit finished constant base_seed source balanced floor gap data"
 ).split()
 NUMBERS = "percent seed accuracy n_train n_test n_classes epochs seconds constant base_seed balanced floor gap".split()
 TEXT = {name: str for name in COLUMNS if name not in NUMBERS}  # a commit of digits alone is no number
@@ -126,6 +126,7 @@ def context(study: Study, data) -> dict:
         "n_test": len(data.test),
         "n_classes": len(data.classes),
         "floor": max(np.bincount(data.test.labels)) / len(data.test),
+        "data": data.digest,
         "device": str(device),
         "hardware": machine.hardware(device.type),
         "precision": machine.precision_of(study.precision, device),
@@ -176,13 +177,27 @@ def check_sources(study: Study) -> None:
         now = own.source(study, name)
         if now is None or {source for source in made if isinstance(source, str)} <= {now}:
             continue
-        function, what = study.model, "the study's folder"
-        if name != "clean":
+        function, what, why = study.model, "the study's folder", "its module, or one it imports, has changed"
+        if study.base_weights and brought.digest(study, "clean") not in " ".join(map(str, made)):
+            function, why = study.base_weights, "the weights are others"
+        elif name != "clean":
             function = split_name(name)[0]
-            what = f"its cells, 0?-*/{safe(function)}*"
+            what = f"its cells, 0?-*/{safe(function)} and 0?-*/{safe(function)}-*"
+            why = "the maps are others" if MAPS.fullmatch(function) else why
         raise InputError(
-            f"{function} is not what it was when its results were made: its module, or one it imports, has changed, "
-            f"and {study.folder} would mix both. Give the function or the study another name, or delete {what}"
+            f"{function} is not what it was when its results were made: {why}, and {study.folder} would mix both. "
+            f"Give it or the study another name, or delete {what}"
+        )
+
+
+def check_data(study: Study, data) -> None:
+    """InputError where rows here are of other images or labels than the data now."""
+    there = known(study)
+    made = set(there["data"].dropna()) if "data" in there else set()
+    if made - {data.digest, ""}:
+        raise InputError(
+            f"{study.folder} holds results of other images or labels than {study.dataset} has now: give the study "
+            "another name, or delete that folder"
         )
 
 
@@ -213,7 +228,9 @@ def collect(study: Study) -> Path:
     found = known(study)
     if found.empty:
         raise InputError(f"no results under {study.folder} yet; `roar run params/{study.name}.yaml` makes them")
-    found = found[COLUMNS].astype({name: float for name in NUMBERS if found[name].isna().any()})  # None is no number
+    found = found[COLUMNS].astype(
+        {name: float for name in NUMBERS if found[name].isna().any()} | TEXT
+    )  # None is no number
     file = study.folder / "results.csv"
     write_atomically(file.with_suffix(".parquet"), found.to_parquet(index=False))
     write_atomically(file, found.to_csv(index=False))

@@ -8,8 +8,8 @@ from conftest import tiny_study
 
 from roarlib.data import datasets
 from roarlib.engine import degrade
-from roarlib.grid import rehearsal
-from roarlib.study import params
+from roarlib.grid import preflight, rehearsal
+from roarlib.study import params, results
 from roarlib.study.params import InputError
 from roarlib.views import sheets
 
@@ -62,9 +62,12 @@ FAULTS = {
     "several labels": (changed(train_labels=np.zeros((40, 14), int)), r"train_labels are int64 of shape \(40, 14\)"),
     "float labels": (changed(train_labels=np.zeros(40)), "train_labels are float64"),
     "counts": (changed(train_labels=np.zeros(39, int)), "40 images but 39 labels"),
-    "from one": (changed(train_labels=np.arange(40) % 4 + 1), "no image of class 0"),
+    "from one": (changed(train_labels=np.arange(40) % 4 + 1), "train_labels must be 0 to K - 1.* for 0"),
     "negative": (changed(test_labels=np.full(20, -1)), "labels -1..-1"),
     "sizes": (changed(test_images=np.zeros((20, 14, 14), np.uint8)), "train images are .*28, 28.* and test .*14, 14"),
+    "a gap": (changed(train_labels=np.arange(40) % 4 * 2), "train_labels must be 0 to K - 1, .* not so for 1"),
+    "only tested": (changed(test_labels=np.full(20, 5)), "every class must be there; not so for 4"),
+    "number of classes": (changed(classes=np.array(2)), "classes has 1 names, and there are 4 classes"),
     "pickle": (changed(train_labels=np.array([{}] * 40)), "cannot be read as .npz without pickle"),
 }
 
@@ -182,3 +185,27 @@ def test_grey_images_go_through_every_estimator_unit_and_mode_as_one_channel(tmp
     ranking = np.arange(256).reshape(1, 16, 16) * 100 // 256
     shown = sheets.degraded_sheet(images[0], {"grad": ranking}, [50], fill=255 * data.mean)
     assert shown is not None and degrade.as_seen(images[0], ranking, 50, "remove", 255 * data.mean).shape == (1, 16, 16)
+
+
+def test_a_damaged_archive_is_one_line(tmp_path, outputs):
+    np.savez(tmp_path / "mine.npz", **arrays())
+    whole = (tmp_path / "mine.npz").read_bytes()
+    for content in (b"", whole[: len(whole) // 2], whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:]):
+        (tmp_path / "mine.npz").write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read as .npz"):
+            datasets.load(study_of(tmp_path))
+
+
+def test_results_of_other_data_under_one_name_are_an_error(tmp_path, outputs):
+    """Two folders with a study and a file of the same names, and one folder of results."""
+    studies = []
+    for seed, place in enumerate(("one", "two")):
+        (tmp_path / place).mkdir()
+        np.savez(tmp_path / place / "mine.npz", **arrays(seed=seed))
+        studies.append(study_of(tmp_path / place))
+    one, two = map(datasets.load, studies)
+    assert one.digest != two.digest and len(one.digest) == 16
+    results.write(studies[0], results.Key("retrain", seed=0), 0.5, **results.context(studies[0], one))
+    results.check_data(studies[0], one)
+    with pytest.raises(InputError, match="results of other images or labels than npz:mine.npz has now"):
+        preflight.check(studies[1])

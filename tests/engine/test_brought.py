@@ -15,7 +15,7 @@ from roarlib.engine.augment import augment
 from roarlib.engine.degrade import Degraded
 from roarlib.engine.rank import Explainer
 from roarlib.grid import rehearsal
-from roarlib.study import own
+from roarlib.study import own, params, results
 from roarlib.study.params import InputError
 
 SHAPE = (3, 32, 32)
@@ -181,3 +181,38 @@ def test_training_with_another_normalisation_learns_as_well(outputs):
         assert float(images.images(slice(0, 100)).flatten(2).std(-1).max()) < 1e-6
         model = train.train(study, data, 0, ranking, 100)
         assert len(set(train.predict(study, model, degrade.degraded(study, data, "train", ranking, 100)))) == 1
+
+
+def test_module_is_stripped_only_where_it_is_dataparallels(tmp_path, outputs, weights):
+    for name, save in (("net.pt", torch.save), ("net.safetensors", safetensors.torch.save_file)):
+        save({f"module.{k}": v.contiguous() for k, v in weights.items()}, tmp_path / name)
+        study = study_of(tmp_path, name)
+        train.base_model(study, datasets.load(study))
+
+
+@pytest.mark.parametrize("found", [{1: torch.ones(1)}, {"0.weight": torch.ones(2, 2).to_sparse()}, {}])
+def test_odd_state_dicts_are_one_line(tmp_path, outputs, found):
+    torch.save(found, tmp_path / "net.pt")
+    study = study_of(tmp_path, "net.pt")
+    with pytest.raises(InputError, match="holds no state dict|it lacks"):
+        train.base_model(study, datasets.load(study))
+
+
+def test_changed_weights_are_named(tmp_path, outputs, weights):
+    saved(weights, tmp_path / "net.safetensors")
+    study = study_of(tmp_path)
+    results.write(study, results.Key("base", seed=0), 0.5)
+    results.write(study, results.Key("retrain", "grad", "pixel", "remove", 50, 0), 0.5)
+    results.check_sources(study)
+    saved(weights | {"9.bias": torch.ones(10)}, tmp_path / "net.safetensors")
+    with pytest.raises(InputError, match="net.safetensors is not what it was .*: the weights are others"):
+        results.check_sources(study)
+
+
+def test_a_relative_files_dir_counts_from_the_study(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "s.yaml").write_text('files_dir: .\nestimators: [random, "maps:mine"]\n')
+    monkeypatch.chdir("/")
+    assert params.load(tmp_path / "s.yaml").files_dir == str(tmp_path)
+    (tmp_path / "s.yaml").write_text('files_dir: /of/another/machine\nestimators: [random, "maps:mine"]\n')
+    assert params.load(tmp_path / "s.yaml").files_dir == str(tmp_path)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from roarlib.engine import attribute, cams, estimators, models, transformers
+from roarlib.engine import attribute, cams, estimators, layers, models, transformers
 from roarlib.engine.rank import Explainer
 from roarlib.study import names
 from roarlib.study.params import InputError
@@ -108,25 +108,23 @@ class Reader(nn.Module):
 def test_rise_finds_the_pixel_that_is_read():
     """Elsewhere, beyond the reach of a cell, masks are independent: E[M M'] / E[M] = 1/2; for the other class too."""
     x = torch.ones(2, 3, 16, 16)
-    torch.manual_seed(0)
-    one, other = cams.rise(Reader(), x, torch.tensor([0, 1]), batch=300, samples=4000, grid=4)[:, 0]
+    one, other = cams.rise(Reader(), x, torch.tensor([0, 1]), batch=300, seed=0, samples=4000, grid=4)[:, 0]
     assert divmod(int(one.argmax()), 16) == (5, 6) == divmod(int(other.argmin()), 16)
     far = torch.ones(16, 16, dtype=bool)
     far[:, :15] = False
     far[:12] = False
     assert (one[far] - 0.5).abs().max() < 0.05 and one[5, 6] > 0.6 and other[5, 6] < 0.4
-    torch.manual_seed(0)
-    masks = cams.random_masks(4000, 4, (16, 16))
+    masks = cams.random_masks(0, torch.arange(4000), 4, (16, 16))
     assert masks.shape == (4000, 1, 16, 16) and 0 <= masks.min() < masks.max() <= 1
     assert (masks.mean(0) - 0.5).abs().max() < 0.03
 
 
 def test_rise_is_the_sum_over_its_masks():
     model, (x, targets) = ours(), inputs()
-    torch.manual_seed(7)
-    found = cams.rise(model, x, targets, batch=len(x) * 20, samples=20)
-    torch.manual_seed(7)
-    masks, total = cams.random_masks(20, 7, (32, 32)), torch.zeros(3, 1, 32, 32)
+    found = cams.rise(model, x, targets, batch=len(x) * 20, seed=7, samples=20)
+    in_parts = torch.cat([cams.rise(model, x[k:][:1], targets[k:][:1], batch=3, seed=7, samples=20) for k in range(3)])
+    torch.testing.assert_close(in_parts, found)  # whatever the batches
+    masks, total = cams.random_masks(7, torch.arange(20), 7, (32, 32)), torch.zeros(3, 1, 32, 32)
     with torch.no_grad():
         for mask in masks:
             total += model(x * mask).softmax(1)[range(3), targets][:, None, None, None] * mask
@@ -250,3 +248,37 @@ def test_a_layer_that_does_not_fit_is_an_error_that_says_what_would(name):
         explained(dense, x, targets, name)
     with pytest.raises(InputError, match="lyer"):
         explained(torchvisions(), x, targets, name, lyer="layer4")
+
+
+@pytest.mark.parametrize("name", ["gradcam", "hirescam", "captum:LayerGradCam"])
+def test_maps_with_channels_last_are_no_maps(name):
+    """As Swin's blocks give them; a default layer is one whose maps have the images' proportions."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.back = nn.Conv2d(3, 6, 4, 4), nn.Identity()
+            self.last, self.head = nn.LayerNorm(6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.head(self.last(self.back(self.conv(x)).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    model, (x, targets) = Last(), inputs(32)
+    assert layers.find(model, x[:1])[0] == "back"
+    with pytest.raises(InputError, match="channels last, it seems"):
+        explained(model, x, targets, name, layer="last")
+
+
+def test_lrp_refuses_sums_that_it_does_not_know():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(2))
+            self.head = nn.Linear(3, 4, bias=False)
+
+        def forward(self, x):
+            x = x + self.one(x).relu()
+            return self.head((x + self.two(x).relu()).mean((2, 3)))
+
+    with pytest.raises(InputError, match="lrp hands back .* of 1"):
+        explained(Residual(), torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2]), "lrp")

@@ -61,7 +61,9 @@ def test_what_promises_completeness_is_measured():
     images, targets, model = torch.randn(8, 3, 8, 8).double(), torch.arange(8) % 4, Net()
 
     def gap(name, **options):
-        return from_captum.gap(name, options, model, images, targets, lambda word: images)
+        return from_captum.gap(
+            name, options, model, images, targets, lambda word: images if word == "train:20" else 0.0
+        )
 
     fine, coarse = gap("captum:IntegratedGradients", n_steps=200), gap("captum:IntegratedGradients", n_steps=2)
     assert 0 <= fine < 0.01 < coarse

@@ -171,8 +171,8 @@ def test_lists_that_do_not_fit_are_one_line(folder):
     table, data = listing.images(study), datasets.load(study)
     for change, says in (
         (table.iloc[1:], "names 99 train images, and train.npy has 100 maps"),
-        (table.assign(sha256="x"), "lacks 100 train images of the study"),
-        (table[["split", "label"]], "must have the columns split, and file or sha256"),
+        (table.assign(sha256=[f"x{k}" for k in range(150)]), "lacks 100 train images of the study"),
+        (table[["split", "label"]], "must have the columns split, and sha256, with a value"),
     ):
         change.to_csv(folder / "images.csv", index=False)
         maps._read.cache_clear()
@@ -207,3 +207,74 @@ def test_a_folder_beside_the_yaml_is_found(folder, tmp_path):
     assert params.load(file).files_dir == str(tmp_path)
     file.write_text('estimators: [random, "maps:elsewhere"]\n')
     assert params.load(file).files_dir is None
+
+
+def test_small_halves_keep_their_order_when_squared(folder):
+    """Squares of 1e-3 are 0 in half precision."""
+    for split, count in COUNTS.items():
+        found = np.stack([np.random.default_rng(k).permutation(1024) for k in range(count)]) + 1
+        np.save(folder / f"{split}.npy", (found * 1e-6).astype(np.float16).reshape(count, 32, 32))
+    explainer = explained(study_of(folder, "maps:mine", "maps:mine-squared"))
+    made = explainer.scores("train", slice(0, 5), ["maps:mine", "maps:mine-squared"])
+    for one, other in zip(made["maps:mine"], made["maps:mine-squared"], strict=True):
+        assert torch.equal(one[0].flatten().argsort(stable=True), other[0].flatten().argsort(stable=True))
+
+
+def test_a_folder_that_a_variant_would_hide_is_named(folder):
+    (folder.parent / "mine-abs").mkdir()
+    with pytest.raises(InputError, match="maps:mine-abs means a variant of maps:mine, and the folder mine-abs"):
+        preflight.check(study_of(folder, "maps:mine", "maps:mine-abs"))
+
+
+def test_an_image_listed_twice_has_one_map(folder):
+    study = study_of(folder)
+    table, maps_of = listing.images(study), np.load(folder / "train.npy")
+    train = table[table["split"] == "train"]
+    pd.concat([table, train[:1]]).to_csv(folder / "images.csv", index=False)
+    np.save(folder / "train.npy", np.concatenate([maps_of, maps_of[:1]]))
+    assert maps.check(study, "maps:mine", datasets.load(study)) is None
+    np.save(folder / "train.npy", np.concatenate([maps_of, -maps_of[:1]]))
+    with pytest.raises(InputError, match="names a train image twice, with two maps"):
+        maps.check(study, "maps:mine", datasets.load(study))
+
+
+@pytest.mark.parametrize("content", [b"", "split,sha256\nträin,1".encode("latin-1"), b'a,b\n1,2,3\n"'])
+def test_a_list_that_is_no_table_is_one_line(folder, content):
+    (folder / "images.csv").write_bytes(content)
+    study = study_of(folder)
+    with pytest.raises(InputError, match="images.csv") as told:
+        maps.check(study, "maps:mine", datasets.load(study))
+    assert "\n" not in str(told.value)
+
+
+def test_an_archive_is_no_map(folder):
+    np.savez(folder / "x.npz", np.zeros(3))
+    (folder / "x.npz").rename(folder / "train.npy")
+    with pytest.raises(InputError, match="is no array of maps"):
+        maps.check(study_of(folder), "maps:mine", datasets.load(study_of(folder)))
+
+
+def test_maps_that_change_while_they_are_ranked_give_no_ranking(folder, outputs):
+    study = study_of(folder)
+
+    def change(done, total):
+        rewrite(folder, lambda x: x + 1)
+
+    with pytest.raises(InputError, match="has changed while it was ranked"):
+        rank.make(explained(study), ["maps:mine"], change)
+    assert not list(outputs.rglob("maps.mine-*.npy"))
+
+
+def test_a_truncated_picture_is_left_out_of_the_list(folder):
+    rng = np.random.default_rng(2)
+    for split, count in {"train": 240, "test": 4}.items():
+        for k in range(count):
+            picture = folder.parent / "pics (1)" / split / f"c{k % 2}" / f"{k:03}.jpg"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(picture)
+    cut = folder.parent / "pics (1)" / "train" / "c1" / "003.jpg"
+    cut.write_bytes(cut.read_bytes()[:-40])
+    study = study_of(folder, dataset="folder:pics (1)", image_size=32, resize=32, train_images=0, test_images=0)
+    table = listing.images(study)
+    assert len(datasets.load(study).train) == 239 == (table["split"] == "train").sum()
+    assert "train/c1/003.jpg" not in set(table.file) and "test/c1/003.jpg" in set(table.file)
