@@ -192,17 +192,18 @@ def run(study_file, only, scheduler, slurm, anyway):
             if outcome.error and not outcome.error.startswith((runner.WAITS, runner.INTERRUPTED)):
                 bar.write(f"FAILED {outcome.cell.id}: {outcome.error} (see {outcome.notebook})", file=sys.stderr)
 
-        def leave(number, frame=None):
+        def leave(number, frame):
             """Leave within seconds: kernels here die with this process, those elsewhere are stopped."""
             going.abandon()
             said = "\nStopped; finished rows are kept. Run the same command again to go on."
             print(said, file=sys.stderr, flush=True)
-            os._exit(128 + number if number else 1)
+            os._exit(128 + number)
 
         def check_base():
             if not anyway and (said := results.nothing_learnt(study)):
                 bar.write(click.style(said, fg="red"), file=sys.stderr)
-                leave(0)
+                going.abandon()
+                os._exit(1)
 
         check_base()
         signal.signal(signal.SIGINT, leave)
