@@ -89,9 +89,9 @@ def explain(
     for name in names:
         base, ensemble = split_name(name)
         wanted.setdefault(base, {})[name] = ensemble
-    baseline_of = reference if callable(reference) else lambda word: reference
+    baseline_of = reference if callable(reference) else lambda word: 0.0 if word == "mean" else reference
     extras = dict(seed=study.base_seed, steps=study.ig_steps, batch=batch, baseline_of=baseline_of)
-    extras["reference"] = baseline_of(study.ig_reference)
+    extras["reference"] = baseline_of(study.ig_reference) if callable(reference) else reference
     scores, device, options = {}, inputs.images.device.type, study.estimator_options
     half = precision_of(study.attribution_precision, inputs.images.device) == "bfloat16"
     with (

@@ -37,11 +37,15 @@ def alone(tmp_path_factory):
     file = folder / "alone.yaml"
     file.write_text(yaml.safe_dump(study.model_dump()))
     environment = os.environ | {"ROAR_OUTPUTS": str(folder / "outputs")}
-    return environment, file, "".join(call(environment, word, file).stderr for word in ("plan", "run"))
+    return (
+        environment,
+        file,
+        "".join(call(environment, *words, file).stderr for words in (["plan"], ["run", "--anyway"])),
+    )
 
 
-def call(environment, word, file):
-    done = subprocess.run([ROAR, word, file], env=environment, capture_output=True, text=True)
+def call(environment, *words):
+    done = subprocess.run([ROAR, *words], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 

@@ -11,7 +11,7 @@ from roarlib.views import watch
 
 @pytest.fixture
 def file(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_study().model_dump()))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_study(epochs=3).model_dump()))
     return tmp_path / "tiny.yaml"
 
 
