@@ -2,13 +2,14 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 from roarlib.study import yaml12
-from roarlib.study.files import try_lock
+from roarlib.study.files import outputs, root, try_lock
 from roarlib.study.names import ENSEMBLES, VARIANTS, safe
 
 
@@ -86,3 +87,15 @@ def _published(folder: Path, base: str) -> bool:
 
 def _names(base: str) -> set[str]:
     return {"-".join(filter(None, parts)) for parts in product([safe(base)], ENSEMBLES, ["", *VARIANTS])}
+
+
+def home_of(file: Path, name: str) -> Path | None:
+    """Where the results of a study in this file lie, if not in `outputs()`: around the file, if results have it.
+
+    Else beside it if it lies outside of the project, and $ROAR_OUTPUTS does not say otherwise.
+    """
+    folder = file.parent.parent if file.parent.name == ".runs" else file.parent
+    if folder.name == name and (file.parent.name == ".runs" or file.name == "study.yaml" and results(folder)):
+        return folder.parent if folder.parent != outputs().resolve() else None
+    beside = not os.environ.get("ROAR_OUTPUTS") and not file.is_relative_to(root())
+    return file.parent / "outputs" if beside else None

@@ -75,6 +75,12 @@ USERS_OWN = re.compile(r"(?!maps:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:funct
 MAPS = re.compile(r"maps:[A-Za-z0-9][\w-]*")  # maps:folder, finished maps
 
 
+def alike(*names: str) -> bool:
+    """Whether two names are close, module and function each; a name without a module may mean any."""
+    pairs = zip(*(f":{name.lower()}".replace(".", ":").rsplit(":", 2)[-2:] for name in names), strict=True)
+    return all("" in pair or difflib.SequenceMatcher(None, *pair).ratio() >= 0.75 for pair in pairs)
+
+
 def keeps(mode: str) -> bool:
     """Whether a mode keeps the most important inputs (KAR) rather than removing them."""
     return mode.startswith("keep")

@@ -1,7 +1,6 @@
 """A study's parameters: every knob with its type, unit, range and default; YAML in, one validated object out."""
 
 import difflib
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +17,7 @@ from pydantic import (
 
 from roarlib.study import earlier, yaml12
 from roarlib.study.files import outputs, root, write_atomically
-from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MAPS, MODES, expand, split_name
+from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MAPS, MODES, alike, expand, split_name
 
 Percent = Annotated[StrictInt, Field(ge=0, le=100)]
 Seed = Annotated[StrictInt, Field(ge=0)]
@@ -143,7 +142,7 @@ class Study(BaseModel):
                 raise ValueError(f"estimators: {name} needs the true informative pixels, which only textures has")
         return self
 
-    _home: Path | None = PrivateAttr(None)  # of a study from a file: see `_home_of`
+    _home: Path | None = PrivateAttr(None)  # of a study from a file: see `earlier.home_of`
 
     @property
     def home(self) -> Path:
@@ -213,20 +212,8 @@ def load(path: str | Path) -> Study:
         given = beside if any((beside / name).exists() for name in study.brings) else None
     if study.files_dir != (where := str(given) if given else None):
         study = study.model_copy(update={"files_dir": where})
-    study._home = _home_of(found.resolve(), study.name)
+    study._home = earlier.home_of(found.resolve(), study.name)
     return study
-
-
-def _home_of(file: Path, name: str) -> Path | None:
-    """Where the results of a study in this file lie, if not in `outputs()`: around the file, if results have it.
-
-    Else beside it if it lies outside of the project, and $ROAR_OUTPUTS does not say otherwise.
-    """
-    folder = file.parent.parent if file.parent.name == ".runs" else file.parent
-    if folder.name == name and (file.parent.name == ".runs" or file.name == "study.yaml" and earlier.results(folder)):
-        return folder.parent if folder.parent != outputs().resolve() else None
-    beside = not os.environ.get("ROAR_OUTPUTS") and not file.is_relative_to(root())
-    return file.parent / "outputs" if beside else None
 
 
 def read(file: str | Path) -> dict:
@@ -285,14 +272,8 @@ def _slip(name: str, study: Study) -> str:
     wrong = f"{name} is no estimator of yours or Captum's in this study"
     if base := next((base for base in (*own, *BASES, *FIXED) if f"{name}-".startswith(f"{base}-")), ""):
         return f"{wrong}; write {base}, whose ensembles and variants share its options" if base in own else wrong
-    near = next((other for other in own if other not in study.estimator_options and _alike(name, other)), "")
+    near = next((other for other in own if other not in study.estimator_options and alike(name, other)), "")
     return f"{wrong}; did you mean {near}? If not, leave it out" if near else ""
-
-
-def _alike(*names: str) -> bool:
-    """Whether two names are close, module and function each; a name without a module may mean any."""
-    pairs = zip(*(f":{name.lower()}".replace(".", ":").rsplit(":", 2)[-2:] for name in names), strict=True)
-    return all("" in pair or difflib.SequenceMatcher(None, *pair).ratio() >= 0.75 for pair in pairs)
 
 
 def _studies() -> str:
