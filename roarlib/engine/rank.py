@@ -71,8 +71,7 @@ class Explainer:
     Our own estimators explain a faster copy of it, checked to be the same function: `models.folded`.
 
     model: the network to explain, which is moved to the study's device. predictions: split -> int64 (N,), the classes
-    that are explained. batch: inputs a model pass takes; 0: what suits the device. untrained: the network has seen
-    next to nothing, as in a rehearsal.
+    that are explained. batch: inputs a model pass takes; 0: what suits the device. untrained: as in a rehearsal.
     """
 
     study: Study
