@@ -183,6 +183,8 @@ class _Process:
         if (threads := self.env.get("OMP_NUM_THREADS", "")).isdigit():
             torch.set_num_threads(int(threads))  # torch read its environment when it was imported
         app = IPKernelApp.instance(parent_handle=os.getppid())
+        for noisy in ("tornado.general", "tornado.application"):  # a kernel's end can race with its last message,
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)  # and prints a traceback about nothing
         app.initialize(["-f", self.connection_file, "--HistoryManager.hist_file=:memory:", "--log-level=50"])
         app.start()
         atexit.unregister(app.close)  # of no use now, and one time in twenty it waits for its own threads
