@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from IPython.display import display
 from ipywidgets import HTML, Dropdown, HBox
 
@@ -51,6 +52,14 @@ def study(file: str = "") -> params.Study:
     if not os.environ.get("ROAR_HEADLESS"):
         display(HBox([menu, hint]))
     return params.load(there[menu.value])
+
+
+def table(study: params.Study) -> pd.DataFrame:
+    """The accuracies of a study (`results.table`); NothingYet before the first retraining."""
+    found = results.table(study)
+    if not (found.measure == "retrain").any():
+        raise NothingYet(f"There are no retrainings of {study.name} yet: {run(study.name)}.")
+    return found
 
 
 def curves(study: Studied, *more: Studied) -> Curves:

@@ -9,7 +9,6 @@ import io
 import re
 from collections.abc import Iterator
 from html import escape
-from itertools import groupby
 from pathlib import Path
 
 from bs4 import BeautifulSoup
@@ -44,25 +43,29 @@ def shows(notebook: NotebookNode) -> bool:
 
 
 def cut(notebook: NotebookNode, anchor: str, anchors: set[str]) -> Iterator[NotebookNode]:
-    """A notebook's cells, prose cut at its headings; their metadata say the anchor, the chapter and the title above.
+    """A notebook's prose, cut at its headings, and outputs; metadata say the anchor, the chapter and the title above.
 
-    A part whose code showed nothing goes, up to that code. anchors: of all notebooks that a link can lead to.
+    Prose that code has shown (`show.part`) is prose like any other. anchors: of all notebooks that a link can lead to.
     """
-    cells, chapter, title = [], "", ""
+    chapter = title = ""
+    for tags, source, output in _pieces(notebook):
+        if heading := re.match(r"##? (?:\d+ · )?(.*)", source):
+            title = heading[1]
+            chapter = chapter or title
+        shown = v4.new_code_cell(outputs=[output]) if output else v4.new_markdown_cell(_prose(source, anchors))
+        shown.metadata = {"tags": tags, "anchor": anchor, "chapter": chapter, "title": title}
+        yield shown
+
+
+def _pieces(notebook: NotebookNode) -> Iterator[tuple[list[str], str, NotebookNode | None]]:
+    """Tags, and either prose from one heading to the next or one output, in the order of the page."""
     for cell in notebook.cells:
-        prose = cell.cell_type == "markdown"
-        for source in filter(None, re.split(r"(?m)^(?=##? )", cell.source)) if prose else [cell.source]:
-            if prose and (heading := re.match(r"##? (?:\d+ · )?(.*)", source)):
-                title = heading[1]
-                chapter = chapter or title
-            shown = v4.new_markdown_cell(_prose(source, anchors)) if prose else v4.new_code_cell(outputs=cell.outputs)
-            shown.metadata = {**cell.metadata, "anchor": anchor, "chapter": chapter, "title": title}
-            cells.append(shown)
-    for title, part in groupby(cells, key=lambda cell: cell.metadata.title):
-        part = list(part)
-        code = [cell for cell in part if cell.cell_type == "code"]
-        silent = title != chapter and code and not any(cell.outputs for cell in code)
-        yield from part[part.index(code[-1]) + 1 :] if silent else part
+        tags = cell.metadata.get("tags", [])
+        for output in cell.get("outputs", [None]):
+            source = output.get("data", {}).get("text/markdown", "") if output else cell.source
+            yield from ((tags, part, None) for part in re.split(r"(?m)^(?=##? )", source) if part)
+            if output and not source:
+                yield tags, "", output
 
 
 def _prose(source: str, anchors: set[str]) -> str:

@@ -165,8 +165,10 @@ def notebook(page, lab):
 
 
 def view_of(page, call):
-    """The cell with this call in its code, and the means to ask about the view below it."""
-    cell = page.locator(".jp-CodeCell", has_text=call)
+    """The cell with this call in its code, which is folded, and the means to ask about the view below it."""
+    number = "call => window.jupyterapp.shell.currentWidget.content.widgets.findIndex("
+    at = page.evaluate(number + "cell => cell.model.sharedModel.source.includes(call))", call)
+    cell = page.locator(".jp-Notebook-cell").nth(at)
     cell.locator("figure").wait_for()
     cell.scroll_into_view_if_needed()
     return SimpleNamespace(

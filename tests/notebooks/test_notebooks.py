@@ -128,14 +128,18 @@ def test_the_readmes_own_estimator_flows_through_everything(tmp_path):
 def test_notebooks_keep_the_house_style(file):
     notebook = nbformat.read(file, 4)
     code = [c for c in notebook.cells if c.cell_type == "code"]
+    shown = re.compile(r'"""\n(.*?)"""', re.S)  # prose that code shows where its results are there: show.part
     prose = [c.source for c in notebook.cells if c.cell_type == "markdown"]
-    lengths = [len(c.source.splitlines()) for c in code]
+    prose += [text for c in code for text in shown.findall(c.source)]
+    lengths = [len(shown.sub('""', c.source).splitlines()) for c in code]
     assert all(not c.outputs and c.execution_count is None for c in code), "outputs not stripped"
     assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1
     assert prose[0].startswith("# ") and all(word in prose[0] for word in ("**Reads**", "**Writes**"))
     assert max(lengths) <= 15 and sum(lengths) <= (60 if file.stem[0] == "0" else 100)
     assert any("assert " in c.source for c in code) or file.stem.startswith("11")
     assert not any(re.search(r"^\s*(def|class) ", c.source, re.M) for c in code)
+    folded = [c.metadata.get("jupyter", {}).get("source_hidden", False) for c in code]
+    assert set(folded) == {file.stem[0] == "1"}, "analyses read like pages, stages and guides show their code"
     for target in re.findall(r"\]\(([\w-]+\.ipynb)\)", " ".join(prose)):
         assert (file.parent / target).is_file(), target
 

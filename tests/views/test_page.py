@@ -48,7 +48,7 @@ def curves():
         V4.new_markdown_cell("## First\n\nSee [11-x](11-x.ipynb) and [04-retrain](04-retrain.ipynb)."),
         code(shown(image_png=png())),
         code(shown(text_html=pd.DataFrame({"name": ["b", "a"], "points": [-1.5, 2]}).style.hide().to_html())),
-        V4.new_markdown_cell("Said after it.\n\n## Silent\n\nNothing comes of this."),
+        V4.new_markdown_cell("Said after it."),
         code(),
         prose("## Choose for yourself\n\nWith widgets.", "notebook-only"),
         code(shown(text_plain="Curves()"), tags=["widget"]),
@@ -78,7 +78,7 @@ def test_prose_figures_and_tables_stay_and_code_goes(soup):
         "ROAR study tiny", "Curves", "First", "Other", "How it was made", "Parameters", "Versions and machines", "Cost",
     ]  # fmt: skip
     assert "To here." in words and "Said after it." in words and soup.find("em", string="t")
-    for gone in ("secret", "warning", "Nothing comes", "widgets", "Curves()", "Reads", "10 ·", "¶"):
+    for gone in ("secret", "warning", "widgets", "Curves()", "Reads", "10 ·", "¶"):
         assert gone not in words
     assert "1 - 2: SG-SQ-GRAD <b> −3.5" in soup.select_one(".said").text  # escaped, with a true minus
     assert soup.select_one(".said .whole").text == "SG-SQ-GRAD"
@@ -148,11 +148,13 @@ def test_a_notebook_without_figures_and_tables_shows_nothing(curves):
     assert page.shows(curves) and not page.shows(words)
 
 
-def test_what_stands_below_a_silent_part_and_a_chapters_beginning_stay():
-    cells = prose("# Title\n\nWhy."), code(), prose("## Silent\n\nGone."), code(), prose("Stays."), prose("## Words")
+def test_prose_that_code_shows_is_prose_with_its_heading():
+    part = shown(text_markdown="## Part\n\nSee [x](x.ipynb).")
+    cells = prose("# Title\n\nWhy."), code(), code(part, shown(image_png=png())), prose("Stays.")
     soup = rendered({"x": notebook(*cells)})
+    assert [h.text for h in soup.find_all("h3")][0] == "Part" and soup.figcaption.text == "Figure 1. Part"
     words = soup.select_one("section").get_text(" ").split()
-    assert words == ["Title", "Why.", "Stays.", "Words"]
+    assert words == ["Title", "Why.", "Part", "See", "x", ".", "Figure", "1.", "Part", "Stays."]
 
 
 def test_the_page_fetches_nothing_and_forbids_it(soup):

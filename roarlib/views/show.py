@@ -1,0 +1,42 @@
+"""What analyses put on the page: parts that are there only with their results, and tables with words for columns."""
+
+from textwrap import dedent
+
+import pandas as pd
+from IPython.display import HTML, Markdown, display
+
+LONG = 15  # rows; a longer table is folded
+WORDS = {
+    "n": "seeds",
+    "std": "spread",
+    "low": "from",
+    "high": "to",
+    "effect": "effect (Hedges' g)",
+    "p": "p",
+    "p_holm": "p (Holm)",
+    "w": "Kendall's W",
+    "rho": "Spearman's ρ",
+    "tau": "Kendall's τ",
+    "tau_low": "τ from",
+    "tau_high": "τ to",
+}
+
+
+def part(there, prose: str) -> bool:
+    """Show the prose (Markdown) of a part of a page if what it is about is there, and say whether it is."""
+    if there:
+        display(Markdown(dedent(prose).strip()))
+    return bool(there)
+
+
+def table(frame: pd.DataFrame, digits: int = 1, **words: str) -> None:
+    """Show a table without its index, its numbers to so many digits, its columns named by WORDS or `words`.
+
+    A long one is folded; of one without rows nothing is shown.
+    """
+    if frame.empty:
+        return
+    named = frame.rename(columns=WORDS | words)
+    body = named.style.format(precision=digits, na_rep="–", thousands=",").hide(axis="index").to_html()
+    folded = f"<details><summary>Table of {len(frame)} rows</summary>{body}</details>"
+    display(HTML(folded if len(frame) > LONG else body))
