@@ -55,6 +55,8 @@ VARIANTS = {  # of any estimator: see attribute.VARIANTS; recursive has a module
 }
 NOT_OF_RANDOM = ("abs", "reversed", "recursive")
 USERS_DASHES = [(0, (6, 1.5, 1.5, 1.5)), (0, (8, 1.5)), (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1))]
+HUES = [hue for hue in range(0, 360, 20) if not 180 <= hue <= 220]  # of users' own; GRAD's blue is at 202
+TAKEN: dict[str, int] = {}  # base -> hue, in this process
 PAPER_BASES = ("grad", "gb", "ig")
 PAPER = tuple(f"{b}-{e}" if e else b for b in PAPER_BASES for e in ENSEMBLES) + tuple(CONTROLS)
 FIXED = CONTROLS | KNOWN_ANSWER  # bases without ensembles
@@ -196,11 +198,16 @@ def style(name: str) -> dict:
 
 
 def _users_look(base: str) -> Look:
-    """One of 12 hues and 4 kinds of dashes, from the name alone: the same in every figure, whoever is beside it."""
-    turn, hue = divmod(zlib.crc32(base.encode()), 12)
-    parts = colorsys.hsv_to_rgb(hue / 12, 0.9, 0.75)
+    """A hue and dashes from the name alone, so that it looks the same in every figure, whoever is beside it.
+
+    Where two names in one process would have one hue, the later takes the next that is free.
+    """
+    number = zlib.crc32(base.encode())
+    free = [hue for k in range(len(HUES)) if (hue := HUES[(number + k) % len(HUES)]) not in TAKEN.values()]
+    hue = TAKEN.setdefault(base, free[0] if free else HUES[number % len(HUES)])
+    parts = colorsys.hsv_to_rgb(hue / 360, 0.9, 0.75)
     color = "#" + "".join(f"{round(255 * part):02X}" for part in parts)
-    return Look(base, color, dashes=USERS_DASHES[turn % len(USERS_DASHES)])
+    return Look(base, color, dashes=USERS_DASHES[number // len(HUES) % len(USERS_DASHES)])
 
 
 def in_order(names) -> list[str]:

@@ -11,20 +11,34 @@ from ipywidgets import Checkbox, Dropdown, SelectMultiple
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from roarlib.study.names import CURVES, ENSEMBLES, FIXED, MEASURES, MODES, NAMED, UNITS, in_order, label, split_name
+from roarlib.answers import stats
+from roarlib.study.names import (
+    CURVES,
+    ENSEMBLES,
+    FIXED,
+    MEASURES,
+    MODES,
+    NAMED,
+    UNITS,
+    in_order,
+    label,
+    split_name,
+)
 from roarlib.views import plots
 from roarlib.views.sheets import DPI
 from roarlib.views.view import FITS, View, named, run, several
 
 OWN = "own"  # stands for the bases of users' own estimators
 WIDE, HIGH = 5.4, 4.0  # inches, of a panel with its names
+EXTREMES = 3  # lines at either end that are drawn at first
+LINES = [("best and worst three", True), ("all chosen below", False)]
 POINTER = 8  # points: how wide a line is to the pointer
 
 
 class Curves(View):
     """Accuracy over t from tidy tables, study name -> table.
 
-    Controls: study (if there are several), unit, mode, measure, estimator, interval, bases, ensembles.
+    Controls: study (if there are several), unit, mode, measure, lines, estimator, interval, bases, ensembles.
     """
 
     def __init__(self, tables: dict[str, pd.DataFrame]):
@@ -38,6 +52,7 @@ class Curves(View):
             unit=Dropdown(tooltip="what was ranked and removed"),
             mode=Dropdown(description="top inputs", tooltip="removed, or kept alone"),
             measure=Dropdown(description="models", tooltip=tip),
+            lines=Dropdown(options=LINES, tooltip="beside the controls"),
             estimator=Dropdown(description="highlight", tooltip="keep this one's colour and turn the others grey"),
             interval=Checkbox(True, tooltip="95 percent t interval over seeds, as a band"),
             bases=several({}, "families to show, beside the controls"),
@@ -98,7 +113,16 @@ class Curves(View):
         names = [name for name in there if family(name) in shown]
         if there and not names:
             raise LookupError("choose at least one base and one ensemble")
-        return names or None
+        return self.extremes(table, names, where) if self.lines.value and names else names or None
+
+    def extremes(self, table: pd.DataFrame, names: list[str], where: dict) -> list[str]:
+        """The controls, the one that is highlighted, and of the others the best and the worst few."""
+        rows = table[(table[list(where)] == pd.Series(where)).all(axis=1) & table["estimator"].isin(names)]
+        wide = rows.pivot_table(index="estimator", columns="percent", values="accuracy")
+        order = list(stats.goodness(wide, where["mode"]).sort_values().index)
+        order = [name for name in order if family(name)]
+        always = {self.estimator.value, *(name for name in names if not family(name))}
+        return [name for name in names if name in {*always, *order[:EXTREMES], *order[-EXTREMES:]}]
 
     def caption(self) -> str:
         models = (MEASURES | {"both": "retrained and not"})[self.measure.value]

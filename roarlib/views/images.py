@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from ipywidgets import Button, Dropdown, IntSlider, Widget
+from ipywidgets import BoundedIntText, Button, Dropdown, IntSlider, Widget, link
 from matplotlib.figure import Figure
 
 from roarlib.data.datasets import SPLITS, Data
@@ -38,14 +38,24 @@ class Chooser(View):
         right = [("all", ALL), ("correct", True), ("wrong", False)]
         surprise = Button(description="surprise me", tooltip="another image of the selection, at random")
         surprise.on_click(self.jump)
+        index = IntSlider(description="image", readout=False, tooltip="which of the images, from 0")
+        box = BoundedIntText(description="number", tooltip="type the number of an image, or use the arrow keys")
+        for trait in ("max", "value"):
+            link((index, trait), (box, trait))
+        back, on = (Button(description=word, tooltip=f"the {word} image") for word in ("previous", "next"))
+        back.on_click(lambda _: self.step(-1))
+        on.on_click(lambda _: self.step(1))
         tip = "only images the base model gets right, or wrong"
         super().__init__(
             split=Dropdown(options=sorted(set(splits)), tooltip="which images: of the test or the training set"),
             unit=Dropdown(options=named(UNITS, units), tooltip="what is ranked and removed"),
             class_name=Dropdown(options=classes, description="class", tooltip="only images of this true class"),
             prediction=Dropdown(options=right, disabled=not predictions, tooltip=tip),
-            index=IntSlider(description="image", tooltip="which of the images, from 0"),
             percent=IntSlider(30, 0, 100, description="percent t", tooltip="share of inputs that is removed"),
+            index=index,
+            box=box,
+            back=back,
+            on=on,
             surprise=surprise,
             **controls,
         )
@@ -62,8 +72,11 @@ class Chooser(View):
     def jump(self, _button) -> None:
         """Go to another image of the selection."""
         if len(self.selected) > 1:
-            step = np.random.default_rng().integers(1, len(self.selected))
-            self.index.value = (self.index.value + int(step)) % len(self.selected)
+            self.step(int(np.random.default_rng().integers(1, len(self.selected))))
+
+    def step(self, by: int) -> None:
+        """Go so many images on in the selection, and from its end to its beginning."""
+        self.index.value = (self.index.value + by) % max(len(self.selected), 1)
 
     def number(self) -> int:
         """Which image of the split is shown; LookupError if none is."""
@@ -100,7 +113,7 @@ class Images(Chooser):
 
     def __init__(self, data: Data, predictions: dict, found: dict, names=None, first=FIRST, **controls: Widget):
         names = in_order({name for name, _, _ in found} if names is None else names)
-        fills = [("mean of the training set", ""), ("imputed from neighbours", "-imputed")]
+        fills = [("mean colour", ""), ("imputed from neighbours", "-imputed")]
         fill = Dropdown(options=fills, description="holes", tooltip="what stands in the place of removed inputs")
         estimators = several({name: label(name) for name in names}, "one row each")
         estimators.value = [name for name in first if name in names] or names[:3]

@@ -41,12 +41,15 @@ class Shown(NamedTuple):
     chance: float | None = None  # an accuracy, as a dotted line
 
 
+DPI = 140  # of a figure in a notebook: three panels of the widest fill a page of 1,400 dots
+
+
 def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.4, 3.0), **keywords):
     """`plt.subplots` on white paper in the look of this module, axes always a 2-d array; size in inches.
 
     $ROAR_DPI: dots an inch where the figure is shown; the report asks for more than a screen needs.
     """
-    dpi = float(os.environ.get("ROAR_DPI") or 0) or None
+    dpi = float(os.environ.get("ROAR_DPI") or DPI)
     # Outside rc_context: the first figure loads the backend, whose settings the context would undo as it ends;
     # a notebook would then show no later figure.
     figure = plt.figure(figsize=size, layout="constrained", facecolor="white", dpi=dpi)

@@ -9,13 +9,13 @@ import html
 import re
 
 import matplotlib as mpl
-from ipywidgets import HTML, Button, HBox, Layout, SelectMultiple, VBox, Widget
+from ipywidgets import HTML, BoundedIntText, Button, HBox, Layout, SelectMultiple, VBox, Widget
 
 from roarlib.study.params import InputError
 from roarlib.views.plots import LOOK
 from roarlib.views.sheets import png
 
-WIDTH = "270px"  # of a control
+WIDTH, NARROW = "270px", "130px"  # of a control, of a button
 FITS = "max-width: 100%; height: auto; background: white"  # white paper in JupyterLab's dark theme too
 
 
@@ -33,11 +33,14 @@ class View(VBox):
         self.figure, self.message, self.picture = None, HTML(), HTML()
         for name, control in controls.items():
             setattr(self, name, control)
-            control.description, control.layout.width = control.description or name, WIDTH
-            if not isinstance(control, Button):
+            button = isinstance(control, Button)
+            control.description, control.layout.width = control.description or name, NARROW if button else WIDTH
+            if not isinstance(control, Button | BoundedIntText):  # these act on other controls
                 control.observe(self.redraw, "value")
         row = HBox(list(controls.values()), layout=Layout(flex_flow="row wrap", align_items="flex-start"))
-        super().__init__([self.message] if missing else [row, self.message, self.picture])
+        lists = any(isinstance(control, SelectMultiple) for control in controls.values())
+        hint = [HTML("<small>In lists, hold Ctrl or Shift to choose several.</small>")] if lists else []
+        super().__init__([self.message] if missing else [row, *hint, self.message, self.picture])
         if missing:
             self.say(missing)
         else:
@@ -83,7 +86,7 @@ def run(name: str) -> str:
 
 def several(titles: dict, tip: str) -> SelectMultiple:
     """A choice of several values, by their titles."""
-    options, tip = [(title, value) for value, title in titles.items()], f"{tip}; several with Ctrl or Shift"
+    options = [(title, value) for value, title in titles.items()]
     return SelectMultiple(options=options, tooltip=tip, rows=min(len(options), 6) or 1)
 
 

@@ -207,9 +207,13 @@ def test_curves_in_jupyterlab(notebook):
     page = notebook("10-accuracy-curves.ipynb")
     view = view_of(page, "explore.curves(study)")
     svg = view.cell.locator("figure svg")
-    assert svg.get_attribute("role") == "img" and "VAR-IG, retrained, t = 0: " in svg.get_attribute("aria-label")
-    assert view.chosen()[:4] == ["single values", "removed", "retrained", "all in colour"]  # none is blank
+    assert svg.get_attribute("role") == "img" and "Random, retrained, t = 0: " in svg.get_attribute("aria-label")
+    first = ["single values", "removed", "retrained", "best and worst three", "all in colour"]
+    assert view.chosen()[:5] == first  # none is blank
+    assert svg.get_attribute("aria-label").count(", retrained, ") < 12
     shoot(view.cell, "curves")
+    choose = view.cell.get_by_label("lines").select_option
+    after(page, view, lambda: choose("all chosen below"), "curves, all lines")
     after(page, view, lambda: view.cell.get_by_label("highlight").select_option("VAR-IG"), "curves, dropdown")
     assert "VAR-IG in colour" in view.caption()
     after(page, view, lambda: view.cell.get_by_label("models").select_option("both"), "curves, both panels")
@@ -256,6 +260,11 @@ def test_images_in_jupyterlab(notebook):
     assert "only Random" in compared.caption()
     after(page, compared, lambda: compared.slider("image").press("ArrowRight"), "compare, slider by key")
     assert "test image 1:" in compared.caption()
+    after(page, compared, lambda: compared.cell.get_by_text("previous").click(), "compare, previous image")
+    assert "test image 0:" in compared.caption()
+    box = compared.cell.get_by_label("number")
+    after(page, compared, lambda: (box.fill("7"), box.press("Enter")), "compare, number typed")
+    assert "test image 7:" in compared.caption()
     shoot(compared.cell, "compare")
     tried = view_of(page, "explore.try_estimator(study")
     after(page, tried, lambda: tried.cell.get_by_label("ensembles").select_option(["plain", "SG-SQ"]), "try, ensembles")

@@ -1,6 +1,7 @@
 import pytest
 from conftest import tiny_study
 
+from roarlib.study import names
 from roarlib.study.names import PAPER, parent_of, split_name, variant_of
 
 
@@ -46,3 +47,11 @@ def test_variants_expand_and_lead_back():
     for wrong in ("random-abs", "grad-blurred", "*-blurred"):
         with pytest.raises(ValueError):
             tiny_study(estimators=[wrong])
+
+
+def test_own_estimators_differ_in_colour_from_each_other_and_from_the_papers():
+    own = [f"colours:own{k}" for k in range(10)]
+    colors = [names.style(name)["color"] for name in own]
+    known = {look.color for look in (*names.ENSEMBLES.values(), *names.FIXED.values())}
+    assert len({*colors}) == len(own) and not known & {*colors}
+    assert [names.style(f"{name}-sgsq")["color"] for name in own] == colors

@@ -162,6 +162,20 @@ def test_variants_go_with_what_they_vary(done):
     assert "SG-SQ-GRAD blurred" in names(view)
 
 
+def test_curves_open_with_the_controls_and_the_best_and_worst(done):
+    every = [*(f"{base}{end}" for base in ("grad", "gb", "ig") for end in ("", "-sg", "-sgsq")), "random", "sobel"]
+    table = simulated(every)
+    order = {name: k for k, name in enumerate(every)}  # the first is best: least accuracy left
+    table["accuracy"] = table.estimator.map(order).fillna(20) / 100
+    view = Curves({"made-up": table})
+    ends = {"GRAD", "SG-GRAD", "SG-SQ-GRAD", "IG", "SG-IG", "SG-SQ-IG"}
+    assert names(view) == {"Random", "Sobel"} | ends
+    view.estimator.value = "gb"
+    assert names(view) == {"Random", "Sobel", "GB"} | ends
+    view.lines.value = False
+    assert len(names(view)) == len(every)
+
+
 def test_several_studies_share_a_view(done):
     other = done.model_copy(update={"name": "other", "units": ["pixel"]})
     other.folder.mkdir()
@@ -364,6 +378,13 @@ def test_surprise_goes_elsewhere(done):
         before = view.index.value
         view.surprise.click()
         assert view.index.value != before
+    view.index.value = view.index.max
+    view.on.click()
+    assert view.index.value == view.box.value == 0
+    view.back.click()
+    assert view.index.value == view.index.max == view.box.max
+    view.box.value = 2
+    assert view.index.value == 2
     assert isinstance(view.surprise, Button)
 
 
