@@ -114,7 +114,7 @@ def _images(study):
 @study_file
 @only
 def plan(study_file, only):
-    """List the cells, what is done, the disk space needed and the time left. Decodes no photograph."""
+    """List the cells, what is done, the disk space needed and the time left, and try the study on a few images."""
     study = _load(study_file)
     from roarlib.data import datasets
     from roarlib.grid import cluster, preflight
@@ -122,7 +122,7 @@ def plan(study_file, only):
     counts, shape = datasets.sizes(study)
     ready = study.dataset in datasets.ARRAYS or (datasets.prepared(study) / "meta.json").is_file()
     images, ranked = preflight.disk_bytes(study)
-    found = preflight.check(study, say=lambda line: click.echo(line, err=True)) if ready else None
+    found = (preflight.check if ready else preflight.try_out)(study, say=lambda line: click.echo(line, err=True))
     grid = Grid(study)
     chosen = grid.select(only)
     todo = grid.to_do(chosen)
@@ -136,9 +136,6 @@ def plan(study_file, only):
         f"{_size(images)} of images, {_size(ranked)} of rankings"
     )
     _advise(study)
-    if not ready:
-        click.echo(f"left: known when the images are prepared (`roar prepare {study_file}`)")
-        return
     workers, threads = cluster.machine(study)
     left = status.duration(preflight.seconds_left(grid, found, todo)) if todo else "nothing"
     click.echo(f"left: about {left} with {workers} cells at a time of {threads} thread(s) each")

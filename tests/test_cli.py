@@ -1,3 +1,4 @@
+import itertools
 import shutil
 import signal
 import subprocess
@@ -5,10 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
 from conftest import ROAR, tiny_study
+from PIL import Image
 
 from roarlib import cli
 from roarlib.data import datasets
@@ -172,16 +175,25 @@ def test_preflight_accepts_what_is_good(outputs):
     assert len(preflight.check(tiny_study()).train) == 100
 
 
-def test_plan_of_photographs_tells_the_space_and_decodes_nothing(tmp_path, outputs, monkeypatch, capsys, study_file):
-    for part in ("train", "val"):
-        for k in range(3):
-            picture = tmp_path / "imagenet" / part / f"n{k}" / "1.jpg"
-            picture.parent.mkdir(parents=True)
-            picture.write_bytes(b"not looked at")
-    file = study_file(dataset="imagenet", data_dir=str(tmp_path), train_images=0, test_images=0, units=["value"])
-    status, out, _ = roar(monkeypatch, capsys, "plan", file)
-    assert status == 0 and "3 train and 3 test images of (3, 224, 224)" in out and "roar prepare" in out
-    assert "1 MB of images, 2 MB of rankings" in out and not (outputs / "_prepared").exists()
+def test_plan_of_photographs_tries_the_study_on_a_few_and_prepares_nothing(
+    tmp_path, outputs, monkeypatch, capsys, study_file
+):
+    for part, k in itertools.product(("train", "val"), range(3)):
+        for n in range(5):
+            picture = tmp_path / "photos" / part / f"n{k}" / f"{n}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(n).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(picture)
+    wanted = dict(dataset=f"folder:{tmp_path / 'photos'}", image_size=16, train_images=0, test_images=0)
+    monkeypatch.setattr(preflight, "TRIED", 4)
+    status, out, _ = roar(monkeypatch, capsys, "plan", study_file(**wanted))
+    assert status == 0 and "15 train and 15 test images of (3, 16, 16)" in out and "left: about " in out
+    assert "0 MB of images, 0 MB of rankings" in out and not (outputs / "_prepared").exists()
+    (tmp_path / "early.py").write_text("def fails(model, images, targets):\n    raise ValueError('no gradient here')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = study_file(estimators=["random", "early:fails"], **wanted)
+    status, _, err = roar(monkeypatch, capsys, "plan", file)
+    assert status == 2 and "early.py:2: ValueError: no gradient here" in err and not (outputs / "_prepared").exists()
 
 
 def test_the_space_of_imagenet_is_known_beforehand(monkeypatch):

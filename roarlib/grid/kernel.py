@@ -26,6 +26,8 @@ from jupyter_client.manager import AsyncKernelManager
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 
+from roarlib.study import own
+
 FORK = sys.platform == "linux"  # elsewhere a process that has loaded torch cannot be forked safely
 # None of these may, at its import, touch CUDA, run a torch operation or look for a running IPython.
 PRELOAD = """papermill ipykernel.kernelapp ipywidgets numpy pandas scipy.stats torch torchvision seaborn
@@ -77,7 +79,7 @@ def execute(
     except Exception as error:
         name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
         first = next(filter(str.strip, str(message).splitlines()), "no message").strip()
-        raise NotebookFailed(target, f"{name}: {first}", str(error).strip()) from None
+        raise NotebookFailed(target, f"{own.place_in(str(error))}{name}: {first}", str(error).strip()) from None
     finally:
         with suppress(FileNotFoundError):
             part.replace(target)

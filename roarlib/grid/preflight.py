@@ -6,7 +6,10 @@ import shutil
 import time
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
 from roarlib.data import datasets
@@ -20,6 +23,8 @@ from roarlib.study import rankings, results
 from roarlib.study.machine import device_of
 from roarlib.study.names import MAPS, group_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
+
+TRIED = 200  # pictures of each split that are decoded to try a study before it is prepared
 
 
 def check(study: Study, progress: Progress = None, say: Callable[[str], None] = lambda line: None) -> datasets.Data:
@@ -43,6 +48,25 @@ def check(study: Study, progress: Progress = None, say: Callable[[str], None] = 
             say(note)
     rehearse(study, found, say)
     return found
+
+
+def try_out(study: Study, say: Callable[[str], None]) -> datasets.Data:
+    """Rehearse the run on a few pictures decoded for it alone, and return them: `check` before they are prepared."""
+    device_of(study)
+    _check_folder(study)
+    results.check_sources(study)
+    counts, _ = datasets.sizes(study)
+    with TemporaryDirectory() as folder:
+        few = study.model_copy(update={f"{split}_images": min(count, TRIED) for split, count in counts.items()})
+        few._home = Path(folder)
+        found = datasets.load(few)
+        found = dataclasses.replace(found, train=_in_memory(found.train), test=_in_memory(found.test))
+    rehearse(study, found, say)
+    return found
+
+
+def _in_memory(split: datasets.Split) -> datasets.Split:
+    return dataclasses.replace(split, images=np.array(split.images), labels=np.array(split.labels))
 
 
 def _check_folder(study: Study) -> None:
@@ -82,15 +106,18 @@ def disk_bytes(study: Study) -> tuple[int, int]:
 
 
 def seconds_left(grid: Grid, found: datasets.Data, todo: list[Cell]) -> float:
-    """Estimated seconds until the cells `todo` are done: from measured rows where there are any, else a short trial."""
-    study, trial, spent = grid.study, None, []
+    """Estimated seconds until the cells `todo` are done: from measured rows where there are any, else a short trial.
+
+    found: the study's data, or a few of its images.
+    """
+    study, trial, spent, counts = grid.study, None, [], datasets.sizes(grid.study)[0]
     (workers, threads), done = cluster.machine(study), results.rows(study)
     for cell in todo:
         alike = done[done.measure == cell.measure]
         if cell.measure == "ranking":  # a base's sweep costs what its passes cost: only the same group is alike
             alike = alike[alike.cell == cell.name]
         trial = trial or (None if len(alike) else _trial(study, found, threads))
-        each = float(alike.seconds.mean()) if len(alike) else _cost(study, found, cell, *trial)
+        each = float(alike.seconds.mean()) if len(alike) else _cost(study, counts, cell, *trial)
         spent.append(len(grid.missing(cell)) * each + 1.5)  # seconds of kernel start, imports and loading
     return max(sum(spent) / workers, max(spent, default=0.0))
 
@@ -98,11 +125,11 @@ def seconds_left(grid: Grid, found: datasets.Data, todo: list[Cell]) -> float:
 PASSES = {"rise": 500 / 3, "occlusion": 225 / 3}  # of an image, as gradients: these only go forward
 
 
-def _cost(study: Study, found: datasets.Data, cell: Cell, step: float, one_pass: float) -> float:
+def _cost(study: Study, counts: dict[str, int], cell: Cell, step: float, one_pass: float) -> float:
     """Seconds of one row, from the seconds of a training step and of one image's gradient pass."""
-    images = len(found.train) + len(found.test)
-    inference = one_pass / 3 * len(found.test)
-    training = study.epochs * max(1, len(found.train) // study.batch_size) * step
+    images = counts["train"] + counts["test"]
+    inference = one_pass / 3 * counts["test"]
+    training = study.epochs * max(1, counts["train"] // study.batch_size) * step
     if cell.measure != "ranking":
         return inference if cell.measure == "deletion" else training + inference
     name = cell.parameters["estimators"][0]
@@ -129,11 +156,12 @@ def _trial(study: Study, found: datasets.Data, threads: int) -> tuple[float, flo
 def _timed(study: Study, found: datasets.Data) -> tuple[float, float]:
     few = datasets.Split(found.train.images[: 8 * study.batch_size], found.train.labels[: 8 * study.batch_size])
     little = dataclasses.replace(found, train=few, test=few)
-    short = study.model_copy(update={"epochs": 1})
+    short = study.model_copy(update={"epochs": 1, "batch_size": min(study.batch_size, len(few))})
     train.train(short, little, 0)  # warm up
     started = time.perf_counter()
     model = train.train(short, little, 0)
-    step = (time.perf_counter() - started) / max(1, len(few) // study.batch_size)
+    steps = max(1, len(few) // short.batch_size)
+    step = (time.perf_counter() - started) / steps * study.batch_size / short.batch_size
     device = device_of(study)
     count = rank.batch_size(device, found.shape)
     x = torch.zeros(count, *found.shape, device=device).contiguous(memory_format=models.layout(model))

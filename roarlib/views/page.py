@@ -63,6 +63,8 @@ def _pieces(notebook: NotebookNode) -> Iterator[tuple[list[str], str, NotebookNo
         tags = cell.metadata.get("tags", [])
         for output in cell.get("outputs", [None]):
             source = output.get("data", {}).get("text/markdown", "") if output else cell.source
+            if output and source and "caption" in output.get("metadata", {}):
+                continue  # it stands with its figure
             yield from ((tags, part, None) for part in re.split(r"(?m)^(?=##? )", source) if part)
             if output and not source:
                 yield tags, "", output

@@ -104,8 +104,17 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
         "floor": stats.floor(table),
         "floor_is": "chance" if stats.floor(table) == 1 / retrained.n_classes.max() else "the largest class alone",
         "error": stats.binomial_error(clean, retrained.n_test.max()),
+        "cost": _took(results.known(study)),
         "today": datetime.now(),
     }
+
+
+def _took(rows: pd.DataFrame) -> str:
+    """The cost in half a sentence: hours or minutes of one worker, and the machines."""
+    worked = hours(rows)[0]
+    said = f"{worked:.1f} hours" if worked >= 1 else f"{60 * worked:.0f} minutes"
+    machines = [name for name in rows.hardware.dropna().unique() if name]
+    return f"{said} of one worker's time on {' and '.join(machines) or 'a machine that rows do not name'}"
 
 
 def _how(study: Study) -> dict:

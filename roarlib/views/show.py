@@ -1,9 +1,14 @@
-"""What analyses put on the page: parts that are there only with their results, and tables with words for columns."""
+"""What analyses show: parts that are there only with their results, figures with captions, tables in words."""
 
+from pathlib import Path
 from textwrap import dedent
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import HTML, Markdown, display
+from matplotlib.figure import Figure
+
+from roarlib.views import plots
 
 LONG = 15  # rows; a longer table is folded
 WORDS = {
@@ -27,6 +32,14 @@ def part(there, prose: str) -> bool:
     if there:
         display(Markdown(dedent(prose).strip()))
     return bool(there)
+
+
+def figure(drawn: Figure, path: Path, caption: str) -> None:
+    """Save a figure (`plots.save`) and show it once, with a sentence below that says what is to be seen on it."""
+    plots.save(drawn, path)
+    display(drawn, metadata={"caption": caption})
+    display(Markdown(f"*{caption}*"), metadata={"caption": caption})
+    plt.close(drawn)
 
 
 def table(frame: pd.DataFrame, digits: int = 1, **words: str) -> None:

@@ -5,6 +5,7 @@ one of its own, which fails or hangs on demand.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -216,7 +217,7 @@ def test_a_failing_notebook_is_told_and_run_again(place, undisturbed):
     printed, _ = failing.communicate(timeout=1200)
     assert failing.returncode == 1 and "ValueError: broken on purpose" in printed
     status, _ = place.start("roar", "status", place.file.name).communicate(timeout=600)
-    assert "02-attribute/faulty.shaky: ValueError: broken on purpose (see " in status
+    assert re.search(r"02-attribute/faulty.shaky: faulty.py:\d+: ValueError: broken on purpose \(see ", status)
     assert "retrainings 10 of 14" in status  # all others went on
     (place.folder / "broken").unlink()
     ends_well(place.roar(), place, undisturbed)

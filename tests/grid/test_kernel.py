@@ -80,6 +80,13 @@ def test_unknown_parameter_is_named_with_those_there_are(notebook, tmp_path):
     assert not (tmp_path / "out.ipynb").exists()
 
 
+def test_a_failure_in_a_users_file_names_its_line(notebook, tmp_path):
+    (tmp_path / "their own.py").write_text("def f(x):\n    y = x\n    return y / 0\n")
+    load = f"from runpy import run_path; f = run_path({str(tmp_path / 'their own.py')!r})['f']"
+    with pytest.raises(kernel.NotebookFailed, match=r"^.*: their own\.py:3: ZeroDivisionError: division by zero$"):
+        kernel.execute(notebook(load, "f(1)"), tmp_path / "out.ipynb", {})
+
+
 def test_a_failing_cell_leaves_the_notebook_and_one_short_exception(notebook, tmp_path, capfd):
     source = notebook("print('before')", "def f():\n    raise KeyError('lost')\nf()", "print('after')")
     target = tmp_path / "out.ipynb"

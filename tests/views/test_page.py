@@ -61,6 +61,7 @@ def rendered(chapters, left_out=(), **how):
     """The page with these chapters, as soup."""
     head = {"study": tiny_study(), "result": "Result.", "what": "single values removed", "retrained": 12}
     head |= {"n_train": 1000, "n_test": 50, "n_classes": 10, "clean": 0.5, "error": 0.07, "today": datetime(2026, 1, 2)}
+    head |= {"cost": "2.0 hours of one worker's time on a CPU"}
     head |= {"floor": 0.1, "floor_is": "chance", "groups": [("better", "better than Random", "SG-SQ-GRAD, Sobel")]}
     how = {"parameters": "", "machines": "", "cost": "", "hours": (1, 2)} | how
     return BeautifulSoup(page.html(chapters, head, how, list(left_out)), "html.parser")
@@ -128,7 +129,8 @@ def test_what_is_said_above_and_below_everything():
     facts = " ".join(soup.select_one(".facts").text.split())
     assert facts == (
         "Single values removed; 12 retrainings of resnet-tiny on textures, 1,000 train and 50 test images, 10 classes. "
-        "Clean accuracy 50.0, chance 10.0; one accuracy is good to ±14.0. 2 January 2026"
+        "Clean accuracy 50.0, chance 10.0; one accuracy is good to ±14.0. "
+        "It took 2.0 hours of one worker's time on a CPU. 2 January 2026"
     )
     (table,) = soup.find_all("table")  # one without rows is left out
     rows = table.select("tbody tr")
@@ -155,6 +157,16 @@ def test_prose_that_code_shows_is_prose_with_its_heading():
     assert [h.text for h in soup.find_all("h3")][0] == "Part" and soup.figcaption.text == "Figure 1. Part"
     words = soup.select_one("section").get_text(" ").split()
     assert words == ["Title", "Why.", "Part", "See", "x", ".", "Figure", "1.", "Part", "Stays."]
+
+
+def test_a_caption_stands_with_its_figure_alone():
+    outputs = shown(image_png=png(600)), shown(text_markdown="*Three lines cross.*")
+    for output in outputs:
+        output.metadata["caption"] = "Three lines cross."
+    soup = rendered({"x": notebook(prose("# Title"), code(*outputs))})
+    (caption,) = soup.select("figcaption")
+    assert caption.text == "Figure 1. Three lines cross. Scroll sideways to see all of it."
+    assert soup.main.text.count("Three lines cross.") == 1
 
 
 def test_the_page_fetches_nothing_and_forbids_it(soup):
