@@ -1,12 +1,14 @@
 """Grad-CAM, HiResCAM, RISE, Occlusion and LRP against other libraries, and on models whose answer is known."""
 
+import re
 import sys
+import textwrap
 
 import captum.attr
 import pytest
 import torch
 from captum.attr._utils import lrp_rules
-from conftest import Net, random_data, tiny_study
+from conftest import ROOT, Net, random_data, tiny_study
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
@@ -282,3 +284,14 @@ def test_lrp_refuses_sums_that_it_does_not_know():
 
     with pytest.raises(InputError, match="lrp hands back .* of 1"):
         explained(Residual(), torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2]), "lrp")
+
+
+def test_the_readmes_grad_cam_is_grad_cam():
+    readme = (ROOT / "README.md").read_text()
+    code = re.search(r"\n((?:    .*\n|\n)*    def cam(?:    .*\n|.*\n)*?)\n\S", readme)[1]
+    mine = {}
+    exec(textwrap.dedent(code), mine)
+    torch.manual_seed(0)
+    model, (x, targets) = resnet18(num_classes=4).eval(), inputs(64)
+    there = cams.gradcam(model, x.clone(), targets, layer="layer4.1.conv2")
+    torch.testing.assert_close(mine["cam"](model, x.clone(), targets), there)

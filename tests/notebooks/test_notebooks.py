@@ -108,11 +108,11 @@ def test_same_numbers_again(smoke):
 def test_the_readmes_own_estimator_flows_through_everything(tmp_path):
     """README's function, word for word, and a Captum class: ranked, retrained, tabled, drawn, with no other edit."""
     readme = (ROOT / "README.md").read_text()
-    code = re.search(r"\n((?:    .*\n|\n)*    def edges(?:    .*\n|.*\n)*?)\n\S", readme)[1]
+    code = re.search(r"\n((?:    .*\n|\n)*    def cam(?:    .*\n|.*\n)*?)\n\S", readme)[1]
     (tmp_path / "mine.py").write_text(textwrap.dedent(code))
     described = yaml.safe_load(re.search(r"\n((?:    [a-z_]+: .*\n)*    seeds: .*\n)", readme)[1])
-    assert {"random", "mine:edges", "mine:edges-sgsq"} < set(params.Study(name="my", **described).estimators)
-    names = ["mine:edges", "mine:edges-sgsq", "captum:InputXGradient", "random"]
+    assert {"random", "mine:cam", "mine:cam-sgsq"} < set(params.Study(name="my", **described).estimators)
+    names = ["mine:cam", "mine:cam-sgsq", "captum:InputXGradient", "random"]
     study = tiny_study(name="own", estimators=names, noise_samples=2, epochs=3)
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(study.model_dump()))
     environment = os.environ | {"ROAR_OUTPUTS": str(tmp_path / "outputs")}
@@ -121,7 +121,7 @@ def test_the_readmes_own_estimator_flows_through_everything(tmp_path):
             [ROAR, command, "own.yaml"], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert all(name in done.stdout for name in ("mine:edges", "SG-SQ-mine:edges", "captum:InputXGradient", "Random"))
+    assert all(name in done.stdout for name in ("mine:cam", "SG-SQ-mine:cam", "captum:InputXGradient", "Random"))
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
