@@ -261,6 +261,16 @@ def report(study_file):
     click.echo(report.render(_load(study_file)))
 
 
+@cli.command()
+@click.argument("study_files", metavar="STUDY.yaml [OTHER.yaml ..]", nargs=-1, required=True)
+@click.option("--text-width", default=5.5, help="Inches: 5.5 for NeurIPS and ICLR (if left out), 6.75 for ICML.")
+def paper(study_files, text_width):
+    """Write tables, figures, methods, references and checklist in LaTeX, of one study or of several side by side."""
+    from roarlib.views import latex
+
+    click.echo(latex.write([_load(file) for file in study_files], text_width))
+
+
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 

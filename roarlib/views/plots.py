@@ -1,7 +1,7 @@
 """Figures of a study: from the tidy table to matplotlib axes, in one look; lines are named at their ends."""
 
 import os
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,8 +113,11 @@ def panels(axes, table, each: list[dict], **same) -> None:
         name_lines(ax)
 
 
-def by_base(table, **shown):
-    """A figure like the paper's Figure 4: a panel a base, others and users' own in last ones, controls in each."""
+def by_base(table, width: float | None = None, **shown):
+    """A figure like the paper's Figure 4: a panel a base, others and users' own in last ones, controls in each.
+
+    width: inches, of three panels at most abreast; None: what all need.
+    """
     what = Shown(**shown)
     found = points(table, what.measure, what.unit, what.mode)
     names = [name for name in chosen(found) if not variant_of(name)]
@@ -124,10 +127,11 @@ def by_base(table, **shown):
         title = BASES[base].label if base in BASES else "Others" if base in READY else "Your own"
         bases.setdefault(title, []).append(name)
     bases = bases or {"Controls": []}
-    figure, axes = subplots(1, len(bases), (0.5 + 2.9 * len(bases), 3.2), sharey=True)
-    panels(axes[0], table, [{"estimators": controls + members} for members in bases.values()], **shown)
-    for ax, title in zip(axes[0], bases, strict=True):
-        ax.set_title(title, loc="left", fontsize=TEXT + 1, fontweight="bold", color=INK)
+    down, across = (-(-len(bases) // 3), min(len(bases), 3)) if width else (1, len(bases))
+    figure, axes = subplots(down, across, (width or 0.5 + 2.9 * across, (2.6 if width else 3.2) * down), sharey=True)
+    panels(axes.flat[: len(bases)], table, [{"estimators": controls + own} for own in bases.values()], **shown)
+    for ax, title in zip_longest(axes.flat, bases):
+        ax.set_title(title, loc="left", fontsize=TEXT + 1, fontweight="bold", color=INK) if title else ax.remove()
     figure.suptitle(about(found, what).replace("\n", "; "), x=0.01, ha="left", fontsize=TEXT, color=QUIET)
     return figure
 
@@ -148,10 +152,10 @@ def remove_and_keep(table, **keywords):
     return figure
 
 
-def _side_by_side(table, each, estimators=None, highlight=None, **shown):
+def _side_by_side(table, each, estimators=None, highlight=None, size=(7.2, 3.6), **shown):
     for own in each:  # raises before a figure is begun: none is left half empty
         chosen(points(table, *Shown(**own, **shown)[:3]), estimators)
-    figure, axes = subplots(1, 2, (7.2, 3.6), sharey=True)
+    figure, axes = subplots(1, 2, size, sharey=True)
     panels(axes[0], table, each, estimators=estimators, highlight=highlight, **shown)
     return figure
 
@@ -221,12 +225,12 @@ def name_lines(ax, size: float = 7.5) -> None:
 
 
 @mpl.rc_context(LOOK)
-def save(figure, path: str | Path, formats=("png", "svg", "pdf")) -> list[Path]:
-    """Write a figure as <path>.png (200 dots an inch), .svg and .pdf, nothing cut off; their paths."""
+def save(figure, path: str | Path, formats=("png", "svg", "pdf"), box: str | None = "tight") -> list[Path]:
+    """Write a figure as <path>.png (200 dots an inch), .svg and .pdf; their paths. box: None keeps its exact size."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     dates = {"png": "Creation Time", "svg": "Date", "pdf": "CreationDate"}  # None: same picture, same bytes
     for suffix in formats:
-        figure.savefig(f"{path}.{suffix}", dpi=200, bbox_inches="tight", metadata={dates[suffix]: None})
+        figure.savefig(f"{path}.{suffix}", dpi=200, bbox_inches=box, metadata={dates[suffix]: None})
     return [Path(f"{path}.{suffix}") for suffix in formats]
 
 

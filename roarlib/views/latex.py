@@ -1,0 +1,232 @@
+r"""A study for a paper: tables, figures, methods, compute, checklist and references in LaTeX, by the templates in tex/.
+
+Every number comes from studies and their rows. Templates write << value >>, which is escaped (`tex`) unless it is TeX
+already, and %% statements; the methods have one sentence a line, so that what several studies share is said once.
+"""
+
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from roarlib.answers import stats, verdicts
+from roarlib.study.files import write_atomically
+from roarlib.study.names import FIXED, KNOWN_ANSWER, MODES, UNITS, imputes, in_order, keeps, label, split_name
+from roarlib.study.params import InputError, Study
+from roarlib.views import methods, plots
+
+COLUMN = 3.25  # inches, of a column of two
+MANY = 8  # estimators; more crowd one pair of axes
+MARKS = {verdicts.BETTER: r"$\star$", verdicts.WORSE: r"$\times$", "equal": "$=$", verdicts.OPEN: r"$\circ$"}
+SPECIAL = {c: rf"\{c}" for c in "&%$#{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+SPECIAL |= {"^": r"\textasciicircum{}", "_": r"\_\allowbreak{}", ":": r":\allowbreak{}", "|": "$|$", '"': "''"}
+SPECIAL |= {"<": "$<$", ">": "$>$", "²": "$^2$", "−": "$-$", "×": r"$\times$", "°": r"$^\circ$", "–": "--"}
+Cell = tuple[str, str]  # a number, and what stands behind it: half of its interval and its mark
+
+
+def tex(text) -> Markup:
+    """Any text as LaTeX prints it; a letter that is not Latin, for which fonts have no glyph, by its number."""
+    if isinstance(text, Markup):
+        return text
+    plain = "".join(c if c < "\u0180" or c in SPECIAL else ascii(c)[1:-1] for c in str(text))
+    return Markup("".join(SPECIAL.get(c, c) for c in plain))
+
+
+def number(value: float) -> Markup:
+    """A number as short as it is: 0.2, 5 x 10^-5."""
+    digits, _, power = f"{value:g}".partition("e")
+    return Markup(rf"${digits} \cdot 10^{{{int(power)}}}$" if power else digits)
+
+
+def points(value: float, sign: str = "") -> Markup:
+    """An accuracy or a difference (-1..1) in percent: 45.1, or with sign `+` +3.4 and -5.5; never -0.0."""
+    return tex(f"{round(100 * value, 1) + 0.0:{sign}.1f}".replace("-", "−") if value == value else "–")
+
+
+def listed(words) -> str:
+    """Words as a list in a sentence: `a, b and c`."""
+    *others, last = words
+    return " and ".join(filter(None, [", ".join(others), last]))
+
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("tex")),
+    line_statement_prefix="%%",
+    variable_start_string="<<",
+    variable_end_string=">>",
+    block_start_string="<%",
+    block_end_string="%>",
+    comment_start_string="<#",
+    comment_end_string="#>",
+    undefined=StrictUndefined,
+    finalize=tex,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters |= {"number": number, "points": points, "listed": listed}
+
+
+def render(template: str, **told) -> str:
+    """A file of tex/ filled in."""
+    return TEMPLATES.get_template(f"{template}.j2").render(told)
+
+
+def write(studies: list[Study], text_width: float = 5.5) -> str:
+    """Write <first study>/paper/ and return what to tell the user. text_width: inches, of the wide figures.
+
+    InputError where a study has no retraining yet, or is named twice.
+    """
+    if len({study.name for study in studies}) < len(studies):
+        raise InputError("a study is named twice")
+    told, folder = [methods.facts(study) for study in studies], studies[0].folder / "paper"
+    tables = [accuracies(one, *side) for one in told for side in one["sides"]] + across(told)
+    drawn = [figure for one in told for figure in figures(one, folder / "figures", text_width)]
+    shared = {"studies": told, "tables": tables, "figures": drawn, "text_width": text_width}
+    files = {f"tables/{table['name']}.tex": render("table.tex", **table) for table in tables}
+    files |= {"methods.tex": in_sentences(told)}
+    files |= {name: render(name, **shared) for name in ("figures.tex", "compute.tex", "checklist.tex", "main.tex")}
+    files["references.bib"] = references("".join(files.values()), render("references.bib", **shared))
+    for name, text in files.items():
+        write_atomically(folder / name, text)
+    return (
+        f"{folder}: {len(tables)} table{'s' * (len(tables) > 1)}, {len(drawn)} figures, methods, compute, checklist, "
+        f"{files['references.bib'].count('@')} references\nnext: cd {shlex.quote(str(folder))} && latexmk -pdf main.tex"
+    )
+
+
+def in_sentences(told: list[dict]) -> str:
+    r"""methods.tex: of the first study all sentences, of the others those that differ from the first's."""
+    first, *others = (render("methods.tex", **one).strip().splitlines() for one in told)
+    lines = list(first)
+    for one, sentences in zip(told[1:], others, strict=True):
+        lines += [rf"\paragraph{{Study \emph{{{tex(one['study'].name)}}}.}}", "All is as above, but for this."]
+        lines += [line for line in sentences if line not in first]
+    return "\n".join([r"\providecommand{\citep}{\cite}", *lines, ""])
+
+
+def references(text: str, entries: str) -> str:
+    r"""Those BibTeX entries whose keys are in a \citep of the text; KeyError for a key that has none."""
+    known = {re.search(r"{(\w+),", entry)[1]: entry.strip() for entry in re.split(r"\n(?=@)", entries.strip())}
+    cited = {key.strip() for keys in re.findall(r"\\citep{([^}]+)}", text) for key in keys.split(",")}
+    return "\n\n".join(known[key] for key in sorted(cited)) + "\n"
+
+
+def accuracies(one: dict, unit: str, mode: str) -> dict:
+    """What table.tex shows of a study in a unit and mode: accuracy at each percent, and the difference to Random.
+
+    The best of each column that is no known answer is bold, with all that print the same; none where masks are seen.
+    """
+    table, judged = one["table"], mode != "mask"
+    rows = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
+    found = stats.summary(rows)
+    against = verdicts.verdicts(table, unit, mode) if judged else pd.DataFrame()
+    columns = {str(t): column(part, keeps(mode) if judged else None) for t, part in found.groupby("percent")}
+    groups = [(f"{UNITS[unit]} (%)", columns)]
+    groups += [("minus", {"Random": column(against, None, "+")})] if len(against) else []
+    return {
+        "kind": "mask" if not judged else "keep" if keeps(mode) else "remove",
+        "studies": [one],
+        "imputed": imputes(mode),
+        "name": f"{one['study'].name}-{unit}-{mode}",
+        "n": methods.span(found.n),
+        "intervals": bool(found.high.notna().any()),
+        **laid_out(groups, [against]),
+    }
+
+
+def across(told: list[dict]) -> list[dict]:
+    """Tables of several studies: estimators by studies, difference to Random, for each unit and mode that two have."""
+    tables = []
+    for (unit, mode), count in Counter(side for one in told for side in one["sides"]).items():
+        having = [one for one in told if (unit, mode) in one["sides"]]
+        found = {one["study"].name: verdicts.verdicts(one["table"], unit, mode) for one in having}
+        found = {name: against for name, against in found.items() if len(against)}
+        if mode == "mask" or count < 2 or not found:
+            continue
+        columns = {name: column(against, keeps(mode), "+") for name, against in found.items()}
+        table = laid_out([(f"{UNITS[unit]} {MODES[mode]}", columns)], list(found.values()))
+        n = methods.span([n for against in found.values() for n in against.n])
+        intervals = any(against.high.notna().any() for against in found.values())
+        more = {"kind": "studies", "studies": having, "name": f"studies-{unit}-{mode}", "n": n, "intervals": intervals}
+        tables.append(table | more | {"keeps": keeps(mode)})
+    return tables
+
+
+def column(found: pd.DataFrame, best_is_largest: bool | None, sign: str = "") -> dict[str, Cell]:
+    """estimator -> its cell, of a table with estimator, mean and high, and perhaps a verdict, which gives a mark.
+
+    What prints as the best mean does (known answers aside) is bold; with None nothing is.
+    """
+    real = [split_name(name)[0] not in KNOWN_ANSWER for name in found.estimator]
+    means = found["mean"][real]
+    best = None if best_is_largest is None else points(means.max() if best_is_largest else means.min(), sign)
+    cells = {}
+    for row, may_win in zip(found.itertuples(), real, strict=True):
+        said = points(row.mean, sign)
+        half = "" if pd.isna(row.high) else rf"{{\scriptsize$\pm$\,{points(row.high - row.mean)}}}"
+        mark = f"~{MARKS.get(row.verdict, '--')}" if hasattr(row, "verdict") else ""
+        said = Markup(rf"\textbf{{{said}}}") if may_win and said == best else said
+        cells[row.estimator] = said, Markup(half + mark)
+    return cells
+
+
+def laid_out(groups: list[tuple[str, dict[str, dict[str, Cell]]]], against: list[pd.DataFrame]) -> dict:
+    """Groups of columns (title, head -> column) as lines, one an estimator, in order; and what their marks mean."""
+    columns = [part for _, parts in groups for part in parts.values()]
+    lines, last = [], ""
+    for name in in_order({name for part in columns for name in part}):
+        base = "control" if name in FIXED else split_name(name)[0]
+        cells = [part.get(name, ("" if name == "random" else "–", "")) for part in columns]
+        lines.append((label(name), bool(last) and base != last, cells))
+        last = base
+    said = {word: phrase for found in against if len(found) for word, phrase, _ in verdicts.grouped(found)[1]}
+    marks = [(Markup(MARKS.get(word, "--")), phrase) for word, phrase in said.items()]
+    return {"groups": groups, "lines": lines, "spaced": len(lines) > MANY, "marks": marks}
+
+
+def figures(one: dict, folder: Path, text_width: float) -> list[dict]:
+    """Draw a study's figures as PDF, in inches as they are to be printed; what figures.tex shows: file, kind and so on.
+
+    kind: curves, differences, by-base, deletion.
+    """
+    table, name, drawn = one["table"], one["study"].name, []
+
+    def done(figure, kind: str, grey: bool = False):
+        file = f"{name}-{kind}-{unit}-{mode}"
+        plots.save(figure, folder / file, ["pdf"], None)
+        plots.plt.close(figure)
+        drawn.append({"one": one, "file": file, "kind": kind, "what": f"{UNITS[unit]} {MODES[mode]}", "grey": grey})
+
+    for unit, mode in (side for side in one["sides"] if side[1] != "mask"):
+        shown = {"unit": unit, "mode": mode, "chance": one["floor"]}
+        against = verdicts.verdicts(table, unit, mode)
+        used = plots.chosen(plots.points(table, "retrain", unit, mode))
+        loud = (_loud(used, against) or None) if len(used) > MANY else None
+        figure, axes = plots.subplots(size=(COLUMN, 2.5))
+        plots.curves(table, axes[0, 0], highlight=loud, **shown)
+        axes[0, 0].set_title("", loc="left")
+        done(figure, "curves", bool(loud))
+        if against.high.notna().any():
+            figure, axes = plots.subplots(size=(COLUMN, 0.6 + 0.13 * len(against)))
+            plots.intervals(axes[0, 0], against)
+            axes[0, 0].set_xlabel("accuracy minus Random's (points)")
+            done(figure, "differences")
+        if len(used) > MANY:
+            figure = plots.by_base(table, text_width, **shown)
+            figure.suptitle("")
+            done(figure, "by-base")
+        scored = table[(table.measure == "deletion") & (table.unit == unit) & (table["mode"] == mode)].estimator
+        if set(used) <= set(scored):
+            figure = plots.roar_and_deletion(table, highlight=loud, size=(text_width, 2.6), **shown)
+            for ax, title in zip(figure.axes, ("not retrained", "retrained (ROAR)"), strict=True):
+                ax.set_title(title, loc="left", fontsize=plots.TEXT, color=plots.INK)
+            done(figure, "deletion", bool(loud))
+    return drawn
+
+
+def _loud(used: list[str], against: pd.DataFrame) -> list[str]:
+    """Of many estimators those to be told apart in one figure: users' own, the three best, the worst."""
+    return [name for name in used if ":" in name or name in {*against.estimator[:3], *against.estimator[-1:]}]

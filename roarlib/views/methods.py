@@ -1,0 +1,153 @@
+"""What a paper says of a study in words: its data, estimators, seeds, statistics and cost, from parameters and rows."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from roarlib.answers import stats, verdicts
+from roarlib.data import datasets, photos
+from roarlib.study import results
+from roarlib.study.names import FIXED, MAPS, MODES, UNITS, USERS_OWN, imputes, in_order, label, split_name, variant_of
+from roarlib.study.params import InputError, Study
+from roarlib.views import report
+
+DATA = {  # name -> as a paper writes it, its source, pixels a side; 0: of the study
+    "cifar10": ("CIFAR-10", "krizhevsky2009", 32),
+    "fashion-mnist": ("Fashion-MNIST", "xiao2017", 28),
+    "imagenet": ("ImageNet", "russakovsky2015", 0),
+    "food101": ("Food-101", "bossard2014", 0),
+    "birdsnap": ("Birdsnap", "berg2014", 0),
+}
+CAPTUM = {  # class -> the source of its method
+    "Saliency": "simonyan2014",
+    "GuidedBackprop": "springenberg2015",
+    "Deconvolution": "zeiler2014",
+    "Occlusion": "zeiler2014",
+    "IntegratedGradients": "sundararajan2017",
+    "InputXGradient": "shrikumar2017",
+    "DeepLift": "shrikumar2017",
+    "DeepLiftShap": "lundberg2017",
+    "GradientShap": "lundberg2017",
+    "KernelShap": "lundberg2017",
+    "Lime": "ribeiro2016",
+    "LRP": "bach2015",
+    "LayerGradCam": "selvaraju2017",
+    "GuidedGradCam": "selvaraju2017",
+}
+
+
+def facts(study: Study) -> dict:
+    """All that the templates say of a study, by the names that they use. InputError where nothing is retrained yet."""
+    table, rows = results.table(study), results.known(study)
+    retrained = table[table.measure == "retrain"]
+    judged = retrained[retrained.estimator != "clean"]
+    if judged.empty:
+        raise InputError(f"no retrainings of {study.name} yet; `roar run params/{study.name}.yaml` makes them")
+    there = set(judged[["unit", "mode"]].itertuples(index=False, name=None))
+    sides = [(unit, mode) for unit in UNITS for mode in MODES if (unit, mode) in there]
+    scored = table[table.measure == "deletion"]
+    found = verdicts.verdicts(table, *next((side for side in sides if side[1] != "mask"), sides[0]))
+    numbers = {name: f"{retrained[name].max():,.0f}" for name in ("n_train", "n_test", "n_classes")}
+    return {
+        "study": study,
+        "table": table,
+        "sides": sides,
+        "units": {unit for unit, _ in sides},
+        "modes": {mode for _, mode in sides},
+        "imputed": any(map(imputes, {*judged["mode"], *scored["mode"]})),
+        "deletion": len(scored) > 0,
+        "data": data(study),
+        "brought": brought(study),
+        **numbers,
+        "precision": " or ".join(sorted(set(retrained.precision.dropna()))),
+        "base": f"{100 * table[table.measure == 'base'].accuracy.mean():.1f}",
+        "clean": (clean := stats.spread(retrained[retrained.estimator == "clean"].accuracy)),
+        "binomial": stats.binomial_error(clean["mean"], retrained.n_test.max()),
+        "floor": (floor := stats.floor(table)),
+        "floor_is": "chance" if floor == 1 / retrained.n_classes.max() else "the largest class alone",
+        "percents": sorted({int(percent) for percent in judged.percent}),
+        "seeds": sorted({int(seed) for seed in judged.seed}),
+        "n": span(judged.groupby(["unit", "mode", "estimator", "percent"]).seed.nunique()),
+        "compared": int(found.p.notna().sum()),
+        "level": verdicts.LEVEL,
+        **estimators(study, in_order(set(judged.estimator))),
+        **cost(rows),
+    }
+
+
+def span(values) -> str:
+    """Numbers as their range: `3`, or `2 to 3`."""
+    low, high = int(min(values)), int(max(values))
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def data(study: Study) -> dict:
+    """The data set: its name and source (cite), textures or own or neither, and the side of its images in pixels.
+
+    side: 0 where it is not known; cut: of photographs, the short side before the centre is cut; first: so many of all.
+    """
+    kind, _, path = study.dataset.partition(":")
+    textures = kind.startswith("textures")
+    name, cite, side = DATA.get(kind, (Path(path).name if kind in ("folder", "npz") else study.dataset, "", 0))
+    if textures:
+        name, side = " ".join(["Textures", *filter(None, [kind.partition("-")[2]])]), 32
+    if cut := kind in photos.COUNTS or kind == "folder":
+        side = study.image_size or 224
+    elif not side and (datasets.prepared(study) / "meta.json").is_file():
+        side = datasets.sizes(study)[1][-1]
+    return {
+        "name": name,
+        "cite": cite,
+        "own": not (cite or textures),
+        "textures": textures,
+        "first": bool(study.train_images or study.test_images),
+        "side": side,
+        "cut": study.resize or round(side * 8 / 7) if cut else 0,
+    }
+
+
+def brought(study: Study) -> list[str]:
+    """What nobody else has, and a paper's readers need: the names of own data, models, weights, functions and maps."""
+    bases = [base for base in (split_name(name)[0] for name in study.estimators) if not base.startswith("captum:")]
+    named = [study.model] * (not study.model.startswith("timm:")) + bases
+    found = [data(study)["name"]] * data(study)["own"] + [name for name in named if ":" in name]
+    return list(dict.fromkeys(found + [Path(study.base_weights).name] if study.base_weights else found))
+
+
+def estimators(study: Study, used: list[str]) -> dict:
+    """What the estimators are: their labels, the parts of their names, and those that are not ready-made."""
+    parts = [split_name(name) for name in used]
+    bases, ensembles = {base for base, _ in parts}, {ensemble for _, ensemble in parts}
+    other = sorted(base for base in bases if ":" in base)
+    return {
+        "estimators": [label(name) for name in used if split_name(name)[0] not in FIXED],
+        "controls": [label(name) for name in used if split_name(name)[0] in FIXED],
+        "bases": bases,
+        "ensembles": ensembles,
+        "noisy": bool(ensembles - {"", "squared"}),
+        "variants": {variant_of(name) for name in used},
+        "captum": {base: CAPTUM.get(base.partition(":")[2], "") for base in other if base.startswith("captum:")},
+        "maps": [base for base in other if MAPS.fullmatch(base)],
+        "own": [base for base in other if USERS_OWN.fullmatch(base) and not base.startswith("captum:")],
+        "options": [
+            f"{label(base)}: {key} = {value}"
+            for base, given in study.estimator_options.items()
+            if base in bases
+            for key, value in given.items()
+        ],
+    }
+
+
+def cost(rows: pd.DataFrame) -> dict:
+    """What the rows (results.known) took: kinds of measurement with number and median, hours, machines, versions."""
+    kinds = report.cost(rows)
+    named = zip(kinds["n"], kinds["measurement"], kinds["median seconds"], strict=True)
+    device = rows.device.str.partition(":")[0].replace({"cpu": "CPU", "cuda": "GPU"})
+    return {
+        "cost": [f"{n:,} {what}{'s' * (n > 1)} ({'median ' * (n > 1)}{seconds:.2g} s)" for n, what, seconds in named],
+        "hours": report.hours(rows)[0],
+        "machines": sorted(set((rows.hardware + " (" + device + ")").dropna())),
+        **{name: sorted(set(rows[name].dropna()) - {""}) for name in ("torch", "roarlib", "commit")},
+        "retrainings": int((rows.measure == "retrain").sum()),
+        "year": str(rows.finished.dropna().max())[:4],
+    }

@@ -1,0 +1,179 @@
+"""roarlib.views.latex: numbers, best and marks by hand from the committed studies; escapes; sources; a real LaTeX."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+from roarlib.answers import stats, verdicts
+from roarlib.engine.models import MODELS
+from roarlib.study import names, params, results
+from roarlib.study.names import label
+from roarlib.study.params import InputError
+from roarlib.views import latex, methods
+
+TEMPLATES = {file.name: file.read_text() for file in (ROOT / "roarlib/views/tex").iterdir()}
+COLLECTION = latex.render("references.bib", studies=[{"roarlib": ["0.1.0"], "year": "2026"}])
+UGLY = "my_photos & 100% #1 {~} ^2 $5"
+
+
+def study_in(folder, name, new=None, swap=None, **changes):
+    """A committed study in a folder of its own: under a new name, with texts in its table swapped, other parameters."""
+    new = new or name
+    (folder / new).mkdir()
+    rows = (ROOT / "outputs" / name / "results.csv").read_text()
+    for old, other in {name: new, **(swap or {})}.items():
+        rows = rows.replace(old, other)
+    (folder / new / "results.csv").write_text(rows)
+    study = params.load(ROOT / "outputs" / name / "study.yaml").model_copy(update={"name": new, **changes})
+    (folder / new / "study.yaml").write_text(params.dump(study))
+    return params.load(folder / new / "study.yaml")
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    study = study_in(tmp_path_factory.mktemp("cifar"), "cifar10-cpu")
+    assert "cifar10-cpu/paper: 1 table, 4 figures" in latex.write([study], 6.75)
+    return study
+
+
+@pytest.fixture(scope="module")
+def ugly(tmp_path_factory):
+    """Three studies in one paper, the second with names that LaTeX would choke on."""
+    folder = tmp_path_factory.mktemp("ugly")
+    first, last = (study_in(folder, name) for name in ("vit-textures", "resnet-textures"))
+    swap = {"rollout": "mine:edges_2", "gradcam": "mine:größe", "AMD EPYC": "100% & #1_{~}^"}
+    own = {"dataset": f"folder:{UGLY}", "model": "mine:net_3", "estimators": ["mine:edges_2", "random"]}
+    weird = study_in(folder, "vit-textures", "weird_2", swap, **own)
+    latex.write([first, weird, last])
+    return [first, weird, last]
+
+
+def lines(study, name):
+    """Label -> cells of a table in TeX, without markup of size."""
+    text = (study.folder / "paper" / "tables" / f"{name}.tex").read_text()
+    found = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if line.endswith(r" \\")]
+    return {line[0]: [re.sub(r"{\\scriptsize\$\\pm\$\\,(.*?)}", r"\1", cell) for cell in line[1:]] for line in found}
+
+
+def cited(text):
+    return {key for keys in re.findall(r"\\citep{([^}]+)}", text) for key in keys.split(",")}
+
+
+def test_every_number_of_the_table_is_stats_summarys_and_the_best_is_bold(cifar):
+    table = results.table(cifar)
+    found = stats.summary(table[(table.measure == "retrain") & (table.estimator != "clean")])
+    against = verdicts.verdicts(table, "pixel", "remove").set_index("estimator")
+    told = lines(cifar, "cifar10-cpu-pixel-remove")
+    assert len(found) == 40 and len(against) == 19
+    for name, rows in found.groupby("estimator"):
+        cells = told[str(latex.tex(label(name)))]
+        for row, mean, half in zip(rows.itertuples(), cells[::2], cells[1::2], strict=False):
+            best = found[found.percent == row.percent]["mean"].min() == row.mean
+            assert mean == (rf"\textbf{{{100 * row.mean:.1f}}}" if best else f"{100 * row.mean:.1f}")
+            assert half == f"{100 * (row.high - row.mean):.1f}"
+        if name == "random":
+            assert cells[4:] == ["", ""]
+            continue
+        row, mark = against.loc[name], {"better": "star", "worse": "times", "open": "circ"}
+        assert cells[4].replace("$-$", "-") == f"{100 * row['mean']:+.1f}"
+        assert cells[5] == rf"{100 * (row.high - row['mean']):.1f}~$\{mark[row.verdict]}$"
+    caption = (cifar.folder / "paper/tables/cifar10-cpu-pixel-remove.tex").read_text()
+    assert "$n = 4$" in caption and "Untouched 67.5, chance 10.0" in caption and "Lower is better" in caption
+    assert r"$\star$: better than Random; $\times$: worse than Random; $\circ$: open" in caption
+
+
+def test_several_studies_side_by_side_estimators_by_studies(ugly):
+    told, against = lines(ugly[0], "studies-pixel-remove"), {}
+    for study in ugly:
+        against[study.name] = verdicts.verdicts(results.table(study), "pixel", "remove").set_index("estimator")
+    assert told["IG"][::2] == [f"{100 * against[study.name].loc['ig', 'mean']:+.1f}" for study in ugly]
+    assert told["Rollout"][2:] == ["--", ""] * 2 and told["Grad-CAM"][:4] == ["--", ""] * 2
+    assert r"\textbf{$-$33.1}" in told["Rollout"][0] and r"\textbf{" in told["Grad-CAM"][4]
+    methods_ = (ugly[0].folder / "paper/methods.tex").read_text()
+    assert methods_.count("Integrated Gradients") == 1 == methods_.count("by AdamW")
+    assert "trained for 4 epochs by stochastic gradient descent with Nesterov momentum of 0.9" in methods_
+
+
+def test_what_is_special_to_latex_is_escaped():
+    assert latex.tex("mine:edges_2") == r"mine:\allowbreak{}edges\_\allowbreak{}2"
+    assert latex.tex("(SG-IG)²") == "(SG-IG)$^2$" and latex.tex("|GRAD|") == "$|$GRAD$|$"
+    assert latex.tex(r"\a{b}~^&%$#<>") == (r"\textbackslash{}a\{b\}\textasciitilde{}\textasciicircum{}\&\%\$\#$<$$>$")
+    assert latex.tex("größe") == "größe" and latex.tex("熊") == r"\textbackslash{}u718a"
+    assert latex.tex(latex.Markup("$x$")) == "$x$"
+    assert [latex.number(n) for n in (0.2, 5e-5, 100)] == ["0.2", r"$5 \cdot 10^{-5}$", "100"]
+    assert [latex.points(p, "+") for p in (-0.055, 0.034, -0.0001)] == ["$-$5.5", "+3.4", "+0.0"]
+
+
+def test_the_methods_say_the_studys_numbers(cifar):
+    said = (cifar.folder / "paper/methods.tex").read_text()
+    for part in (
+        "the first 10,000 to train on and the first 4,000 to test on",
+        r"of $32 \times 32$ pixels and 10 classes",
+        "for 12 epochs by stochastic gradient descent with Nesterov momentum of 0.9 on batches of 128",
+        "rises linearly to 0.2 over the first 20",
+        "IG is Integrated Gradients~\\citep{sundararajan2017} with 25 steps from a black image",
+        "take $J = 15$ copies",
+        r"$\sigma = 0.15 \,",
+        r"$t \in \{50, 90\}$",
+        "the same 4 seeds (0, 1, 2, 3)",
+        "for 19 comparisons",
+        "neither the choice of the one network that is explained",
+        "classifies 67.8\\% of the test images",
+    ):
+        assert part in said
+    compute = (cifar.folder / "paper/compute.tex").read_text()
+    assert "164 retrainings (median 54 s), 1 base model (38 s), 20 rankings" in compute and "2 cores (CPU)" in compute
+
+
+def test_sources_are_those_of_what_was_used_and_all_of_them(ugly, cifar):
+    for study in (ugly[0], cifar):
+        folder = study.folder / "paper"
+        entries = set(re.findall(r"@\w+{(\w+),", (folder / "references.bib").read_text()))
+        assert entries == cited((folder / "methods.tex").read_text())
+    assert {"smilkov2017", "sobel1968", "krizhevsky2009"} <= entries  # cifar10-cpu
+    assert not entries & {"abnar2020", "selvaraju2017", "kokhlikyan2020", "dosovitskiy2021", "rong2022"}
+
+
+def test_every_source_is_cited_somewhere_and_every_estimator_and_model_has_a_sentence():
+    ways = "".join(TEMPLATES.values())
+    literal = {key for key in cited(ways) if "<<" not in key}
+    keys = {cite for _, cite, _ in methods.DATA.values()} | set(methods.CAPTUM.values()) | literal
+    assert keys == set(re.findall(r"@\w+{(\w+),", COLLECTION))
+    for name in (*names.NAMED, *names.FIXED):
+        assert f'"{name}" in bases' in ways, name
+    assert all(f'"{name}"' in TEMPLATES["methods.tex.j2"] for name in MODELS)
+    with pytest.raises(KeyError):
+        latex.references(r"\citep{nobody2000}", COLLECTION)
+
+
+def test_figures_have_the_width_asked_for_and_their_fonts_in_them(cifar):
+    files = {file.stem.partition("cpu-")[2]: file.read_bytes() for file in cifar.folder.glob("paper/figures/*.pdf")}
+    width = {name: float(re.search(rb"/MediaBox \[ 0 0 ([\d.]+)", pdf)[1]) / 72 for name, pdf in files.items()}
+    wide = {"by-base-pixel-remove": 6.75, "deletion-pixel-remove": 6.75}
+    assert width == {"curves-pixel-remove": 3.25, "differences-pixel-remove": 3.25, **wide}
+    for pdf in files.values():
+        assert b"/FontFile2" in pdf and b"/Type3" not in pdf
+
+
+def test_a_study_named_twice_or_without_results_is_an_error(cifar, tmp_path):
+    with pytest.raises(InputError, match="named twice"):
+        latex.write([cifar, cifar])
+    with pytest.raises(InputError, match="no retrainings of nothing yet"):
+        latex.write([params.Study(name="nothing", estimators=["random"])])
+
+
+@pytest.mark.parametrize("which", ["cifar", "ugly"])
+def test_a_real_latex_compiles_it_without_a_complaint(which, request):
+    if not (shutil.which("pdflatex") and shutil.which("bibtex")):
+        pytest.skip("NO LATEX: pdflatex and bibtex are not here; on Debian texlive-latex-recommended has them")
+    found = request.getfixturevalue(which)
+    folder = (found[0] if which == "ugly" else found).folder / "paper"
+    for call in (["pdflatex", "-halt-on-error"], ["bibtex"], *[["pdflatex", "-halt-on-error"]] * 2):
+        done = subprocess.run([*call, "main"], cwd=folder, capture_output=True, text=True, errors="replace")
+        assert done.returncode == 0 and "Warning--" not in done.stdout, done.stdout[-2000:]
+    log = (folder / "main.log").read_text(errors="replace")
+    assert "undefined" not in log and "Missing character" not in log
+    assert [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log) if float(points) > 2] == []
