@@ -44,7 +44,7 @@ def roar(monkeypatch, capsys, *words):
 def test_the_installed_command_explains_itself():
     done = subprocess.run([ROAR, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    assert all(f"\n  {name} " in done.stdout for name in ("plan", "run", "status", "collect", "report"))
+    assert all(f"\n  {name} " in done.stdout for name in ("plan", "run", "status", "collect", "report", "paper"))
 
 
 def test_bad_input_ends_in_one_line_and_status_2_without_a_traceback(study_file):
@@ -116,7 +116,7 @@ def test_status_reads_the_files_alone(study_file, monkeypatch, capsys):
 
 
 def test_commands_without_results_say_what_to_run(study_file, monkeypatch, capsys):
-    for command in ("collect", "report"):
+    for command in ("collect", "report", "paper"):
         status, _, err = roar(monkeypatch, capsys, command, study_file())
         assert status == 2 and "roar run" in err
 

@@ -14,8 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from roarlib.answers import stats, verdicts
+from roarlib.grid import status
 from roarlib.study.files import write_atomically
-from roarlib.study.names import FIXED, KNOWN_ANSWER, MODES, UNITS, imputes, in_order, keeps, label, split_name
+from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MODES, UNITS, imputes, in_order, keeps, label, split_name
 from roarlib.study.params import InputError, Study
 from roarlib.views import methods, plots
 
@@ -66,7 +67,7 @@ TEMPLATES = Environment(
     finalize=tex,
     keep_trailing_newline=True,
 )
-TEMPLATES.filters |= {"number": number, "points": points, "listed": listed}
+TEMPLATES.filters |= {"number": number, "points": points, "listed": listed, "duration": status.duration}
 
 
 def render(template: str, **told) -> str:
@@ -102,7 +103,10 @@ def in_sentences(told: list[dict]) -> str:
     first, *others = (render("methods.tex", **one).strip().splitlines() for one in told)
     lines = list(first)
     for one, sentences in zip(told[1:], others, strict=True):
-        lines += [rf"\paragraph{{Study \emph{{{tex(one['study'].name)}}}.}}", "All is as above, but for this."]
+        lines += [
+            rf"\paragraph{{Study \emph{{{tex(one['study'].name)}}}.}}",
+            "All is as above, except for the following.",
+        ]
         lines += [line for line in sentences if line not in first]
     return "\n".join([r"\providecommand{\citep}{\cite}", *lines, ""])
 
@@ -176,12 +180,13 @@ def column(found: pd.DataFrame, best_is_largest: bool | None, sign: str = "") ->
 def laid_out(groups: list[tuple[str, dict[str, dict[str, Cell]]]], against: list[pd.DataFrame]) -> dict:
     """Groups of columns (title, head -> column) as lines, one an estimator, in order; and what their marks mean."""
     columns = [part for _, parts in groups for part in parts.values()]
-    lines, last = [], ""
+    lines, last = [], None
     for name in in_order({name for part in columns for name in part}):
-        base = "control" if name in FIXED else split_name(name)[0]
+        base = split_name(name)[0]
+        family = base if base in BASES else base in FIXED
         cells = [part.get(name, ("" if name == "random" else "–", "")) for part in columns]
-        lines.append((label(name), bool(last) and base != last, cells))
-        last = base
+        lines.append((label(name), bool(lines) and family != last, cells))
+        last = family
     said = {word: phrase for found in against if len(found) for word, phrase, _ in verdicts.grouped(found)[1]}
     marks = [(Markup(MARKS.get(word, "--")), phrase) for word, phrase in said.items()]
     return {"groups": groups, "lines": lines, "spaced": len(lines) > MANY, "marks": marks}
@@ -221,7 +226,9 @@ def figures(one: dict, folder: Path, text_width: float) -> list[dict]:
         scored = table[(table.measure == "deletion") & (table.unit == unit) & (table["mode"] == mode)].estimator
         if set(used) <= set(scored):
             figure = plots.roar_and_deletion(table, highlight=loud, size=(text_width, 2.6), **shown)
-            for ax, title in zip(figure.axes, ("not retrained", "retrained (ROAR)"), strict=True):
+            for ax, title in zip(
+                figure.axes, ("not retrained", f"retrained ({'KAR' if keeps(mode) else 'ROAR'})"), strict=True
+            ):
                 ax.set_title(title, loc="left", fontsize=plots.TEXT, color=plots.INK)
             done(figure, "deletion", bool(loud))
     return drawn

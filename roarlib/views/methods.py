@@ -43,6 +43,7 @@ def facts(study: Study) -> dict:
     judged = retrained[retrained.estimator != "clean"]
     if judged.empty:
         raise InputError(f"no retrainings of {study.name} yet; `roar run params/{study.name}.yaml` makes them")
+    used = in_order(set(judged.estimator))
     there = set(judged[["unit", "mode"]].itertuples(index=False, name=None))
     sides = [(unit, mode) for unit in UNITS for mode in MODES if (unit, mode) in there]
     scored = table[table.measure == "deletion"]
@@ -57,7 +58,7 @@ def facts(study: Study) -> dict:
         "imputed": any(map(imputes, {*judged["mode"], *scored["mode"]})),
         "deletion": len(scored) > 0,
         "data": data(study),
-        "brought": brought(study),
+        "brought": brought(study, used),
         **numbers,
         "precision": " or ".join(sorted(set(retrained.precision.dropna()))),
         "base": f"{100 * table[table.measure == 'base'].accuracy.mean():.1f}",
@@ -70,7 +71,7 @@ def facts(study: Study) -> dict:
         "n": span(judged.groupby(["unit", "mode", "estimator", "percent"]).seed.nunique()),
         "compared": int(found.p.notna().sum()),
         "level": verdicts.LEVEL,
-        **estimators(study, in_order(set(judged.estimator))),
+        **estimators(study, used),
         **cost(rows),
     }
 
@@ -106,12 +107,12 @@ def data(study: Study) -> dict:
     }
 
 
-def brought(study: Study) -> list[str]:
+def brought(study: Study, used: list[str]) -> list[str]:
     """What nobody else has, and a paper's readers need: the names of own data, models, weights, functions and maps."""
-    bases = [base for base in (split_name(name)[0] for name in study.estimators) if not base.startswith("captum:")]
-    named = [study.model] * (not study.model.startswith("timm:")) + bases
-    found = [data(study)["name"]] * data(study)["own"] + [name for name in named if ":" in name]
-    return list(dict.fromkeys(found + [Path(study.base_weights).name] if study.base_weights else found))
+    named = [study.model, *(split_name(name)[0] for name in used)]
+    own = [name for name in named if ":" in name and not name.startswith(("captum:", "timm:"))]
+    weights = [Path(study.base_weights).name] if study.base_weights else []
+    return list(dict.fromkeys([data(study)["name"]] * data(study)["own"] + own + weights))
 
 
 def estimators(study: Study, used: list[str]) -> dict:

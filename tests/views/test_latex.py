@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 
@@ -44,7 +45,7 @@ def ugly(tmp_path_factory):
     """Three studies in one paper, the second with names that LaTeX would choke on."""
     folder = tmp_path_factory.mktemp("ugly")
     first, last = (study_in(folder, name) for name in ("vit-textures", "resnet-textures"))
-    swap = {"rollout": "mine:edges_2", "gradcam": "mine:größe", "AMD EPYC": "100% & #1_{~}^"}
+    swap = {"rollout": "mine:edges_2", "grad-sgsq": "mine:größe-sgsq", "AMD EPYC": "100% & #1_{~}^"}
     own = {"dataset": f"folder:{UGLY}", "model": "mine:net_3", "estimators": ["mine:edges_2", "random"]}
     weird = study_in(folder, "vit-textures", "weird_2", swap, **own)
     latex.write([first, weird, last])
@@ -125,7 +126,25 @@ def test_the_methods_say_the_studys_numbers(cifar):
     ):
         assert part in said
     compute = (cifar.folder / "paper/compute.tex").read_text()
-    assert "164 retrainings (median 54 s), 1 base model (38 s), 20 rankings" in compute and "2 cores (CPU)" in compute
+    assert (
+        "164 retrainings (median 54 s), 1 base model (38 s), 20 rankings" in compute
+        and "took 3.0 h on AMD EPYC, 2 cores (CPU)" in compute
+    )
+
+
+def test_one_seed_has_no_intervals_and_base_models_of_their_own_are_said(tmp_path):
+    study = study_in(tmp_path, "resnet-textures", base_models="each-seed")
+    told = methods.facts(study)
+    said = latex.render("methods.tex", **told) + latex.render("checklist.tex", studies=[told])
+    assert "For each seed, a network of its own" in said and "choice of the network that is explained, with" in said
+    file = study.folder / "results.csv"
+    rows = pd.read_csv(file)
+    rows[rows.seed == 0].to_csv(file, index=False)
+    told = methods.facts(study)
+    assert "With one seed, no interval can be given" in latex.render("methods.tex", **told)
+    assert r"\answerNo{}" in latex.render("checklist.tex", studies=[told]).partition("error bars")[2]
+    table = latex.render("table.tex", **latex.accuracies(told, "pixel", "remove"))
+    assert r"\pm" not in table and "$n = 1$ seed." in table and "--: too few seeds" in table
 
 
 def test_sources_are_those_of_what_was_used_and_all_of_them(ugly, cifar):
