@@ -19,6 +19,7 @@ from roarlib.answers.verdicts import BETTER, WORSE
 from roarlib.study.names import BASES, FIXED, MEASURES, MODES, READY, UNITS, in_order, keeps, label, style, variant_of
 
 INK, QUIET, FAINT = "#222222", "#666666", "#c4c4c4"  # text; notes and Sobel; lines that are only context
+DPI = 140  # of a figure in a notebook: three panels of the widest fill a page of 1,400 dots
 TEXT = 7.5  # points: readable in a column 8.5 cm wide
 LOOK = {  # white paper whatever the theme around it: JupyterLab's dark one, or the caller's style
     **{f"{part}.facecolor": "white" for part in ("figure", "savefig", "axes")},
@@ -39,9 +40,6 @@ class Shown(NamedTuple):
     mode: str = "remove"
     interval: bool = True  # 95 percent t bands over seeds
     chance: float | None = None  # an accuracy, as a dotted line
-
-
-DPI = 140  # of a figure in a notebook: three panels of the widest fill a page of 1,400 dots
 
 
 def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.4, 3.0), **keywords):
