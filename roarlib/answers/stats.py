@@ -159,14 +159,24 @@ def differences(rows: pd.DataFrame, estimator: str, reference: str) -> np.ndarra
     return (own[percents] - other[percents]).dropna().mean(axis=1).to_numpy() if len(percents) else np.empty(0)
 
 
-def tested(values) -> dict:
-    """`spread` of paired differences (n,), and p of their two-sided t test against 0; NaN where they do not vary.
+def p_values(values, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of paired differences (.., n): p of a difference (their mean is 0), p of equality (it is `margin` or more off).
 
-    Source: Student's paired test, scipy.stats.ttest_1samp.
+    The first from the two-sided t test; the second is the larger p of two one-sided ones, against -margin and margin.
+    Source: Student's paired test, scipy.stats.ttest_1samp; Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15
+    (1987), for the two one-sided tests (TOST).
     """
+    above = scipy_stats.ttest_1samp(values, -margin, axis=-1, alternative="greater").pvalue
+    below = scipy_stats.ttest_1samp(values, margin, axis=-1, alternative="less").pvalue
+    return scipy_stats.ttest_1samp(values, 0, axis=-1).pvalue, np.maximum(above, below)
+
+
+def tested(values, margin: float) -> dict:
+    """`spread` of paired differences (n,), and their `p_values` as p and p_equal; NaN where they do not vary."""
     numbers = spread(values)
     varies = numbers["n"] > 1 and numbers["std"] > 1e-12
-    return numbers | {"p": float(scipy_stats.ttest_1samp(values, 0).pvalue) if varies else np.nan}
+    p, p_equal = map(float, p_values(values, margin)) if varies else (np.nan, np.nan)
+    return numbers | {"p": p, "p_equal": p_equal}
 
 
 def goodness(wide: pd.DataFrame, mode: str) -> pd.Series:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from roarlib.answers import stats, verdicts
-from roarlib.answers.verdicts import BETTER, OPEN, WORSE
+from roarlib.answers.verdicts import BETTER, EQUAL, MARGIN, OPEN, WORSE
 from roarlib.study import rankings
 from roarlib.study.names import FIXED, imputes, keeps, variant_of
 from roarlib.study.params import Study
@@ -109,48 +109,50 @@ def moran(masks: np.ndarray) -> np.ndarray:
         return np.where(squares > 0, height * width / pairs * (down + across) / squares, np.nan)
 
 
-def survival(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+def survival(table: pd.DataFrame, unit: str, margin: float = MARGIN) -> pd.DataFrame:
     """Whether each estimator's ROAR verdict survives: one row per estimator that is neither a control nor a variant.
 
     Columns: estimator; ROAR, the verdict against Random after Holm's correction (verdicts.verdicts); one word for each
-    of CHECKS: better or worse than its reference if the 95 percent interval of the difference leaves out 0, open if
-    not, – if not measured; leak, largest accuracy above chance of models that saw only its masks (0..1, NaN); survives,
-    in words. The reference is Random under the same check, for a blurred estimator blurred Random. Checks are not
-    corrected for their number: they are there to cast doubt. Imputed holes count retrained, or as ROAD scores them
-    where they were not.
+    of CHECKS: better or worse than its reference if the 95 percent interval of the difference leaves out 0, equal if it
+    lies within the margin (of accuracy, 0..1), open if neither, – if not measured; leak, largest accuracy above chance
+    of models that saw only its masks (0..1, NaN); survives, in words. The reference is Random under the same check, for
+    a blurred estimator blurred Random. Checks are not corrected for their number: they are there to cast doubt. Imputed
+    holes count retrained, or as ROAD scores them where they were not.
     """
-    claims = verdicts.verdicts(table, unit, "remove").set_index("estimator").verdict
+    claims = verdicts.verdicts(table, unit, "remove", margin=margin).set_index("estimator").verdict
     leaks = leak(table, unit).groupby("estimator").above_chance.max()
     rows = []
     for name in claims.index:
         if variant_of(name) or name in FIXED:
             continue
-        checks = {check: _word(*_difference(table, unit, name, check)) for check in CHECKS}
+        checks = {check: _word(*_difference(table, unit, name, check), margin) for check in CHECKS}
         row = {"estimator": name, "ROAR": claims[name], **checks, "leak": leaks.get(name, np.nan)}
         rows.append(row | {"survives": _said(claims[name], checks, row["leak"])})
     return pd.DataFrame(rows, columns=["estimator", "ROAR", *CHECKS, "leak", "survives"])
 
 
 def _said(claim: str, checks: dict[str, str], leaked: float) -> str:
-    if claim not in (BETTER, WORSE):
+    if claim not in (BETTER, WORSE, EQUAL):
         return "nothing claimed"
     against = [check for check, word in checks.items() if word in (BETTER, WORSE) and word != claim]
     held = [check for check, word in checks.items() if word == claim]
     doubts = ([f"contradicted: {', '.join(against)}"] if against else []) + (
-        ["its mask tells the class"] if claim == WORSE and leaked > LEAK else []
+        ["its mask tells the class"] if claim in (WORSE, EQUAL) and leaked > LEAK else []
     )
     if doubts:
         return "; ".join(doubts)
     measured = sum(word != MISSING for word in checks.values())
     if not measured:
         return "unchecked"
-    return f"yes, in {len(held)} of {measured} checks" if held else f"open in all {measured} checks"
+    return (
+        f"yes, in {len(held)} of {measured} checks" if held else f"neither seen nor contradicted in {measured} checks"
+    )
 
 
-def _word(mean: float, low: float, high: float) -> str:
+def _word(mean: float, low: float, high: float, margin: float) -> str:
     if np.isnan(mean):
         return MISSING
-    return BETTER if low > 0 else WORSE if high < 0 else OPEN
+    return BETTER if low > 0 else WORSE if high < 0 else EQUAL if -margin < low and high < margin else OPEN
 
 
 def _difference(table: pd.DataFrame, unit: str, name: str, check: str) -> tuple[float, float, float]:

@@ -1,7 +1,8 @@
 """From curves to words: is an estimator better than Random, than Sobel, than the base it wraps? And do rankings agree?
 
 Every comparison is paired by seed (same first weights, same order of images), takes one number a seed (the difference
-of accuracy, mean over the percents that both have), and is corrected for the number of estimators compared.
+of accuracy, mean over the percents that both have), and is corrected for the number of estimators compared. Two
+questions are asked of each: is there a difference, and is it smaller than a margin? `corrected` answers for both.
 """
 
 from itertools import combinations
@@ -14,36 +15,62 @@ from roarlib.answers import stats
 from roarlib.study.names import MODES, UNITS, keeps, label, parent_of
 
 LEVEL = 0.05  # chance of any false finding among all estimators of one comparison
-# open: the data do not tell the estimator apart from its reference
-BETTER, WORSE, OPEN, FEW = "better", "worse", "open", "too few seeds"
+MARGIN = 0.01  # of accuracy, from which on a difference matters; a study's own is its `margin`, in points
+# open: the data neither tell the estimator apart from its reference nor show that they are equal within the margin
+BETTER, WORSE, EQUAL, OPEN, FEW = "better", "worse", "equal", "open", "too few seeds"
 VOID = "nothing learnt"  # clean accuracy is no better than knowing nothing
+COLUMNS = "estimator reference n mean low high effect p p_equal p_holm p_equal_holm verdict margin".split()
 
 
-def verdicts(table: pd.DataFrame, unit: str, mode: str, reference: str = "random") -> pd.DataFrame:
+def verdicts(
+    table: pd.DataFrame, unit: str, mode: str, reference: str = "random", margin: float = MARGIN, level: float = LEVEL
+) -> pd.DataFrame:
     """One row an estimator: its difference to the reference, tested, and one word.
 
     table: one study's tidy table. reference: an estimator, or `base` for what each is made from (the base an ensemble
-    wraps, the estimator that a variant varies). Columns:
-    estimator, reference, n (seeds), mean, low, high (difference of accuracy, -1..1, mean over percents, with its 95
-    percent t interval), effect (Hedges' g of the paired differences), p (two-sided paired t test), p_holm (corrected
-    for all rows), verdict. Lower accuracy is better in the modes that remove, higher in those that keep. Sorted, best
-    first.
+    wraps, the estimator that a variant varies). margin: the difference of accuracy (0..1) below which two are equal.
+    level: chance of any false word among all rows. Columns: estimator, reference, n (seeds), mean, low, high
+    (difference of accuracy, -1..1, mean over percents, with its 95 percent t interval), effect (Hedges' g of the paired
+    differences), p and p_equal (`stats.p_values`), p_holm and p_equal_holm (`corrected` for all rows), verdict
+    (`words`), margin. Lower accuracy is better in the modes that remove, higher in those that keep. Sorted, best first.
     """
     rows = _retrained(table, unit, mode)
     found = []
     for estimator in rows.estimator.unique():
         against = parent_of(estimator) if reference == "base" else reference
         if against not in ("", estimator) and (values := stats.differences(rows, estimator, against)).size:
-            found.append(
-                {"estimator": estimator, "reference": against, **stats.tested(values), "effect": hedges_g(values)}
-            )
-    columns = ["estimator", "reference", "n", "mean", "low", "high", "effect", "p", "p_holm", "verdict"]
-    out = pd.DataFrame(found, columns=columns)
-    out["p_holm"] = holm(out["p"].to_numpy(dtype=float))
+            tested = stats.tested(values, margin) | {"effect": hedges_g(values)}
+            found.append({"estimator": estimator, "reference": against, **tested})
+    out = pd.DataFrame(found, columns=COLUMNS).assign(margin=margin)
+    out["p_holm"], out["p_equal_holm"] = corrected(*out[["p", "p_equal"]].to_numpy(dtype=float).T)
     good = out["mean"] > 0 if keeps(mode) else out["mean"] < 0
-    word = np.where(out["p_holm"] < LEVEL, np.where(good, BETTER, WORSE), OPEN)
+    word = words(good, out["p_holm"], out["p_equal_holm"], level)
     out["verdict"] = VOID if stats.nothing_learnt(table) else np.where(out["n"] < 2, FEW, word)
     return out.sort_values("mean", ascending=not keeps(mode), ignore_index=True)
+
+
+def corrected(p, p_equal) -> tuple[np.ndarray, np.ndarray]:
+    """p values of a difference and of equality (.., m), as one family of 2 m tests on m estimators: both corrected.
+
+    No difference, and a difference of the margin or more: at most one of the two null hypotheses of an estimator holds,
+    so at most m of the 2 m do, and the k-th smallest p counts min(m, 2 m - k + 1) times. Source: Shaffer, Journal of
+    the American Statistical Association 81 (1986), whose first procedure sharpens Holm's in this way. Words in the
+    wrong direction are covered, too: the first m + 1 steps are Bonferroni's correction for m estimators, and whatever
+    an estimator's true difference, the false words about it together have at most the chance of one test.
+    """
+    m = np.shape(p)[-1]
+    both = holm(np.concatenate([p, p_equal], axis=-1), np.sum(~np.isnan(p), axis=-1, keepdims=True))
+    return both[..., :m], both[..., m:]
+
+
+def words(good, p_holm, p_equal_holm, level: float = LEVEL) -> np.ndarray:
+    """BETTER, WORSE, EQUAL or OPEN for each estimator. good: whether its mean lies on the better side.
+
+    A difference that is both real and smaller than the margin is called better or worse; `grouped` notes that it is
+    small, which the correction allows, as it covers both statements.
+    """
+    told = np.asarray(p_holm) < level
+    return np.select([told & good, told, np.asarray(p_equal_holm) < level], [BETTER, WORSE, EQUAL], OPEN)
 
 
 def _retrained(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
@@ -63,16 +90,18 @@ def hedges_g(differences) -> float:
     return float(differences.mean() / differences.std(ddof=1) * (1 - 3 / (4 * (n - 1) - 1)))
 
 
-def holm(p) -> np.ndarray:
-    """p values (m,) corrected for m tests: the k-th smallest times m - k + 1, never falling, at most 1; NaN stays.
+def holm(p, most=np.inf) -> np.ndarray:
+    """p values (.., m) corrected for m tests: the k-th smallest times m - k + 1, never falling, at most 1; NaN stays.
 
-    Keeps the chance of any false finding at the level. Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    Keeps the chance of any false finding at the level. most: null hypotheses that can be true together, if not all can;
+    no p value counts more often. Source: Holm, Scandinavian Journal of Statistics 6 (1979).
     """
     p = np.asarray(p, dtype=float)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known])]
-    out = np.full(len(p), np.nan)
-    out[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    order = np.argsort(p, axis=-1)  # NaN last
+    left = np.sum(~np.isnan(p), axis=-1, keepdims=True) - np.arange(p.shape[-1])
+    rising = np.maximum.accumulate(np.take_along_axis(p, order, -1) * np.minimum(left, most), axis=-1)
+    out = np.empty_like(p)
+    np.put_along_axis(out, order, np.minimum(1, rising), -1)
     return out
 
 
@@ -172,25 +201,34 @@ def _orders(table: pd.DataFrame, sides) -> pd.DataFrame:
     return pd.DataFrame(found).T
 
 
-def grouped(found: pd.DataFrame) -> tuple[str, list[tuple[str, str, str]]]:
+def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[str, str, str]]]:
     """What the verdicts rest on, in half a sentence, and for each verdict that was given: word, phrase, estimators.
 
-    found: of `verdicts`.
+    found, level: of `verdicts`. Who is better or worse by less than the margin is noted.
     """
     if found.empty:
         return "No estimator shares its seeds with the reference: nothing can be said", []
     name = label(found.reference.iloc[0]) if found.reference.nunique() == 1 else "the base it wraps"
+    margin = points(found.margin.iloc[0])
+    small = found.p_equal_holm.lt(level) & found.verdict.isin([BETTER, WORSE])
+    named = found.estimator.map(label) + np.where(small, f" (by less than {margin})", "")
     heads = {
         BETTER: f"better than {name}",
         WORSE: f"worse than {name}",
-        OPEN: f"open, that is, not told apart from {name}",
+        EQUAL: f"equal to {name} within {margin}",
+        OPEN: f"open, that is, neither told apart from {name} nor shown to be equal within {margin}",
         FEW: "too few seeds to say anything",
         VOID: "no verdict, as the models have learnt nothing",
     }
-    groups = [(w, head, ", ".join(map(label, found[found.verdict == w].estimator))) for w, head in heads.items()]
+    groups = [(word, head, ", ".join(named[found.verdict == word])) for word, head in heads.items()]
     n = found.n.min() if found.n.min() == found.n.max() else f"{found.n.min()} to {found.n.max()}"
     seeds = "1 seed" if found.n.max() == 1 else f"{n} seeds"
-    return f"With {seeds} and a {LEVEL:.0%} chance of any false finding", [group for group in groups if group[2]]
+    return f"With {seeds} and a {level:.0%} chance of any false finding", [group for group in groups if group[2]]
+
+
+def points(share: float) -> str:
+    """A share of accuracy as points: 0.01 -> '1 point', 0.005 -> '0.5 points'."""
+    return f"{100 * share:g} point" + "s" * (f"{100 * share:g}" != "1")
 
 
 def in_words(found: pd.DataFrame) -> str:

@@ -70,8 +70,12 @@ class Study(BaseModel):
     ig_steps: Count = 25
     ig_reference: Literal["black", "mean"] = "black"
     attribution_precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [10, 30, 50, 70]  # percents after which the
-    # `-recursive` variants explain a retrained model anew
+    recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [
+        10,
+        30,
+        50,
+        70,
+    ]  # `-recursive` explains anew there
     # grid
     modes: list[Mode] = Field(["remove"], min_length=1)  # retrained; scored without it, too, but for mask
     scored_modes: list[Scored] = []  # more modes, only scored without retraining
@@ -80,6 +84,7 @@ class Study(BaseModel):
     seeds: list[Seed] = Field([0, 1, 2, 3, 4], min_length=1)  # one retraining each, the same for all estimators
     base_seed: Seed = 0  # of the base model, the noise, the ties and Random
     base_models: Literal["one", "each-seed"] = "one"  # each-seed: every seed has a base model and rankings of its own
+    margin: Real = Field(1.0, gt=0, lt=100)  # points of accuracy: a smaller difference to Random counts as equal
     # machine: free to change between runs of one study
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ..
     workers: Annotated[StrictInt, Field(ge=0)] = 0  # cells at a time; 0: one a core, or one on a GPU

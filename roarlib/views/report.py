@@ -91,7 +91,7 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
     """What the page says first: the result in a sentence and what it rests on, clean accuracy beside the floor."""
     retrained, unit, mode = table[table.measure == "retrain"], study.units[0], study.modes[0]
     clean = retrained[retrained.estimator == "clean"].accuracy.mean()
-    result, groups = verdicts.grouped(verdicts.verdicts(table, unit, mode))
+    result, groups = verdicts.grouped(verdicts.verdicts(table, unit, mode, margin=study.margin / 100))
     return {
         "study": study,
         "result": f"{result}{':' if groups else '.'}",

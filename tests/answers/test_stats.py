@@ -148,7 +148,7 @@ def test_differences_and_their_test_agree_with_scipy():
         rows = retrained(table, percent)
         own, other = (rows[rows.estimator == name].accuracy.to_numpy() for name in ("grad", "random"))
         expected = scipy_stats.ttest_rel(own, other)
-        got = stats.tested(stats.differences(rows, "grad", "random"))
+        got = stats.tested(stats.differences(rows, "grad", "random"), 0.01)
         assert got["n"] == 4
         np.testing.assert_allclose([got["mean"], got["p"]], [np.mean(own - other), expected.pvalue])
         np.testing.assert_allclose([got["low"], got["high"]], expected.confidence_interval(0.95))
@@ -165,7 +165,7 @@ def test_differences_use_only_shared_seeds():
 def test_differences_without_spread_have_no_p():
     one, same = (
         stats.tested(
-            stats.differences(retrained(table_of({"grad": {50: own}, "random": {50: other}})), "grad", "random")
+            stats.differences(retrained(table_of({"grad": {50: own}, "random": {50: other}})), "grad", "random"), 0.01
         )
         for own, other in (((0.3,), (0.5,)), ((0.3, 0.3), (0.3, 0.3)))
     )

@@ -60,6 +60,16 @@ def test_a_verdict_survives_only_if_no_check_contradicts_it():
     assert found.loc["gb"].survives == "its mask tells the class" and found.loc["gb"].leak == pytest.approx(0.3)
 
 
+def test_equality_is_a_claim_too():
+    same, off = [0.5001, 0.5101, 0.4902], [0.58, 0.59, 0.571]
+    rows = [retrained("grad", same), *(retrained("random", RANDOM, mode) for mode in ("remove", "keep"))]
+    grad = [trust.survival(table([*rows, retrained("grad", kept, "keep")]), "pixel").iloc[0] for kept in (same, off)]
+    assert [row.ROAR for row in grad] == ["equal", "equal"] and [row.keep for row in grad] == ["equal", "better"]
+    assert grad[0].survives == "yes, in 1 of 1 checks" and grad[1].survives == "contradicted: keep"
+    strict = trust.survival(table([*rows, retrained("grad", same, "keep")]), "pixel", margin=0.0001).iloc[0]
+    assert strict.survives == "nothing claimed"
+
+
 def test_nothing_claimed_nothing_survives():
     rows = [retrained("random", RANDOM), retrained("grad", [0.52, 0.48, 0.50])]
     found = trust.survival(table(rows), "pixel")

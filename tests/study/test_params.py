@@ -41,6 +41,8 @@ def run(study, *estimators):
         ("estimators: [gard]", "unknown estimator 'gard'; did you mean grad?"),
         ("estimators: ['mine:f-sgqs']", "unknown estimator 'mine:f-sgqs'; did you mean mine:f-sgsq?"),
         ("estimators: []", "estimators"),
+        ("estimators: [grad]\nmargin: 0", "margin = 0: input should be greater than 0"),
+        ("estimators: [grad]\nmargin: 100", "margin = 100: input should be less than 100"),
         ("estimators: [grad]\npercents: [101]", "percents.0 = 101: input should be less than or equal to 100"),
         ("estimators: [grad]\npercents: [12.5]", "percents.0 = 12.5: input should be a valid integer"),
         ("estimators: [grad]\npercents: [ten]", "percents.0 = 'ten'"),
@@ -201,6 +203,11 @@ def test_every_study_file_has_all_keys_in_one_order_and_starts_with_its_cost(fil
     assert params.load(file).name == file.stem
 
 
+def test_a_study_from_before_there_were_margins_has_the_default():
+    file = root() / "outputs" / "cifar10-cpu" / "study.yaml"
+    assert "margin" not in file.read_text() and params.load(file).margin == 1
+
+
 def test_zero_percent_is_always_shared():
     assert tiny_study(percents=[50, 0, 10]).percents == [10, 50]
 
@@ -210,6 +217,8 @@ def test_other_parameters_under_existing_outputs_are_an_error_that_shows_the_dif
     params.save(tiny_study(seeds=[0, 1], estimators=["grad", "ig"], workers=3))  # selections and machine may change
     with pytest.raises(InputError, match="epochs: 1 there, 2 now"):
         params.save(tiny_study(epochs=2))
+    with pytest.raises(InputError, match="margin: 1.0 there, 2.0 now"):  # fixed beforehand
+        params.save(tiny_study(margin=2.0))
     assert params.load(outputs / "tiny" / "study.yaml").seeds == [0, 1]
 
 
