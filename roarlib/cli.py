@@ -236,8 +236,7 @@ def status_(study_file):
         click.echo(status.text(Grid(_load(study_file))))
         return
     there = results.studies()
-    for file in there:
-        grid = Grid(params.load(file))
+    for grid in (Grid(params.load(file)) for file in there):
         click.echo(status.counts(grid, grid.cells))
     if not there:
         click.echo(f"no study has results under {outputs()} yet. {START}")
@@ -269,6 +268,17 @@ def paper(study_files, text_width):
     from roarlib.views import latex
 
     click.echo(latex.write([_load(file) for file in study_files], text_width))
+
+
+@cli.command()
+@click.argument("study_files", metavar="[STUDY.yaml ..]", nargs=-1)
+@click.option("--unit", default="", help="pixel or value; what most of the studies have if left out.")
+@click.option("--mode", default="", help="remove, keep ..; likewise.")
+def compare(study_files, unit, mode):
+    """Compare studies, all that have results if none is named: differences to Random, mean ranks, agreement."""
+    from roarlib.answers import across
+
+    click.echo(across.text(across.compare(across.load(study_files or results.studies()), unit, mode)))
 
 
 def _size(count: int) -> str:

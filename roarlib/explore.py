@@ -14,11 +14,13 @@ import pandas as pd
 from IPython.display import display
 from ipywidgets import HTML, Dropdown, HBox
 
+from roarlib.answers.across import load
 from roarlib.data import datasets
 from roarlib.engine import train
 from roarlib.engine.rank import Explainer
 from roarlib.study import params, rankings, results
 from roarlib.study.names import in_order
+from roarlib.views.across import Across
 from roarlib.views.compare import Compare
 from roarlib.views.curves import Curves
 from roarlib.views.images import FIRST, Images, TryEstimator
@@ -65,6 +67,11 @@ def table(study: params.Study) -> pd.DataFrame:
 def curves(study: Studied, *more: Studied) -> Curves:
     """Accuracy curves of a study to click through; of several studies, with one more control that chooses one."""
     return Curves({s.name: results.table(s) for s in map(_study, (study, *more))})
+
+
+def across(*studies: Studied) -> Across:
+    """Several studies side by side, all that have results if none is named: differences to Random, and mean ranks."""
+    return Across(load(studies or results.studies()))
 
 
 def images(study: Studied) -> View:

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from conftest import ROAR, tiny_study
+from conftest import ROAR, simulated, tiny_study
 from PIL import Image
 
 from roarlib import cli
@@ -270,6 +270,22 @@ def test_status_without_a_study_lists_all_that_have_results(study_file, outputs,
     results.write(study, results.Key("retrain", seed=0), 0.5)
     status, out, _ = roar(monkeypatch, capsys, "status")
     assert status == 0 and out.startswith("tiny: cells done 01-train 0/1") and out.count("\n") == 1
+
+
+def test_studies_are_compared_by_their_files_or_all_there_are(study_file, outputs, monkeypatch, capsys):
+    status, _, said = roar(monkeypatch, capsys, "compare")
+    assert status == 2 and said == "roar: Two studies with results can be compared; so far there is none.\n"
+    files = []
+    for name in ("one", "two"):
+        study = params.load(study_file(name=name))
+        files.append(str(params.save(study)))
+        simulated(["grad", "random", "ig"]).assign(study=name, n_classes=10, precision="float32").to_csv(
+            study.folder / "results.csv", index=False
+        )
+    status, out, _ = roar(monkeypatch, capsys, "compare", *files, "--mode", "keep")
+    assert status == 0 and out.startswith("2 studies, single values kept, t = 10, 30, 50, 70, 90.\n")
+    assert "GRAD" in out and "mean rank" in out and "Kendall's tau" in out
+    assert roar(monkeypatch, capsys, "compare")[1].startswith("2 studies, single values removed")
 
 
 @pytest.mark.parametrize("dataset", ["textures", "folder:my photos", "npz:some.npz"])

@@ -136,6 +136,21 @@ def spread_of_differences(table: pd.DataFrame, unit: str, mode: str) -> float:
     return float(np.sqrt(np.mean(variances))) if variances else np.nan
 
 
+def spread_over_bases(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
+    """Each estimator's differences to Random in two parts: over base models, and over retrainings of one of them.
+
+    Columns: estimator, groups (base models), n, between, within (`stats.components`; accuracy, 0..1). No rows where
+    there is one base model, or where each was retrained once.
+    """
+    rows, found = _retrained(table, unit, mode), []
+    parts = [part for _, part in rows.groupby("base_seed")] if "base_seed" in rows else []
+    for name in set(rows.estimator) - {"random"}:
+        groups = [values for part in parts if len(values := stats.differences(part, name, "random"))]
+        found += [{"estimator": name, **stats.components(groups)}] if groups else []
+    found = pd.DataFrame(found, columns=["estimator", "groups", "n", "between", "within"]).dropna()
+    return found.sort_values(["between", "estimator"], ascending=False, ignore_index=True)
+
+
 def kendall_w(scores: pd.DataFrame) -> dict:
     """Agreement of several orders of the same things: m, n, W in 0..1 and its p value, NaN for m < 2 or n < 3.
 

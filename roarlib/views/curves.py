@@ -12,18 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from roarlib.answers import stats
-from roarlib.study.names import (
-    CURVES,
-    ENSEMBLES,
-    FIXED,
-    MEASURES,
-    MODES,
-    NAMED,
-    UNITS,
-    in_order,
-    label,
-    split_name,
-)
+from roarlib.study.names import CURVES, ENSEMBLES, FIXED, MEASURES, MODES, NAMED, UNITS, in_order, label, split_name
 from roarlib.views import plots
 from roarlib.views.sheets import DPI
 from roarlib.views.view import FITS, View, named, run, several
@@ -127,7 +116,10 @@ class Curves(View):
     def caption(self) -> str:
         models = (MEASURES | {"both": "retrained and not"})[self.measure.value]
         text = f"{self.study.value}: models {models}, top {UNITS[self.unit.value]} {MODES[self.mode.value]}"
-        return html.escape(text + (f", {label(self.estimator.value)} in colour" if self.estimator.value else ""))
+        text += f", {label(self.estimator.value)} in colour" if self.estimator.value else ""
+        if self.interval.value and self.measure.value != "deletion":
+            text += f"; {stats.reach(self.tables[self.study.value])}"
+        return html.escape(text)
 
     def shown(self) -> str:
         return drawing(self.figure, self.words, self.ids)

@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 from scipy.optimize import isotonic_regression
 
 from roarlib.answers import paper, stats
-from roarlib.answers.verdicts import BETTER, WORSE
+from roarlib.answers.verdicts import EQUAL, FEW, OPEN, VOID
 from roarlib.study.names import BASES, FIXED, MEASURES, MODES, READY, UNITS, in_order, keeps, label, style, variant_of
 
 INK, QUIET, FAINT = "#222222", "#666666", "#c4c4c4"  # text; notes and Sobel; lines that are only context
@@ -235,11 +235,15 @@ def save(figure, path: str | Path, formats=("png", "svg", "pdf"), box: str | Non
 def intervals(ax, found: pd.DataFrame, scale: float = 100) -> None:
     """Means with intervals as dots and bars, one line per estimator, the first on top; a line at 0.
 
-    found: columns estimator, mean, low, high, in order; verdict, if there is one, fills the dots of what is told apart.
+    found: columns estimator, mean, low, high, in order. If there is one, verdict fills the dots of what is told apart,
+    grey those of what is equal; margin is drawn as a pale band around 0.
     """
+    fill = dict.fromkeys((OPEN, FEW, VOID), "white") | {EQUAL: FAINT}
+    if "margin" in found:
+        ax.axvspan(*scale * found["margin"].max() * np.array([-1, 1]), color=FAINT, alpha=0.35, linewidth=0)
     for place, row in enumerate(found.itertuples()):
         color = style(row.estimator)["color"]
-        inside = color if getattr(row, "verdict", BETTER) in (BETTER, WORSE) else "white"
+        inside = fill.get(getattr(row, "verdict", ""), color)
         bar = scale * np.array([[row.mean - row.low], [row.high - row.mean]])
         ax.errorbar(scale * row.mean, -place, xerr=bar, fmt="o", color=color, mfc=inside, ms=4.5, elinewidth=1.2)
     ax.axvline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 2)))

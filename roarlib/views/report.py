@@ -17,7 +17,7 @@ from roarlib.study.names import MODES, UNITS, label
 from roarlib.study.params import InputError, Study
 from roarlib.views import page
 
-ANALYSES = sorted(file.stem for file in (root() / "notebooks").glob("1?-*.ipynb"))
+ANALYSES = sorted(file.stem for file in (root() / "notebooks").glob("1[0-4]-*.ipynb"))  # of one study
 MACHINE = ["hardware", "device", "precision", "torch", "roarlib", "commit", "python"]
 WHAT = {"retrain": "retraining", "base": "base model", "ranking": "ranking", "deletion": "deletion score"}
 
@@ -62,8 +62,15 @@ def summary(study: Study) -> str:
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
         f"mean of {points.n.min()} {'seed' if points.n.min() == 1 else 'seeds'}\n\n"
         f"{grid.to_string(float_format='{:.1f}'.format, formatters=formats, col_space=7)}\n\n{explained(study, table)}"
+        f"{verdicts.in_words(verdicts.verdicts(table, unit, mode, margin=study.margin / 100))}\n"
+        f"{covered(table)}\n"
         "area: between the curve and Random's; 0: like Random, towards 1: better, below 0: worse"
     )
+
+
+def covered(table: pd.DataFrame) -> str:
+    """Whether intervals cover the choice of the network, as a sentence: `stats.reach`."""
+    return f"{stats.reach(table).capitalize()}."
 
 
 def explained(study: Study, table: pd.DataFrame) -> str:
@@ -101,6 +108,7 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
         **{name: int(retrained[name].max()) for name in ("n_train", "n_test", "n_classes")},
         "clean": clean,
         "explained": explained(study, table),
+        "covered": covered(table),
         "floor": stats.floor(table),
         "floor_is": "chance" if stats.floor(table) == 1 / retrained.n_classes.max() else "the largest class alone",
         "error": stats.binomial_error(clean, retrained.n_test.max()),

@@ -244,6 +244,31 @@ def test_curves_name_the_choice(done):
     view = explore.curves(done)
     view.estimator.value = "ig-var"
     assert "made-up: models retrained, top single values removed, VAR-IG in colour" in view.picture.value
+    covers = "one base model: intervals speak of this network only"
+    assert covers in view.picture.value
+    view.interval.value = False
+    assert covers not in view.picture.value
+
+
+def test_studies_stand_side_by_side(done):
+    other = done.model_copy(update={"name": "other"})
+    other.folder.mkdir()
+    table = simulated(["grad", "gb", "ig-var", "random"], units=["pixel"], modes=["remove"], percents=(50, 90))
+    table.assign(study="other").to_csv(other.folder / "results.csv", index=False)
+    view = explore.across(done, other)
+    assert all(control.description and control.tooltip for control in controls(view))
+    assert view.compared.percents == [50, 90] and view.compared[:2] == ("pixel", "remove")
+    first, second, ranked = view.figure.axes
+    assert [ax.get_title(loc="left") for ax in (first, second)] == ["made-up", "other"]
+    assert [text.get_text() for text in first.get_yticklabels()][:2] == ["VAR-IG", "GRAD"]  # ranked ones first
+    assert {"GRAD", "VAR-IG", "Random"} <= {text.get_text().strip().split(",")[0] for text in ranked.texts}
+    assert "t = 10, 30, 70 of made-up" in view.picture.value and "Nemenyi" in view.picture.value
+    view.question.value = ("value", "keep")
+    assert "made-up has " in view.message.value and view.figure is None
+    view.question.value = ("", "")
+    assert view.figure is not None
+    view.studies.value = ("other",)
+    assert "so far there is other" in view.message.value and explore.across(done).figure is None
 
 
 def test_names_are_text_not_code(done):

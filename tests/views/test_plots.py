@@ -318,12 +318,14 @@ def test_a_sheet_shows_in_a_notebook_that_has_drawn_nothing_yet():
 def test_rows_of_dots_are_in_order_and_verdicts_fill_them():
     found = plots.pd.DataFrame(
         {"estimator": ["grad", "ig"], "mean": [-0.1, 0.2], "low": [-0.2, np.nan], "high": [0.0, np.nan]}
-    ).assign(verdict=["better", "open"])
+    ).assign(verdict=["better", "open"], margin=0.01)
     _, axes = plots.subplots()
     plots.intervals(axes[0, 0], found)
     dots = [line for line in axes[0, 0].lines if line.get_marker() == "o"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots] == [(-10, 0), (20, -1)]
     assert [to_hex(line.get_markerfacecolor()) for line in dots] == [names.style("grad")["color"].lower(), "#ffffff"]
+    (band,) = axes[0, 0].patches
+    assert (band.get_x(), band.get_width()) == (-1, 2)
     bar = axes[0, 0].collections[0].get_segments()[0]
     np.testing.assert_allclose(bar, [[-20, 0], [0, 0]])
     assert [text.get_text() for text in axes[0, 0].get_yticklabels()] == ["GRAD", "IG"]

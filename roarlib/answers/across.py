@@ -1,0 +1,165 @@
+"""Several studies side by side: the same estimators' differences to Random, their mean ranks, and how sure those are.
+
+Studies are compared over what they share: one unit, one mode, the percents that all of them have. What that leaves out
+is said. Ranks follow Demsar, Journal of Machine Learning Research 7 (2006): Friedman's test asks whether any estimator
+ranks differently over the studies, Nemenyi's how far apart two mean ranks must be. Both take studies for independent.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats as scipy_stats
+
+from roarlib.answers import stats, verdicts
+from roarlib.study import params, results
+from roarlib.study.names import MODES, UNITS, keeps, label
+
+
+class Compared(NamedTuple):
+    """Studies over what they share. found: `verdicts` of each, with its name as `study`, over the shared percents.
+
+    scores: studies by estimators, how much better than Random (accuracy, -1..1), NaN where not measured. left_out: what
+    is not compared, in phrases. reach: `stats.reach` of each study.
+    """
+
+    unit: str
+    mode: str
+    percents: list[int]
+    found: pd.DataFrame
+    scores: pd.DataFrame
+    left_out: list[str]
+    reach: dict[str, str]
+
+
+def load(studies) -> dict[str, tuple[pd.DataFrame, float]]:
+    """Table and margin (of accuracy, 0..1) of each study, by its name. studies: `Study` objects, or paths of YAML."""
+    known = [study if isinstance(study, params.Study) else params.load(study) for study in studies]
+    parts = {study.name: (results.table(study), study.margin / 100) for study in known}
+    if len(parts) < len(known):
+        raise params.InputError("two of the studies have the same name: compare studies of different names")
+    return parts
+
+
+def compare(parts: dict[str, tuple[pd.DataFrame, float]], unit: str = "", mode: str = "") -> Compared:
+    """The studies (of `load`) that have this unit and mode; if left empty, what most of them have.
+
+    LookupError, one sentence, where fewer than two do or where they share no percent.
+    """
+    if len(parts) < 2:
+        raise LookupError(f"Two studies with results can be compared; so far there is {', '.join(parts) or 'none'}.")
+    sides = {name: _sides(table) for name, (table, _) in parts.items()}
+    asked = [(u, m) for u in UNITS for m in MODES if unit in ("", u) and mode in ("", m) and m != "mask"]
+    side = max(asked, key=lambda s: sum(s in there for there in sides.values()), default=(unit, mode))
+    here = [name for name in parts if side in sides[name]]
+    if len(here) < 2:
+        there = _have({name: map(said, of) for name, of in sides.items()})
+        raise LookupError(f"No two of the studies can be compared: {there}.")
+    percents = {name: sides[name][side] for name in here}
+    shared = sorted(set.intersection(*percents.values()))
+    if not shared:
+        raise LookupError(f"The studies share no percent of {said(side)}: {_have(percents)}.")
+    left_out = [f"{name}, which has no {said(side)} by Random" for name in parts if name not in here]
+    rest = {name: ", ".join(map(str, sorted(percents[name] - {*shared}))) for name in here}
+    left_out += [f"t = {t} of {', '.join(n for n in here if rest[n] == t)}" for t in sorted(set(rest.values())) if t]
+    found = pd.concat([_verdicts(*parts[name], side, shared).assign(study=name) for name in here])
+    scores = (1 if keeps(side[1]) else -1) * found.pivot(index="study", columns="estimator", values="mean").reindex(
+        here
+    )
+    reach = {name: stats.reach(parts[name][0]) for name in here}
+    return Compared(*side, shared, found, scores.assign(random=0.0), left_out, reach)
+
+
+def said(side: tuple[str, str]) -> str:
+    """A unit and a mode in words: 'whole pixels removed'."""
+    return f"{UNITS[side[0]]} {MODES[side[1]]}"
+
+
+def _have(values: dict) -> str:
+    return "; ".join(f"{name} has {', '.join(map(str, sorted(there))) or 'nothing'}" for name, there in values.items())
+
+
+def _sides(table: pd.DataFrame) -> dict[tuple[str, str], set[int]]:
+    """The percents of every unit and mode in which Random was retrained."""
+    rows = table[(table.measure == "retrain") & (table.estimator == "random")]
+    return {side: set(part.percent.astype(int)) for side, part in rows.groupby(["unit", "mode"])}
+
+
+def _verdicts(table: pd.DataFrame, margin: float, side: tuple[str, str], percents: list[int]) -> pd.DataFrame:
+    """Verdicts over these percents, of the estimators that have all of them; clean rows say if anything was learnt."""
+    rows = table[table.percent.isin(percents)]
+    whole = rows[(rows.measure == "retrain") & (rows.unit == side[0]) & (rows["mode"] == side[1])]
+    whole = whole.groupby("estimator").percent.nunique() == len(percents)
+    rows = table[table.estimator.eq("clean") | table.percent.isin(percents) & table.estimator.isin(whole.index[whole])]
+    return verdicts.verdicts(rows, *side, margin=margin)
+
+
+def ranks(scores: pd.DataFrame, level: float = verdicts.LEVEL) -> tuple[pd.Series, float]:
+    """Mean rank of each estimator that every study has, best first (1: best everywhere), and the critical difference.
+
+    Two mean ranks that far apart differ, at `level` for all pairs: q sqrt(k (k + 1) / (6 N)) of k estimators in N
+    studies, q the studentized range of k at infinitely many degrees of freedom, over sqrt(2). NaN where k < 2.
+    Source: Nemenyi (1963), as in Demsar (2006); scipy.stats.studentized_range.
+    """
+    whole = scores.dropna(axis=1)
+    n, k = whole.shape
+    q = scipy_stats.studentized_range.ppf(1 - level, k, np.inf) / np.sqrt(2) if k > 1 else np.nan
+    means = whole.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
+    return means, float(q * np.sqrt(k * (k + 1) / (6 * n)))
+
+
+def joined(means: pd.Series, critical: float) -> list[tuple[float, float]]:
+    """The longest runs of mean ranks (sorted) that are less than the critical difference apart: first and last rank."""
+    found = means.to_numpy()
+    last = np.searchsorted(found, found + critical) - 1
+    return [(found[i], found[end]) for i, end in enumerate(last) if end > i and (i == 0 or end > last[i - 1])]
+
+
+def table(compared: Compared) -> pd.DataFrame:
+    """Estimators by studies: difference to Random in points, [95 percent interval], verdict; and the mean rank."""
+    found, (means, _) = compared.found, ranks(compared.scores)
+    text = [
+        f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] {word}" if low == low else f"{mean:+.1f} {word}"
+        for mean, low, high, word in zip(*(100 * found[c] for c in ("mean", "low", "high")), found.verdict, strict=True)
+    ]
+    wide = found.assign(text=text).pivot(index="estimator", columns="study", values="text")
+    wide = wide.reindex(columns=compared.scores.index)
+    rest = compared.scores.mean().drop(means.index).sort_values(ascending=False)
+    wide.loc["random"] = "0"
+    wide = wide.reindex([*means.index, *rest.index]).assign(**{"mean rank": means.map("{:.1f}".format)}).fillna("–")
+    return wide.rename(index=label).rename_axis(index=None, columns=None)
+
+
+def in_words(compared: Compared) -> list[str]:
+    """What is compared and what is left out, whether ranks differ, and what the intervals cover: a sentence each."""
+    means, critical = ranks(compared.scores)
+    friedman, studies = verdicts.kendall_w(compared.scores), list(compared.scores.index)
+    lines = [f"{len(studies)} studies, {said(compared[:2])}, t = {', '.join(map(str, compared.percents))}."]
+    unranked = compared.scores.shape[1] - len(means)
+    left = compared.left_out + [
+        f"from the ranks, {unranked} estimator{'s' * (unranked > 1)} that not every study has"
+    ] * bool(unranked)
+    lines += [f"Left out: {'; '.join(left)}."] if left else []
+    if len(means) > 2:
+        lines.append(
+            f"Friedman's test of {len(means)} estimators in {len(studies)} studies: p = {friedman['p']:.3f}, Kendall's "
+            f"W = {friedman['w']:.2f}. Two mean ranks differ if they are {critical:.2f} or more apart (Nemenyi, 5%)"
+            + (f"; no two can be, as ranks go from 1 to {len(means)}." if critical > len(means) - 1 else ".")
+        )
+    else:
+        lines.append("No ranks: the studies share fewer than two estimators beside Random.")
+    for phrase in dict.fromkeys(compared.reach.values()):
+        lines.append(f"{', '.join(n for n, reach in compared.reach.items() if reach == phrase)}: {phrase}.")
+    return lines
+
+
+def text(compared: Compared) -> str:
+    """The comparison as text for a terminal."""
+    pairs = stats.pairwise(compared.scores)[["one", "other", "n", "tau", "tau_low", "tau_high"]]
+    return (
+        "\n".join(in_words(compared))
+        + "\n\nAccuracy minus Random's in points, [95 percent interval], verdict; and the mean rank\n"
+        + table(compared).to_string()
+        + "\n\nKendall's tau between the orders of the estimators that two studies share\n"
+        + pairs.to_string(index=False, float_format="{:.2f}".format, na_rep="–")
+    )

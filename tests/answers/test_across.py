@@ -1,0 +1,81 @@
+import numpy as np
+import pandas as pd
+import pytest
+from test_verdicts import ORDER, table_of
+
+from roarlib.answers import across
+from roarlib.study import params
+
+
+def part(name, differences=ORDER, margin=0.01, **keywords):
+    return {name: (table_of(differences, spread=0.001, **keywords).assign(study=name), margin)}
+
+
+def test_studies_are_compared_over_the_percents_that_all_have():
+    first = part("a", percents=(30, 70))
+    first["a"][0].loc[first["a"][0].percent == 70, "accuracy"] -= 0.1 * first["a"][0].estimator.eq("ig")
+    found = across.compare(first | part("b", {**ORDER, "sobel": -9}, percents=(10, 30)))
+    assert (found.unit, found.mode, found.percents) == ("pixel", "remove", [30])
+    assert found.left_out == ["t = 10 of b", "t = 70 of a"]
+    assert found.scores.loc["a", "ig"] == pytest.approx(0.02, abs=0.002)  # without the 10 points at 70
+    assert found.scores.random.tolist() == [0, 0] and np.isnan(found.scores.loc["a", "sobel"])
+    words = across.in_words(found)
+    assert words[:2] == [
+        "2 studies, whole pixels removed, t = 30.",
+        "Left out: t = 10 of b; t = 70 of a; from the ranks, 1 estimator that not every study has.",
+    ]
+    assert "no two can be, as ranks go from 1 to 5" in words[2]
+    assert words[3] == "a, b: one base model: intervals speak of this network only."
+    table = across.table(found)
+    assert list(table.index) == ["GRAD", "GB", "IG", "SG-GRAD", "Random", "Sobel"]
+    assert table["mean rank"].tolist() == ["1.0", "2.0", "3.0", "4.0", "5.0", "–"]
+    assert table.a["Sobel"] == "–" and table.a["Random"] == "0" and table.b["Sobel"].startswith("-8.9 [-9.2")
+    assert table.b["Sobel"].endswith("better") and "1.00" in across.text(found)  # tau
+
+
+def test_an_estimator_without_all_shared_percents_is_not_compared():
+    whole = part("a")
+    table, margin = whole["a"]
+    partly = table[(table.estimator != "gb") | (table.percent == 30)]
+    found = across.compare({"b": (partly.assign(study="b"), margin)} | whole)
+    assert np.isnan(found.scores.loc["b", "gb"]) and found.scores.loc["a"].notna().all()
+
+
+def test_the_question_is_the_one_that_most_studies_share_and_what_cannot_be_asked_is_one_sentence():
+    kept = {name: -points for name, points in ORDER.items()}
+    parts = part("a") | part("b") | part("c", kept, mode="keep")
+    assert across.compare(parts).left_out == ["c, which has no whole pixels removed by Random"]
+    for wanted, says in (
+        (parts, "No two of the studies can be compared: a has whole pixels removed; b has .*; c has whole pixels kept"),
+        (part("a"), "so far there is a"),
+        ({}, "so far there is none"),
+    ):
+        with pytest.raises(LookupError, match=says):
+            across.compare(wanted, mode="keep")
+    with pytest.raises(LookupError, match="share no percent of whole pixels removed: a has 30; b has 70"):
+        across.compare(part("a", percents=(30,)) | part("b", percents=(70,)))
+    both = across.compare(part("c", kept, mode="keep") | part("d", kept, mode="keep"))
+    assert across.ranks(both.scores)[0].index[0] == "grad"  # keeps most
+
+
+def test_every_study_has_its_own_margin():
+    found = across.compare(part("a", {"grad": 0, "ig": -3}) | part("b", {"grad": 0, "ig": -3}, margin=0.0001)).found
+    assert found.set_index(["study", "estimator"]).verdict["a", "grad"] == "equal"
+    assert found.set_index(["study", "estimator"]).verdict["b", "grad"] == "open"
+
+
+def test_mean_ranks_and_their_critical_difference_by_hand():
+    """Demsar's example: 4 classifiers on 14 data sets, q = 2.569, CD = 2.569 sqrt(4 x 5 / (6 x 14)) = 1.25."""
+    scores = pd.DataFrame([[4.0, 3, 2, 1, np.nan]] * 7 + [[3.0, 4, 2, 2, 9]] * 7, columns=list("abcde"))
+    means, critical = across.ranks(scores)
+    assert means.to_dict() == {"a": 1.5, "b": 1.5, "c": 3.25, "d": 3.75}  # c and d share 3 and 4 in seven of them
+    assert critical == pytest.approx(2.569 * np.sqrt(20 / 84), abs=0.001)
+    assert across.joined(means, critical) == [(1.5, 1.5), (3.25, 3.75)]
+    assert across.joined(pd.Series([1.0, 2.0, 3.0, 6.0]), 1.5) == [(1, 2), (2, 3)]
+    assert across.joined(pd.Series([1.0, 2.0]), 1.0) == []  # as far apart as it takes
+
+
+def test_studies_of_one_name_are_refused(outputs):
+    study = params.Study(name="same", estimators=["grad"])
+    with pytest.raises(params.InputError, match="the same name"):
+        across.load([study, study])
