@@ -70,12 +70,8 @@ class Study(BaseModel):
     ig_steps: Count = 25
     ig_reference: Literal["black", "mean"] = "black"
     attribution_precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [
-        10,
-        30,
-        50,
-        70,
-    ]  # `-recursive` explains anew there
+    # percents after which `-recursive` variants explain a retrained model anew
+    recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [10, 30, 50, 70]
     # grid
     modes: list[Mode] = Field(["remove"], min_length=1)  # retrained; scored without it, too, but for mask
     scored_modes: list[Scored] = []  # more modes, only scored without retraining

@@ -17,7 +17,8 @@ from roarlib.study.names import MODES, UNITS, label
 from roarlib.study.params import InputError, Study
 from roarlib.views import page
 
-ANALYSES = sorted(file.stem for file in (root() / "notebooks").glob("1[0-4]-*.ipynb"))  # of one study
+NOTEBOOKS = sorted((root() / "notebooks").glob("1?-*.ipynb"))
+ANALYSES = [file.stem for file in NOTEBOOKS if "study_file:" in file.read_text()]  # of one study, that is
 MACHINE = ["hardware", "device", "precision", "torch", "roarlib", "commit", "python"]
 WHAT = {"retrain": "retraining", "base": "base model", "ranking": "ranking", "deletion": "deletion score"}
 

@@ -5,6 +5,7 @@ from test_verdicts import ORDER, table_of
 
 from roarlib.answers import across
 from roarlib.study import params
+from roarlib.study.files import root
 
 
 def part(name, differences=ORDER, margin=0.01, **keywords):
@@ -73,6 +74,16 @@ def test_mean_ranks_and_their_critical_difference_by_hand():
     assert across.joined(means, critical) == [(1.5, 1.5), (3.25, 3.75)]
     assert across.joined(pd.Series([1.0, 2.0, 3.0, 6.0]), 1.5) == [(1, 2), (2, 3)]
     assert across.joined(pd.Series([1.0, 2.0]), 1.0) == []  # as far apart as it takes
+
+
+def test_the_published_studies_can_be_compared_in_a_fresh_clone():
+    names = ["cifar10-cpu", "cifar10-trust", "resnet-textures", "vit-textures"]
+    found = across.compare(across.load(root() / "outputs" / name / "study.yaml" for name in names))
+    assert found.scores.index.tolist() == names and found.percents == [90]
+    assert {"t = 50 of cifar10-cpu, cifar10-trust", "t = 30, 70 of resnet-textures, vit-textures"} == set(
+        found.left_out
+    )
+    assert set(across.ranks(found.scores)[0].index) == {"random", "grad", "grad-sgsq", "ig"}
 
 
 def test_studies_of_one_name_are_refused(outputs):
