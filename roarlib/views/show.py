@@ -17,8 +17,8 @@ WORDS = {
     "low": "from",
     "high": "to",
     "effect": "effect (Hedges' g)",
-    "p": "p",
-    "p_holm": "p (Holm)",
+    "p_holm": "p, differs",
+    "p_equal_holm": "p, equal",
     "w": "Kendall's W",
     "rho": "Spearman's ρ",
     "tau": "Kendall's τ",
@@ -34,9 +34,10 @@ def part(there, prose: str) -> bool:
     return bool(there)
 
 
-def figure(drawn: Figure, path: Path, caption: str) -> None:
-    """Save a figure (`plots.save`) and show it once, with a sentence below that says what is to be seen on it."""
-    plots.save(drawn, path)
+def figure(drawn: Figure, path: Path | None, caption: str) -> None:
+    """Save a figure (`plots.save`; None: do not) and show it once, above a sentence that says what is to be seen."""
+    if path:
+        plots.save(drawn, path)
     display(drawn, metadata={"caption": caption})
     display(Markdown(f"*{caption}*"), metadata={"caption": caption})
     plt.close(drawn)
