@@ -2,7 +2,7 @@
 
 Everything here reads rows and rankings: masks alone (`mask`, Rong et al., ICML 2022), smoothed and unsigned variants
 (Song et al., 2023; Cai et al., 2025), imputed holes (ROAD, Rong et al.), keep and retrain, the other unit, importance
-recomputed (Madsen et al., 2022), and on data that knows it the truth.
+recomputed (Madsen et al., 2022), random weights (Adebayo et al., 2018), and on data that knows it the truth.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from roarlib.answers import stats, verdicts
 from roarlib.answers.verdicts import BETTER, EQUAL, MARGIN, OPEN, WORSE
 from roarlib.study import rankings
-from roarlib.study.names import FIXED, imputes, keeps, variant_of
+from roarlib.study.names import DEPTHS, FIXED, imputes, keeps, mixed_share, variant_of
 from roarlib.study.params import Study
 
 METRICS = {  # name -> measure and mode of its rows
@@ -39,13 +39,13 @@ def leak(table: pd.DataFrame, unit: str) -> pd.DataFrame:
 def scores(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     """How good each metric finds each estimator, higher is better (`stats.goodness`): metrics (rows) by estimators.
 
-    Metrics without rows are left out.
+    Metrics without rows are left out, and so are mixed estimators, on whose order metrics agree too easily.
     """
     found = {}
     for name, (measure, mode) in METRICS.items():
         rows = table[(table.measure == measure) & (table["mode"] == mode) & (table.unit == unit)]
         wide = rows.pivot_table(index="estimator", columns="percent", values="accuracy")
-        if len(good := stats.goodness(wide, mode)):
+        if len(good := stats.goodness(wide[~wide.index.map(mixed_share).astype(bool)], mode)):
             found[name] = good
     return pd.DataFrame(found).T
 
@@ -84,29 +84,15 @@ def truth(study: Study, masks: np.ndarray, unit: str, percents, count: int = 500
     return pd.DataFrame(found).T.rename_axis(index="estimator", columns="percent")
 
 
-def clumpiness(study: Study, unit: str, percent: int, count: int = 500) -> pd.Series:
-    """Moran's I of each estimator's removal masks at t, mean over the first `count` test images and the channels."""
-    found = {}
-    for name in rankings.ready(study, unit, "test"):
-        ranking = np.asarray(rankings.load(study, name, unit, "test")[:count])
-        found[name] = float(np.nanmean(moran(rankings.removed(ranking, percent))))
-    return pd.Series(found, name="moran", dtype=float)
+def sanity(rows: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """How far rankings stay the same as the model's weights become random, mean over base models.
 
-
-def moran(masks: np.ndarray) -> np.ndarray:
-    """Moran's I of 2-d patterns (.., H, W): near 0 for scattered, towards 1 for clumped, below 0 for alternating ones.
-
-    I = (N / W) sum of w_ij (m_i - m)(m_j - m) / sum of (m_i - m)^2, w_ij = 1 for the four direct neighbours and W their
-    sum. NaN where all values are the same. Source: Moran, Biometrika 37 (1950).
+    rows: of results.known. Columns: estimator, depth (percent of the layers that are random), percent (t of the
+    overlap), rho (Spearman's, -1..1), overlap (0..1). Source: Adebayo et al. (2018).
     """
-    deviations = masks - masks.mean((-2, -1), keepdims=True, dtype=float)
-    height, width = masks.shape[-2:]
-    down = (deviations[..., 1:, :] * deviations[..., :-1, :]).sum((-2, -1))
-    across = (deviations[..., 1:] * deviations[..., :-1]).sum((-2, -1))
-    pairs = (height - 1) * width + height * (width - 1)
-    squares = (deviations**2).sum((-2, -1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(squares > 0, height * width / pairs * (down + across) / squares, np.nan)
+    rows = rows[(rows.measure == "sanity") & (rows.unit == unit)]
+    found = rows.assign(depth=rows["mode"].map(DEPTHS)).groupby(["estimator", "depth", "percent"])
+    return found[["rho", "overlap"]].mean().reset_index()
 
 
 def survival(table: pd.DataFrame, unit: str, margin: float = MARGIN) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from roarlib.answers import stats
-from roarlib.study.names import MODES, UNITS, keeps, label, parent_of
+from roarlib.study.names import MODES, UNITS, keeps, label, mixed_share, parent_of
 
 LEVEL = 0.05  # chance of any false finding among all estimators of one comparison
 MARGIN = 0.01  # of accuracy, from which on a difference matters; a study's own is its `margin`, in points
@@ -75,7 +75,8 @@ def words(good, p_holm, p_equal_holm, level: float = LEVEL) -> np.ndarray:
 
 def _retrained(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
     stats.one_study(table)
-    return table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
+    judged = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
+    return judged[~judged.estimator.isin(filter(mixed_share, judged.estimator.unique()))]  # those judge the metric
 
 
 def hedges_g(differences) -> float:

@@ -19,7 +19,7 @@ from torchvision.transforms.functional import gaussian_blur
 from roarlib.engine import draws, maps, models
 from roarlib.engine.estimators import base_function, built_in
 from roarlib.study.machine import precision_of
-from roarlib.study.names import MAPS, split_name, variant_of
+from roarlib.study.names import MAPS, mixed_share, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 
@@ -57,7 +57,7 @@ def max_filtered(scores: torch.Tensor) -> torch.Tensor:
 
 # what a name's last part does to any estimator's scores before they are ranked. Smoothing adds no information, so a
 # gain from it shows a weakness of ROAR (Song et al., "On Pitfalls of RemOve-And-Retrain", 2023); abs and reversed show
-# what the sign of scores is worth. The variant `recursive` needs more than scores: see the module of that name.
+# what the sign of scores is worth. `recursive` needs more than scores (see the module of that name); `mixed` is below.
 VARIANTS: dict[str, Callable] = {
     "blur": blurred,
     "max": max_filtered,
@@ -73,6 +73,21 @@ def varied(name: str, scores: torch.Tensor) -> torch.Tensor:
         return scores
     with torch.autocast(scores.device.type, enabled=False):
         return VARIANTS[variant](-scores.float() if scores.dtype == torch.uint8 else scores)
+
+
+def mixed(name: str, ranking: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
+    """A ranking with the share of its units that the name says in random order; as it is for any other name.
+
+    ranking: uint8 (N, C, H, W). ids: int64 (N,). Of each image's K units floor(share K / 100) are drawn from seed and
+    image, and their places are dealt among them anew. Units mixed at one share are mixed at every larger one.
+    """
+    if not (share := mixed_share(name)):
+        return ranking
+    flat = ranking.flatten(1)
+    units = flat.shape[1]
+    chosen = draws.bits(seed, draws.MIXED, ids, 0, units).argsort(1)[:, : share * units // 100]
+    shuffle = draws.bits(seed, draws.SHUFFLE, ids, 0, chosen.shape[1]).argsort(1)
+    return flat.scatter(1, chosen, flat.gather(1, chosen.gather(1, shuffle))).reshape(ranking.shape)
 
 
 def explain(

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-NOISE, TIES, RANDOM, IMPUTATION, MASKS = 1, 2, 3, 4, 5  # streams: independent numbers for one image under one seed
+# streams: independent numbers for one image under one seed
+NOISE, TIES, RANDOM, IMPUTATION, MASKS, MIXED, SHUFFLE = range(1, 8)
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit: torch has no unsigned arithmetic, but wraps alike
 _MUL1 = 0xBF58476D1CE4E5B9 - (1 << 64)

@@ -133,7 +133,7 @@ class Explainer:
             found = units if units.dtype == torch.uint8 else rank(units, ids, self.study.base_seed)
         except ValueError as error:
             raise InputError(f"{estimator}: {error}") from None
-        return found.cpu().numpy()
+        return attribute.mixed(estimator, found, ids, self.study.base_seed).cpu().numpy()
 
     def gap(self, base: str) -> float | None:
         """How far a base that promises completeness misses it on a few test images: `from_captum.gap`."""

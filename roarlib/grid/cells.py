@@ -7,11 +7,12 @@ truth, so a run can be stopped anywhere and started again.
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from roarlib.study import rankings, results
 from roarlib.study.files import try_lock
-from roarlib.study.names import group_of
+from roarlib.study.names import DEPTHS, OVERLAPS, asks_model, group_of
 from roarlib.study.params import InputError, Study
 from roarlib.study.results import STAGES, Key
 
@@ -65,14 +66,14 @@ class Grid:
         base, groups = Cell((Key("base", seed=study.base_seed),), own, part=part), self.groups
         order = sorted(groups, key=lambda g: (not g.startswith("ig"), g == "controls"))  # IG costs most: start it first
         attribute = [_attribute(study, base, groups[group]) for group in order]
-        degrade = [_degrade(study, base, cell) for cell in attribute]
+        scored = [[_degrade(study, base, cell), *_randomise(study, base, cell)] for cell in attribute]
         needs = {name: (cell.id,) for cell in attribute for name in cell.parameters["estimators"]}
         names = ["clean", *(name for group in groups.values() for name in group)]
         seeds = [study.base_seed] if own else study.seeds
         retrain = [c for s in seeds for n in names if (c := _retrain(study, n, s, needs.get(n, ()))).rows]
         if study.rankings == "keep":
-            return [base, *attribute, *degrade, *retrain]
-        by_group = [[a, d, *(c for c in retrain if a.id in c.needs)] for a, d in zip(attribute, degrade, strict=True)]
+            return [base, *attribute, *chain(*scored), *retrain]
+        by_group = [[a, *s, *(c for c in retrain if a.id in c.needs)] for a, s in zip(attribute, scored, strict=True)]
         return [base, *(cell for part in by_group for cell in part), *(c for c in retrain if not c.needs)]
 
     @cached_property
@@ -182,6 +183,20 @@ def _degrade(study: Study, base: Cell, attribute: Cell) -> Cell:
     ]
     parameters = {"estimators": estimators, "modes": modes, "percents": study.percents, **base.parameters}
     return Cell(tuple(made), parameters, (base.id, attribute.id), base.part)
+
+
+def _randomise(study: Study, base: Cell, attribute: Cell) -> list[Cell]:
+    """The sanity check of a group, in a list; none where the study does not ask for it, or no estimator can have it."""
+    names = [e for e in attribute.parameters["estimators"] if asks_model(e)] if study.sanity_images else []
+    made = [
+        Key("sanity", e, u, depth, p, study.base_seed)
+        for e in names
+        for u in study.units
+        for depth in DEPTHS
+        for p in OVERLAPS
+    ]
+    parameters = {"estimators": names, **base.parameters}
+    return [Cell(tuple(made), parameters, (base.id, attribute.id), base.part)] if made else []
 
 
 def _retrain(study: Study, estimator: str, seed: int, needs: tuple[str, ...]) -> Cell:

@@ -21,7 +21,7 @@ from roarlib.grid.cells import Cell, Grid
 from roarlib.grid.rehearsal import rehearse
 from roarlib.study import rankings, results
 from roarlib.study.machine import device_of
-from roarlib.study.names import MAPS, group_of, split_name, variant_of
+from roarlib.study.names import DEPTHS, MAPS, group_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 TRIED = 200  # pictures of each split that are decoded to try a study before it is prepared
@@ -130,7 +130,9 @@ def _cost(study: Study, counts: dict[str, int], cell: Cell, step: float, one_pas
     images = counts["train"] + counts["test"]
     inference = one_pass / 3 * counts["test"]
     training = study.epochs * max(1, counts["train"] // study.batch_size) * step
-    if cell.measure != "ranking":
+    if cell.measure == "sanity":
+        images = study.sanity_images * len(DEPTHS)
+    elif cell.measure != "ranking":
         return inference if cell.measure == "deletion" else training + inference
     name = cell.parameters["estimators"][0]
     base, ensemble = split_name(name)

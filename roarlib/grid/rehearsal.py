@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from roarlib.data.datasets import SPLITS, Data, Split
-from roarlib.engine import models, rank, recursive, train
+from roarlib.engine import models, randomise, rank, recursive, train
 from roarlib.engine.estimators import built_in
 from roarlib.engine.rank import Explainer
 from roarlib.grid.cells import Grid
 from roarlib.study import own, rankings
-from roarlib.study.names import parent_of, split_name, variant_of
+from roarlib.study.names import asks_model, parent_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 LONG = 3600  # seconds of ranking from which on a user is told
@@ -48,6 +48,9 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
         explainer = Explainer(study, few, *base, untrained=not study.base_weights)
         for group in Grid(study).groups.values():
             seconds = _rank(explainer, group) * (len(data.train) + len(data.test)) / len(few.train)
+            if names := [name for name in group if study.sanity_images and asks_model(name)]:
+                with _told(f"{', '.join(names)}: explaining {study.model} with random weights fails"):
+                    list(randomise.compare(explainer, names, FEW, ["top100"]))
             if layer := explainer.layer(base := split_name(group[0])[0]):
                 say(f"note: {base} explains {layer}, the last layer with spatial output")
             seconds *= (1 + whole.noise_samples) / 3 if any(split_name(name)[1] for name in group) else 1

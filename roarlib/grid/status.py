@@ -37,7 +37,9 @@ def table(grid: Grid) -> pd.DataFrame:
     states = [(cell.stage, grid.state(cell)) for cell in grid.cells]
     counts = pd.DataFrame(states, columns=["stage", "state"]).value_counts().unstack(fill_value=0)
     return counts.reindex(
-        index=list(results.STAGES.values()), columns=["done", "running", "failed", "waiting"], fill_value=0
+        index=[s for s in results.STAGES.values() if s in counts.index],
+        columns=["done", "running", "failed", "waiting"],
+        fill_value=0,
     ).rename_axis(index=None, columns=None)
 
 
@@ -45,7 +47,7 @@ def counts(grid: Grid, cells: list[Cell]) -> str:
     """One line: cells done by stage, and retrainings."""
     owed = {cell.id: grid.missing(cell) for cell in cells}
     done, there = Counter(c.stage for c in cells if not owed[c.id]), Counter(c.stage for c in cells)
-    parts = [f"{stage} {done[stage]}/{there[stage]}" for stage in results.STAGES.values()]
+    parts = [f"{stage} {done[stage]}/{there[stage]}" for stage in results.STAGES.values() if there[stage]]
     rows = sum(row.measure == "retrain" for cell in cells for row in cell.rows)
     left = sum(row.measure == "retrain" for found in owed.values() for row in found)
     return f"{grid.study.name}: cells done {', '.join(parts)}; retrainings {rows - left} of {rows}"

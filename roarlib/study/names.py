@@ -46,14 +46,16 @@ KNOWN_ANSWER = {  # on data that carries the mask of its informative pixels
     "oracle": Look("Oracle", "#8C510A", "*"),
     "anti-oracle": Look("Anti-oracle", "#8C510A", "*", (0, (2, 2))),
 }
-VARIANTS = {  # of any estimator: see attribute.VARIANTS; recursive has a module of its own
+MIXED = {"mix25": 25, "mix50": 50, "mix75": 75, "mix100": 100}  # variant -> percent of the units in random order
+VARIANTS = {  # of any estimator: see attribute.VARIANTS and mixed; recursive has a module of its own
     "blur": Look("{} blurred", dashes=(0, (1, 1))),
     "max": Look("{} max-filtered", dashes=(0, (1, 2))),
     "abs": Look("|{}|", dashes=(0, (3, 1, 1, 1))),
     "reversed": Look("{} reversed", dashes=(0, (2, 2))),
     "recursive": Look("{} recursive", dashes=(0, (7, 2))),
+    **{name: Look(f"{{}} {share}% mixed", dashes=(0, (2, share / 20))) for name, share in MIXED.items()},
 }
-NOT_OF_RANDOM = ("abs", "reversed", "recursive")
+NOT_OF_RANDOM = ("abs", "reversed", "recursive", *MIXED)
 USERS_DASHES = [(0, (6, 1.5, 1.5, 1.5)), (0, (8, 1.5)), (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1))]
 HUES = [hue for hue in range(0, 360, 20) if not 180 <= hue <= 220]  # of users' own; GRAD's blue is at 202
 TAKEN: dict[str, int] = {}  # base -> hue, in this process
@@ -75,6 +77,11 @@ CURVES = ("retrain", "deletion")  # the measures of which curves are drawn
 REGISTERED: set[str] = set()  # by estimators.register, in this process
 USERS_OWN = re.compile(r"(?!maps:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 MAPS = re.compile(r"maps:[A-Za-z0-9][\w-]*")  # maps:folder, finished maps
+
+
+DEPTHS = {f"top{share}": share for share in (0, 1, 25, 50, 75, 100)}  # mode of a sanity row -> percent of the layers,
+# from the top, whose weights are drawn anew, at least one; 0: none, only other noise
+OVERLAPS = (10, 30)  # percents at which its rankings are compared
 
 
 def alike(*names: str) -> bool:
@@ -114,6 +121,19 @@ def expand(names: list[str]) -> list[str]:
 def variant_of(name: str) -> str:
     """'grad-sgsq-blur' -> 'blur'; empty for an estimator that is no variant of another."""
     return next((v for v in VARIANTS if name.endswith(f"-{v}")), "")
+
+
+def mixed_share(name: str) -> int:
+    """'grad-squared-mix25' -> 25, the percent of its units in random order; 0 for what is not mixed."""
+    return MIXED.get(variant_of(name), 0)
+
+
+def asks_model(name: str) -> bool:
+    """Whether an estimator can explain another model at once: finished maps cannot, a recursive one trains its own.
+
+    What is mixed says what its parent says.
+    """
+    return not (MAPS.fullmatch(split_name(name)[0]) or variant_of(name) == "recursive" or mixed_share(name))
 
 
 def parent_of(name: str) -> str:

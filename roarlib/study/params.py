@@ -76,6 +76,7 @@ class Study(BaseModel):
     modes: list[Mode] = Field(["remove"], min_length=1)  # retrained; scored without it, too, but for mask
     scored_modes: list[Scored] = []  # more modes, only scored without retraining
     imputation_noise: Real = Field(0.01, ge=0)  # standard deviation added to imputed inputs, in 0..1 units
+    sanity_images: Annotated[StrictInt, Field(ge=0)] = 0  # test images explained with random weights too; 0: no check
     percents: list[Percent] = Field([10, 30, 50, 70, 90], min_length=1)  # t; 0 (untouched) is always run too
     seeds: list[Seed] = Field([0, 1, 2, 3, 4], min_length=1)  # one retraining each, the same for all estimators
     base_seed: Seed = 0  # of the base model, the noise, the ties and Random
@@ -187,7 +188,7 @@ class Study(BaseModel):
 
 
 # Lists that only select what is run: they may grow or shrink under existing outputs, since a row names its own values.
-SELECTION = ("estimators", "units", "modes", "scored_modes", "percents", "seeds")
+SELECTION = ("estimators", "units", "modes", "scored_modes", "sanity_images", "percents", "seeds")
 MACHINE = ("data_dir", "files_dir", "device", "workers", "cell_hours", "memory_gb", "rankings")
 
 

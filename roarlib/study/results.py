@@ -15,18 +15,23 @@ from roarlib.study.names import MAPS, group_of, safe, split_name
 from roarlib.study.params import InputError, Study, agree, save
 
 STAGES = {"base": "01-train", "ranking": "02-attribute", "deletion": "03-degrade", "retrain": "04-retrain"}
+STAGES |= {"sanity": "05-randomise"}  # where a study asks for it
 COLUMNS = (
     "study cell measure estimator unit mode percent seed accuracy n_train n_test n_classes epochs seconds device "
-    "hardware precision torch roarlib commit finished constant base_seed source balanced floor gap data"
+    "hardware precision torch roarlib commit finished constant base_seed source balanced floor gap data overlap rho"
 ).split()
-NUMBERS = "percent seed accuracy n_train n_test n_classes epochs seconds constant base_seed balanced floor gap".split()
+NUMBERS = (
+    "percent seed accuracy n_train n_test n_classes epochs seconds constant base_seed balanced floor gap overlap rho"
+)
+NUMBERS = NUMBERS.split()
 TEXT = {name: str for name in COLUMNS if name not in NUMBERS}  # a commit of digits alone is no number
 
 
 class Key(NamedTuple):
     """What makes a row itself. Its file name says it all, and nothing else reads file names.
 
-    measure: of STAGES; a ranking has no accuracy, its row says that it is done. percent: t. seed: the retraining's, or
+    measure: of STAGES; a ranking has no accuracy, its row says that it is done. mode: of names.MODES, of a sanity
+    row of names.DEPTHS. percent: t. seed: the retraining's, or
     the study's base seed.
     """
 
@@ -40,7 +45,7 @@ class Key(NamedTuple):
     @property
     def cell(self) -> str:
         """The folder of its cell below the study's: its stage, then what is measured together."""
-        together = group_of if self.measure in ("ranking", "deletion") else safe
+        together = group_of if self.measure in ("ranking", "deletion", "sanity") else safe
         return f"{STAGES[self.measure]}/{'base' if self.measure == 'base' else together(self.estimator)}"
 
     @property
@@ -215,9 +220,9 @@ def known(study: Study) -> pd.DataFrame:
 
 
 def table(study: Study) -> pd.DataFrame:
-    """The tidy table of accuracies: `known` without the rankings."""
+    """The tidy table of accuracies: `known` without the rankings and how they agree."""
     found = known(study)
-    return found[found.measure != "ranking"].reset_index(drop=True)
+    return found[~found.measure.isin(["ranking", "sanity"])].reset_index(drop=True)
 
 
 def collect(study: Study) -> Path:

@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from roarlib.answers import stats, verdicts
+from roarlib.answers import patterns, resolution, stats, verdicts
 from roarlib.grid import kernel
 from roarlib.study import params, results, yaml12
 from roarlib.study.files import root, write_atomically
@@ -21,6 +21,7 @@ NOTEBOOKS = sorted((root() / "notebooks").glob("1?-*.ipynb"))
 ANALYSES = [file.stem for file in NOTEBOOKS if "study_file:" in file.read_text()]  # of one study, that is
 MACHINE = ["hardware", "device", "precision", "torch", "roarlib", "commit", "python"]
 WHAT = {"retrain": "retraining", "base": "base model", "ranking": "ranking", "deletion": "deletion score"}
+WHAT |= {"sanity": "comparison with random weights"}
 
 
 def render(study: Study) -> str:
@@ -42,7 +43,7 @@ def render(study: Study) -> str:
         except ValueError as problem:  # an InputError, or a notebook that takes no study; the others are worth a page
             failed.append(str(problem))
     shown = {name: notebook for name, notebook in chapters.items() if page.shows(notebook)}
-    empty = [f"{name}, for want of rankings and images" for name in chapters if name not in shown]
+    empty = [f"{name}, for want of results to show" for name in chapters if name not in shown]
     target = study.folder / "report.html"
     write_atomically(target, page.html(shown, _head(study, table), _how(study), failed + empty))
     figure = study.folder / "figures" / f"curves-{study.units[0]}-{study.modes[0]}.png"
@@ -102,6 +103,9 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
     result, groups = verdicts.grouped(verdicts.verdicts(table, unit, mode, margin=study.margin / 100))
     return {
         "study": study,
+        "doubts": list(
+            filter(None, [resolution.warning(table, unit, mode), patterns.warning(patterns.lattice(study, unit))])
+        ),
         "result": f"{result}{':' if groups else '.'}",
         "groups": groups,
         "what": f"{UNITS[unit]} {MODES[mode]}",

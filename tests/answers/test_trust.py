@@ -127,17 +127,6 @@ def test_guards_see_what_is_uneven():
     assert not trust.guards(rows.assign(n_train=range(len(rows)))).holds[1]
 
 
-def test_morans_i_by_hand():
-    """A 2 x 2 chessboard: mean 0, all four pairs are -1/4: (4 / 4) (4 x -1/4) / (4 / 4) = -1; two halves: 0."""
-    chess, halves = np.array([[1, 0], [0, 1]], bool), np.array([[1, 1], [0, 0]], bool)
-    assert trust.moran(chess) == pytest.approx(-1) and trust.moran(halves) == pytest.approx(0)
-    block = np.zeros((3, 32, 32), bool)
-    block[0, 8:20, 8:20] = True
-    block[1] = np.random.default_rng(0).random((32, 32)) < 0.2
-    clumped, scattered, nothing = trust.moran(block)
-    assert clumped > 0.85 and abs(scattered) < 0.1 and np.isnan(nothing)
-
-
 def oracle_of(study):
     data = datasets.load(study)
     explainer = Explainer(study, data, torch.nn.Identity(), {})
@@ -171,6 +160,7 @@ def test_every_check_runs_through_the_grid_and_into_the_notebook(outputs, tmp_pa
         modes=["remove", "keep", "mask", "remove-imputed"],
         scored_modes=["keep-imputed"],
         recursive_steps=[20],
+        sanity_images=9,
         seeds=[0, 1],
     )
     assert not [o.error for o in runner.Run(study).run() if o.error]
@@ -179,6 +169,9 @@ def test_every_check_runs_through_the_grid_and_into_the_notebook(outputs, tmp_pa
     assert counts["retrain", "mask"] == counts["retrain", "remove"] == 2 * len(names)
     assert counts["deletion", "keep-imputed"] == counts["deletion", "remove-imputed"] == len(names)
     assert ("deletion", "mask") not in counts
+    alike = trust.sanity(results.known(study), "pixel").set_index(["estimator", "depth", "percent"])
+    assert len(alike) == 5 * 6 * 2  # all but the recursive one, depths, percents
+    assert alike.rho["grad", 0, 10] > 0.9 > 0.1 > abs(alike.rho["random", 0, 10])
     source, target = root() / "notebooks" / "14-can-we-trust-this.ipynb", tmp_path / "14.ipynb"
     kernel.execute(source, target, {"study_file": str(study.folder / "study.yaml")}, timeout=300)
     made = {file.stem for file in (study.folder / "figures").glob("*.png")}

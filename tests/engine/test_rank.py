@@ -12,7 +12,7 @@ from conftest import tiny_study
 
 from roarlib.data import datasets
 from roarlib.data.datasets import SPLITS
-from roarlib.engine import models, rank, train
+from roarlib.engine import attribute, models, rank, train
 from roarlib.engine.degrade import degraded
 from roarlib.engine.rank import Explainer
 from roarlib.study import files, rankings
@@ -65,6 +65,24 @@ def test_nan_scores_are_named():
     scores[1, 0, 0, 1] = float("nan")
     with pytest.raises(ValueError, match="image 41 are NaN"):
         rank.rank(scores, torch.arange(40, 43), 0)
+
+
+def test_mixing_moves_the_share_it_says_nested_and_image_by_image():
+    """Of 10 x 10 units 25 (50) trade places among themselves, so that every percent keeps its count."""
+    ids = torch.arange(300)
+    before = rank.rank(torch.randn(300, 1, 10, 10), ids, 0)
+    quarter, half = (attribute.mixed(f"grad-mix{share}", before, ids, 0) for share in (25, 50))
+    moved, more = quarter != before, half != before
+    assert moved.flatten(1).sum(1).max() <= 25 and more.flatten(1).sum(1).max() <= 50
+    assert abs(moved.sum() / 300 - 24) < 0.3 and abs(more.sum() / 300 - 49) < 0.3  # one stays in place, on average
+    stay = attribute.mixed("grad-mix100", torch.arange(100).reshape(1, 1, 10, 10).repeat(300, 1, 1, 1).byte(), ids, 0)
+    assert abs(np.corrcoef(stay.flatten(1), np.arange(100))[-1, :-1]).max() < 0.4  # 100 percent: no order is left
+    assert (moved & ~more).sum() < 0.06 * moved.sum()  # nested: what is back in its place by chance aside
+    for one in (quarter, half, stay):
+        assert torch.equal(one.flatten(1).sort(1).values, before.flatten(1).sort(1).values)
+    assert torch.equal(attribute.mixed("grad-mix25", before[7:9], ids[7:9], 0), quarter[7:9])
+    assert not torch.equal(attribute.mixed("grad-mix25", before, ids, 1), quarter)
+    assert attribute.mixed("grad-sg", before, ids, 0) is before
 
 
 def setting(**changes):

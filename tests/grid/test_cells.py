@@ -5,7 +5,7 @@ import papermill
 import pytest
 from conftest import finish, tiny_study
 
-from roarlib.grid import kernel, runner
+from roarlib.grid import kernel, runner, status
 from roarlib.grid.cells import Grid
 from roarlib.study import params, rankings, results
 from roarlib.study.files import root
@@ -26,13 +26,26 @@ def test_a_study_has_a_cell_for_everything_and_no_row_twice():
         seeds=[0, 1],
     )
     cells = Grid(study).cells
-    assert [sum(c.stage == s for c in cells) for s in STAGES.values()] == [1, 4, 4, 2 * (21 + 1)]
+    assert [sum(c.stage == s for c in cells) for s in STAGES.values()] == [1, 4, 4, 2 * (21 + 1), 0]
     rows = [row for cell in cells for row in cell.rows]
     files = {results.row_file(study, row) for row in rows}
     assert len(set(rows)) == len(files) == len(rows) and len({c.id for c in cells}) == len(cells)
     assert all(row.cell == cell.name for cell in cells for row in cell.rows)
     assert sum(row.measure == "retrain" for row in rows) == 2 * (21 * 2 * 2 * 2 + 1)
     assert sum(row.measure == "deletion" for row in rows) == 21 * 2 * 2 * 2
+
+
+def test_a_check_with_random_weights_has_cells_where_it_is_asked_for():
+    names = ["grad", "grad-mix25", "ig-recursive", "random"]
+    grid = Grid(tiny_study(estimators=names, sanity_images=20, units=["pixel", "value"]))
+    asked = [cell for cell in grid.cells if cell.measure == "sanity"]
+    assert [cell.id for cell in asked] == ["05-randomise/grad", "05-randomise/controls"]  # of models at hand alone
+    assert (
+        asked[0].parameters == {"estimators": ["grad"]} and len(asked[0].rows) == 2 * 6 * 2
+    )  # units, depths, percents
+    assert asked[0].needs == ("01-train/base", "02-attribute/grad")
+    assert status.counts(grid, grid.cells).count("05-randomise 0/2") == 1
+    assert "05-randomise" not in status.counts(Grid(tiny_study()), Grid(tiny_study()).cells)
 
 
 def test_needs_come_before_what_needs_them_and_seeds_come_in_turn():
@@ -50,7 +63,7 @@ def test_percent_zero_alone_needs_no_estimator():
 
 
 def test_notebooks_take_the_parameters_that_cells_give():
-    each = tiny_study(base_models="each-seed", seeds=[0, 1])
+    each = tiny_study(base_models="each-seed", seeds=[0, 1], sanity_images=9)
     for cell in Grid(each).cells:
         known = papermill.inspect_notebook(root() / "notebooks" / f"{cell.stage}.ipynb")
         assert {"study_file", *cell.parameters} == set(known)

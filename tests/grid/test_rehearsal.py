@@ -49,7 +49,12 @@ def rehearsed(**changes):
 
 def test_a_good_study_is_rehearsed_in_all_its_parts_and_leaves_nothing(outputs):
     estimators = ["paper", "oracle", "grad-blur", "grad-recursive", "captum:InputXGradient"]
-    assert rehearsed(estimators=estimators, units=["pixel", "value"], modes=["remove", "keep", "remove-imputed"]) == []
+    assert (
+        rehearsed(
+            estimators=estimators, units=["pixel", "value"], modes=["remove", "keep", "remove-imputed"], sanity_images=9
+        )
+        == []
+    )
 
 
 def test_a_layer_that_the_user_did_not_choose_is_named(outputs):

@@ -2,7 +2,7 @@ import pytest
 from conftest import tiny_study
 
 from roarlib.study import names
-from roarlib.study.names import PAPER, parent_of, split_name, variant_of
+from roarlib.study.names import PAPER, label, mixed_share, parent_of, split_name, variant_of
 
 
 def test_the_papers_estimators_are_eighteen_and_two_controls():
@@ -32,6 +32,15 @@ def test_names_split_into_base_and_ensemble(name, wanted):
 def test_what_only_looks_like_a_name_is_none(name):
     with pytest.raises(ValueError, match="unknown estimator"):
         split_name(name)
+
+
+def test_mixed_ones_are_variants_of_all_but_random_and_judge_no_estimator():
+    study = tiny_study(estimators=["grad-squared", "random", "*-mix25", "grad-squared-mix50"])
+    assert study.estimators == ["grad-squared", "random", "grad-squared-mix25", "grad-squared-mix50"]
+    assert [mixed_share(name) for name in study.estimators] == [0, 0, 25, 50]
+    assert parent_of("grad-squared-mix25") == "grad-squared" and label("oracle-mix75") == "Oracle 75% mixed"
+    with pytest.raises(ValueError, match="no order to change"):
+        tiny_study(estimators=["random-mix25"])
 
 
 def test_variants_expand_and_lead_back():

@@ -63,6 +63,7 @@ def rendered(chapters, left_out=(), **how):
     head |= {"n_train": 1000, "n_test": 50, "n_classes": 10, "clean": 0.5, "error": 0.07, "today": datetime(2026, 1, 2)}
     head |= {"cost": "2.0 hours of one worker's time on a CPU"}
     head |= {"floor": 0.1, "floor_is": "chance", "groups": [("better", "better than Random", "SG-SQ-GRAD, Sobel")]}
+    head |= {"doubts": ["ROAR is blind."]}
     how = {"parameters": "", "machines": "", "cost": "", "hours": (1, 2)} | how
     return BeautifulSoup(page.html(chapters, head, how, list(left_out)), "html.parser")
 
@@ -124,6 +125,9 @@ def test_what_is_said_above_and_below_everything():
     made = pd.DataFrame({"x": [1234.56, None], "y": ["<i>", "differs"]}).to_html(index=False, na_rep="–")
     soup = rendered({}, ["11-x failed: <b>"], parameters=made, machines=pd.DataFrame().style.to_html())
     assert soup.select_one(".lead").text == "Result."
+    assert soup.select_one(".doubt").text == "ROAR is blind." and soup.select_one(
+        ".doubt ~ .lead"
+    )  # above the verdicts
     (verdict,) = soup.select(".verdicts li")
     assert verdict["class"] == ["better"] and verdict.text.strip() == "better than Random SG-SQ-GRAD, Sobel"
     facts = " ".join(soup.select_one(".facts").text.split())

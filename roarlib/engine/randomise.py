@@ -1,0 +1,113 @@
+"""Does a ranking change when the model's weights are random? If not, it says nothing about what the model has learnt.
+
+Layers get fresh weights from the top down, ever more of them and in the end all, and test images are explained again
+(Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018). Nothing is retrained.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from roarlib.engine import models
+from roarlib.engine.degrade import degraded
+from roarlib.engine.rank import Explainer, images_at_once
+from roarlib.study import rankings
+from roarlib.study.names import DEPTHS
+
+MEASURED = 256  # training images on which batch norms with fresh weights measure their means and variances
+
+
+def layers(model: nn.Module, images: torch.Tensor) -> list[str]:
+    """The modules that hold weights of their own, by name, in the order in which images reach them, the last first.
+
+    One that is not called itself counts with the module around it.
+    """
+    called: dict[str, int] = {}
+
+    def reached(name: str):
+        return lambda *_: called.update({name: called.get(name, len(called))})  # None: the inputs go on as they are
+
+    hooks = [module.register_forward_pre_hook(reached(name)) for name, module in model.named_modules()]
+    try:
+        with models.evaluating(model), torch.no_grad():
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    def when(name: str) -> int:
+        return called[name] if name in called else when(name.rpartition(".")[0])
+
+    owners = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    return sorted(owners, key=when, reverse=True)
+
+
+def randomised(explainer: Explainer, share: int) -> nn.Module:
+    """A copy of the model with fresh weights in the top `share` percent of its layers, at least one, as it starts anew.
+
+    Drawn with the study's base seed + 1. Batch norms among them take their means and variances from training images,
+    as those of the old weights would shrink or blow up what reaches them; all below stays as it was.
+    """
+    study, data = explainer.study, explainer.data
+    with torch.random.fork_rng([]):
+        torch.manual_seed(study.base_seed + 1)
+        fresh = dict(models.build(study.model, len(data.classes), data.shape).named_modules())
+    net, train = copy.deepcopy(explainer.model).eval(), degraded(study, data, "train")
+    parts = [
+        train.images(slice(k, k + 64)).contiguous(memory_format=explainer.layout)
+        for k in range(0, min(MEASURED, len(train)), 64)
+    ]
+    names = layers(net, parts[0][:1])
+    top = {name: net.get_submodule(name) for name in names[: max(1, share * len(names) // 100)]}
+    for name, module in top.items():
+        for key, values in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+            values.data.copy_(getattr(fresh[name], key))
+    norms = [module for module in top.values() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all parts
+        norm.train()
+    with torch.no_grad():
+        for part in parts if norms else []:
+            net(part)
+    return net.eval()
+
+
+def compare(
+    explainer: Explainer, estimators: list[str], count: int, depths=tuple(DEPTHS)
+) -> Iterator[tuple[tuple[str, str, str], dict[str, float | np.ndarray]]]:
+    """How far the rankings of the first `count` test images stay the same at these depths.
+
+    estimators: of one group, ranked already (names.asks_model). Yields (estimator, unit, depth) and {"rho": Spearman's
+    correlation, mean over the images, "overlap": `rankings.overlap` at t = 1 .. 100}. The class that is explained stays
+    the base model's prediction; noise, ties and Random are drawn anew (base seed + 1), at depth 0 alone. So depth 0 is
+    as alike as rankings of this estimator can be, and Random as unlike as unrelated ones.
+    """
+    study = explainer.study
+    other = study.model_copy(update={"base_seed": study.base_seed + 1})
+    before = {(e, u): rankings.load(study, e, u, "test")[:count] for e in estimators for u in study.units}
+    for depth in depths:
+        model = randomised(explainer, DEPTHS[depth]) if DEPTHS[depth] else explainer.model
+        again = _ranked(
+            replace(explainer, study=other, model=model), list(before), min(count, len(explainer.data.test))
+        )
+        for (name, unit), old in before.items():
+            found = {"rho": rankings.correlation(old, again[name, unit])}
+            yield (name, unit, depth), found | {"overlap": rankings.overlap(old, again[name, unit])}
+
+
+def _ranked(explainer: Explainer, keys: list[tuple[str, str]], count: int) -> dict[tuple[str, str], np.ndarray]:
+    """Rankings of the first test images, uint8 (count, C or 1, H, W), by estimator and unit; kept nowhere."""
+    found: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in keys}
+    for first in range(0, count, step := images_at_once(explainer.batch)):
+        index = slice(first, min(first + step, count))
+        scores, ids = explainer.scores("test", index, list(dict(keys))), explainer.ids("test", index)
+        for name, unit in keys:
+            found[name, unit].append(explainer.ranked(scores[name], unit, ids, name))
+    return {key: np.concatenate(parts) for key, parts in found.items()}
