@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from roarlib.data.datasets import Data
 from roarlib.study import rankings
 from roarlib.study.names import in_order, label
-from roarlib.views import plots
+from roarlib.views import naming, plots
 from roarlib.views.images import Chooser
 from roarlib.views.sheets import heat, sheet
 
@@ -82,7 +82,7 @@ class Compare(Chooser):
         ax.set(xlim=(0, 100), ylim=(0, 103), xticks=range(0, 101, 20), yticks=range(0, 101, 25))
         ax.set(xlabel="t: percent of inputs removed", ylabel="overlap (%)")
         ax.set_title("share of the removed inputs in common", loc="left", fontsize=plots.TEXT)
-        plots.name_lines(ax)
+        naming.name_lines(ax)
 
     def caption(self) -> str:
         """The image, then the legend of the last picture with the share of each colour."""

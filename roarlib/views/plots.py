@@ -1,7 +1,7 @@
 """Figures of a study: from the tidy table to matplotlib axes, in one look; lines are named at their ends."""
 
 import os
-from itertools import product, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,14 +9,12 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgb
-from matplotlib.transforms import Bbox
-from scipy.optimize import isotonic_regression
+import seaborn as sns
 
 from roarlib.answers import paper, stats
 from roarlib.answers.verdicts import EQUAL, FEW, OPEN, VOID
 from roarlib.study.names import BASES, FIXED, MEASURES, MODES, READY, UNITS, in_order, keeps, label, style, variant_of
+from roarlib.views import naming
 
 INK, QUIET, FAINT = "#222222", "#666666", "#c4c4c4"  # text; notes and Sobel; lines that are only context
 DPI = 140  # of a figure in a notebook: three panels of the widest fill a page of 1,400 dots
@@ -87,7 +85,7 @@ def curves(table, ax, estimators=None, highlight=None, named=True, **shown) -> N
 
     highlight: names that keep their colour; Random and Sobel keep theirs too, all others turn to grey context
     without a name. n and interval are said above the axes. named: False where more is to be drawn first, then
-    `name_lines(ax)`. Raises LookupError without results.
+    `naming.name_lines(ax)`. Raises LookupError without results.
     """
     what = Shown(**shown)
     found = points(table, what.measure, what.unit, what.mode)
@@ -99,7 +97,7 @@ def curves(table, ax, estimators=None, highlight=None, named=True, **shown) -> N
         line(ax, name, found[found["estimator"] == name], what.interval and name in loud, **look)
     frame(ax, found["percent"], what.mode, what.chance)
     if named:
-        name_lines(ax)
+        naming.name_lines(ax)
     ax.set_title(about(found, what, len(set(names) - loud)), loc="left", fontsize=TEXT - 0.5, color=QUIET)
 
 
@@ -108,7 +106,7 @@ def panels(axes, table, each: list[dict], **same) -> None:
     for ax, own in zip(axes, each, strict=True):
         curves(table, ax, named=False, **own, **same)
     for ax in axes:  # only now: every panel widens the scale
-        name_lines(ax)
+        naming.name_lines(ax)
 
 
 def by_base(table, width: float | None = None, **shown):
@@ -188,40 +186,6 @@ def frame(ax, percents, mode: str, chance: float | None = None) -> None:
     plt.setp([ax.xaxis.label, ax.yaxis.label, *ax.spines.values()], color=INK)
 
 
-def apart(wanted: np.ndarray, gap: float, high: float = 1.0) -> np.ndarray:
-    """Places (n,) as near as can be to the wanted ones (least squares), at least `gap` apart, in [0, high].
-
-    With places sorted, x_i - i gap must not fall: an isotonic regression. Where they cannot fit, gap shrinks.
-    """
-    gap = min(gap, high / max(len(wanted) - 1, 1))
-    order, steps = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted))
-    level = isotonic_regression(wanted[order] - steps).x
-    places = np.clip(level, 0, high - steps[-1]) + steps
-    return places[np.argsort(order)]
-
-
-def name_lines(ax, size: float = 7.5) -> None:
-    """Write each line's label at its right end, moved apart where ends are close, with a leader to the end.
-
-    Call it last: it reads the axes' limits. size in points; it shrinks where more names than fit are wanted.
-    """
-    lines = [drawn for drawn in ax.lines if not drawn.get_label().startswith("_")]
-    if not lines:
-        return
-    right = np.argmax if ax.get_xlim()[1] > ax.get_xlim()[0] else np.argmin
-    ends = [drawn.get_xydata()[right(drawn.get_xdata())] for drawn in lines]
-    ends = (ax.transData + ax.transAxes.inverted()).transform(ends)  # (lines, 2), 0..1 of the axes
-    room = 72 * ax.get_position().height * ax.figure.get_size_inches()[1]  # points
-    size = min(size, 0.92 * room / len(lines))
-    places = apart(ends[:, 1], 1.15 * size / room, 1.04)
-    colors = np.array([to_rgb(drawn.get_color()) for drawn in lines])
-    leaders = [[(x + 0.02, y), (1.07, place)] for (x, y), place in zip(ends, places, strict=True)]
-    where = dict(transform=ax.transAxes, clip_on=False)
-    ax.add_collection(LineCollection(leaders, colors=colors, linewidths=0.5, **where))
-    for drawn, place, color in zip(lines, places, 0.68 * colors, strict=True):  # darker: legible as thin text
-        ax.text(1.08, place, drawn.get_label(), fontsize=size, color=color, va="center_baseline", **where)
-
-
 @mpl.rc_context(LOOK)
 def save(figure, path: str | Path, formats=("png", "svg", "pdf"), box: str | None = "tight") -> list[Path]:
     """Write a figure as <path>.png (200 dots an inch), .svg and .pdf; their paths. box: None keeps its exact size."""
@@ -269,7 +233,7 @@ def _rows(ax, estimators) -> None:
 def curves_of(ax, source: paper.Source, names, mode: str = "remove", shares: bool = False, **look) -> None:
     """Curves of the paper's numbers or a study's, from their clean end; shares: of the clean accuracy above chance.
 
-    `name_lines(ax)`, called last, names them.
+    `naming.name_lines(ax)`, called last, names them.
     """
     table = getattr(source, mode)
     table = table.loc[in_order(set(names) & set(table.index))].assign(**{"clean": source.clean})
@@ -280,26 +244,9 @@ def curves_of(ax, source: paper.Source, names, mode: str = "remove", shares: boo
     frame(ax, table.columns, mode)
 
 
-def points_named(ax, x: pd.Series, y: pd.Series) -> None:
-    """Two numbers of each estimator against each other, in percent, each point named. Set the axes' labels before.
-
-    A name stands in the nearest place, right or left and ever higher or lower, that is free of points and names.
-    """
-    names = in_order(x.index.intersection(y.index))
-    spots = 100 * np.stack([x[names], y[names]], 1)  # (names, 2)
-    for name, spot in zip(names, spots, strict=True):
-        ax.plot(*spot, style(name)["marker"] or "*", color=style(name)["color"], markersize=5)
-    ax.margins(0.2, 0.12)
-    ax.figure.canvas.draw()  # fixes the layout, which the places depend on
-    half = 3 / 72 * ax.figure.dpi  # dots, of a point's side
-    taken = [Bbox([at - half, at + half]) for at in ax.transData.transform(spots)]
-    for name, spot in zip(names, spots, strict=True):
-        text = ax.annotate(label(name), spot, (0, 0), textcoords="offset points", va="center", fontsize=6.5)
-        for up, side in product((0, 8, -8, 16, -16, 24, -24, 32, -32), (1, -1)):
-            text.set(position=(side * (6 + abs(up) / 3), up), ha="left" if side > 0 else "right")
-            if not text.get_window_extent().count_overlaps(taken):
-                break
-        taken.append(text.get_window_extent())
-        if abs(up) > 12:
-            leader = dict(arrowstyle="-", color=FAINT, linewidth=0.5)
-            ax.annotate("", spot, text.get_position(), textcoords="offset points", arrowprops=leader)
+def grid(ax, frame: pd.DataFrame, digits: int = 0, **look) -> None:
+    """A table as a picture: a coloured cell with its number for each value, names of rows on the left."""
+    look = dict(annot=True, fmt=f".{digits}f", cmap="viridis", cbar=False, annot_kws={"fontsize": TEXT}) | look
+    sns.heatmap(frame, ax=ax, yticklabels=True, **look)
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params("y", rotation=0)

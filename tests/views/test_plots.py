@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from roarlib.answers import paper
 from roarlib.engine.degrade import as_seen
 from roarlib.study import names
-from roarlib.views import plots, sheets
+from roarlib.views import naming, plots, sheets
 
 mpl.use("Agg")
 plt = plots.plt
@@ -226,7 +226,7 @@ def test_paper_stays_white_under_a_dark_style(table):
 
 def test_figures_show_in_a_notebook():
     """The first figure of a kernel, which loads its backend, is ours; the second must show as well."""
-    cells = ["from roarlib.views import plots; figure, axes = plots.subplots()", "_ = plots.subplots()"]
+    cells = ["from roarlib.views import naming, plots; figure, axes = plots.subplots()", "_ = plots.subplots()"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT}}).execute()
     for cell in notebook.cells:
@@ -250,11 +250,11 @@ def test_missing_results_are_said_and_leave_no_figure(table, sparse):
 
 
 def test_apart_by_hand():
-    np.testing.assert_allclose(plots.apart(np.array([0.5, 0.1, 0.5]), 0.2), [0.4, 0.1, 0.6])
-    np.testing.assert_allclose(plots.apart(np.array([0.0, 0.0]), 0.1), [0.0, 0.1])  # pushed up from the floor
-    np.testing.assert_allclose(plots.apart(np.array([0.2, 0.8]), 0.1), [0.2, 0.8])  # far enough: left alone
-    np.testing.assert_allclose(plots.apart(np.array([1.0, 1.0, 1.0]), 0.9), [0.0, 0.5, 1.0])  # gap shrinks
-    assert plots.apart(np.array([0.3]), 0.2).tolist() == [0.3]
+    np.testing.assert_allclose(naming.apart(np.array([0.5, 0.1, 0.5]), 0.2), [0.4, 0.1, 0.6])
+    np.testing.assert_allclose(naming.apart(np.array([0.0, 0.0]), 0.1), [0.0, 0.1])  # pushed up from the floor
+    np.testing.assert_allclose(naming.apart(np.array([0.2, 0.8]), 0.1), [0.2, 0.8])  # far enough: left alone
+    np.testing.assert_allclose(naming.apart(np.array([1.0, 1.0, 1.0]), 0.9), [0.0, 0.5, 1.0])  # gap shrinks
+    assert naming.apart(np.array([0.3]), 0.2).tolist() == [0.3]
 
 
 def test_degraded_sheet_has_estimators_down_and_percents_across():
@@ -339,7 +339,7 @@ def test_rows_of_dots_are_in_order_and_verdicts_fill_them():
 def test_points_are_named_beside_them_and_no_two_names_overlap():
     source = paper.published("food101")
     figure, axes = plots.subplots(size=(3.4, 3.4))
-    plots.points_named(axes[0, 0], paper.order(source), paper.order(source, "keep"))
+    naming.points_named(axes[0, 0], paper.order(source), paper.order(source, "keep"))
     texts = [text for text in axes[0, 0].texts if text.get_text()]
     assert {text.get_text() for text in texts} == {names.label(name) for name in source.remove.index}
     boxes = [text.get_window_extent() for text in texts]
