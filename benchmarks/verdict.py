@@ -1,0 +1,126 @@
+"""The price of a verdict: worker-seconds to tell a true difference of 1 point, and of 2, from none.
+
+python benchmarks/verdict.py [STUDY.yaml]: from the rows of a finished study, by default params/cifar10-cpu.yaml.
+python benchmarks/verdict.py STUDY.yaml --run [--recipe epochs=4 --recipe "epochs=4 flip_average=true"] [--seeds 6]:
+the study's recipe and others (its keys, with other values) side by side on this machine, in turn, seed by seed; Random,
+GRAD and SG-SQ-GRAD at 50 and 90 percent, with the rankings of one base model. Seconds are then of the processor.
+
+Seeds: as many as reveal the difference with 80 percent power at 0.05 / 18, Holm's strictest step among the paper's 18
+estimators, given the spread over seeds of paired differences to Random. A retraining is one estimator, one percent, one
+seed; the price of a study is seeds x (18 + Random) x percents retrainings, of one estimator at one percent seeds x 1. A
+row's seconds are of one worker: a core, or a GPU; 200 seeds stand for 200 or more. A recipe that learns less has
+smaller differences as well: `size` is their root mean square over estimators. The ratio is the price without pairing
+over that with it, or, with --run, the study's over the last recipe's, both by variance x seconds, which has no whole
+seeds to jump by.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+
+from roarlib.answers import verdicts
+from roarlib.data import datasets
+from roarlib.engine import rank, train
+from roarlib.engine.rank import Explainer
+from roarlib.grid.cells import Grid
+from roarlib.study import params, rankings, results, yaml12
+from roarlib.study.machine import hardware
+
+ESTIMATORS, DIFFERENCES = 18, (0.01, 0.02)
+NAMES, PERCENTS = ["random", "grad", "grad-sgsq"], [50, 90]
+
+
+def price(table: pd.DataFrame, unit: str, mode: str) -> dict:
+    """What a verdict takes by the rows of one study or recipe; spreads in points, seconds of a retraining."""
+    rows = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
+    spread = verdicts.spread_of_differences(table, unit, mode)
+    wide = rows.pivot_table(index="seed", columns="estimator", values="accuracy")
+    alone, differences = wide.var(ddof=1), wide.sub(wide.random, axis=0).mean()
+    found = {
+        "seeds": len(wide),
+        "estimators": wide.shape[1] - 1,
+        "percents": rows.percent.nunique(),
+        "accuracy": 100 * wide.to_numpy().mean(),
+        "size": 100 * float(np.sqrt(differences.drop("random").pow(2).mean())),
+        "spread": 100 * spread,
+        "unpaired": 100 * float(np.sqrt(alone.drop("random").mean() + alone["random"])),
+        "seconds": rows.seconds.median(),
+    }
+    for difference in DIFFERENCES:
+        needed = verdicts.seeds_needed(difference, spread, verdicts.LEVEL / ESTIMATORS)
+        one = needed * found["seconds"]
+        points = f"{100 * difference:g}"
+        found |= {f"seeds for {points}": needed, f"seconds for {points}": one}
+        found[f"hours for {points}, all"] = one * (ESTIMATORS + 1) * found["percents"] / 3600
+    return found
+
+
+def side_by_side(study: params.Study, recipes: dict[str, dict], seeds: int) -> dict[str, pd.DataFrame]:
+    """Rows of every recipe: the same rankings, images and seeds, recipe after recipe in an order that turns."""
+    torch.set_num_threads(1)
+    study = study.model_copy(update={"estimators": NAMES, "name": "verdict", "base_models": "one"})
+    unit, mode, data, rows = study.units[0], study.modes[0], datasets.load(study), {name: [] for name in recipes}
+    train.save_base(study, data, train.base_model(study, data))
+    explainer = Explainer(study, data, *train.load_base(study, data))
+    for group in Grid(study).groups.values():
+        rank.make(explainer, group)
+    made = {(name, part): rankings.load(study, name, unit, part) for name in NAMES for part in datasets.SPLITS}
+    for seed in range(seeds):
+        for name in np.roll(list(recipes), seed):
+            other = params.Study(**study.model_dump() | recipes[name])
+            for estimator in NAMES:
+                for percent in PERCENTS:
+                    started = time.process_time()
+                    model = train.train(other, data, seed, made[estimator, "train"], percent, mode)
+                    right = train.evaluate(other, model, data, made[estimator, "test"], percent, mode)
+                    key = results.Key("retrain", estimator, unit, mode, percent, seed)
+                    more = {"accuracy": right, "seconds": time.process_time() - started}
+                    rows[name].append(key._asdict() | more)
+    return {name: pd.DataFrame(found) for name, found in rows.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", default="params/cifar10-cpu.yaml")
+    parser.add_argument("--run", action="store_true")
+    parser.add_argument("--recipe", action="append", default=[], metavar='"KEY=VALUE .."')
+    parser.add_argument("--seeds", type=int, default=6)
+    options = parser.parse_args()
+    study = params.load(options.study)
+    if options.run:
+        recipes = {text: dict(map(_read, text.split())) for text in options.recipe}
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["ROAR_OUTPUTS"] = folder
+            study._home = None
+            tables = side_by_side(study, {study.name: {}} | recipes, options.seeds)
+        where = hardware(study.device)
+    else:
+        tables = {study.name: results.table(study)}
+        where = ", ".join(sorted(set(tables[study.name].hardware.dropna())))
+    found = {name: price(table, study.units[0], study.modes[0]) for name, table in tables.items()}
+    print(f"{where}; of one estimator at one percent, and of all {ESTIMATORS} and Random at all percents")
+    shown = pd.DataFrame(found)
+    print(shown.to_string(float_format="{:.2f}".format))
+    cost = {name: one["spread"] ** 2 * one["seconds"] for name, one in found.items()}
+    first, last = found[study.name], list(found)[-1]
+    ratio = cost[study.name] / cost[last] if options.run else (first["unpaired"] / first["spread"]) ** 2
+    print(json.dumps({"benchmark": "verdict", "ratio": round(ratio, 2)} | {n: _short(one) for n, one in found.items()}))
+
+
+def _read(text: str) -> tuple:
+    key, _, value = text.partition("=")
+    return key, yaml12.load(value.encode())
+
+
+def _short(found: dict) -> dict:
+    return {key: round(float(value), 3) for key, value in found.items()}
+
+
+if __name__ == "__main__":
+    main()
