@@ -1,4 +1,7 @@
-"""A widget for JupyterLab that starts a study's run, or watches one that runs elsewhere, from the files alone."""
+"""A widget for JupyterLab that starts a study's run, or watches one that runs elsewhere, from the files alone.
+
+Below its progress are the curves of the rows there are, drawn anew as more come.
+"""
 
 import html
 import subprocess
@@ -11,7 +14,8 @@ from ipywidgets import HTML, Button, HBox, IntProgress, ToggleButton, VBox
 
 from roarlib.grid import status
 from roarlib.grid.cells import Grid
-from roarlib.study import params
+from roarlib.study import params, results
+from roarlib.views.curves import Curves
 
 EVERY = 2.0  # seconds between looks
 
@@ -25,7 +29,7 @@ class Run(VBox):
 
     def __init__(self, file: str | Path):
         self.file, self.study, self.process = str(file), params.load(file), None
-        self.grid = Grid(self.study)
+        self.rows, self.curves = -1, None
         self.bar = IntProgress(description="cells", tooltip="Share of the cells that are done")
         self.shown = HTML()
         self.begin = Button(description="Start", tooltip="Run what is not done yet, as `roar run` does")
@@ -57,6 +61,7 @@ class Run(VBox):
 
     def look(self) -> bool:
         """Show the state of the files now; True while the run started here goes on, or any cell runs."""
+        self.refresh()
         alive, cells, said = self.alive(), status.table(self.grid).sum(), status.text(self.grid)
         self.bar.max, self.bar.value = int(cells.sum()), int(cells["done"])
         if not alive and self.process is not None and self.process.returncode:
@@ -65,6 +70,19 @@ class Run(VBox):
         self.shown.value = f"<pre>{html.escape(said)}</pre>"
         self.begin.disabled, self.stop.disabled = alive, not alive
         return alive or bool(cells["running"])
+
+    def refresh(self) -> None:
+        """Plan and draw anew if there are other rows than at the last look; what was chosen stays chosen."""
+        rows = len(list(self.study.folder.glob("*/*/rows/*.json")))
+        if rows == self.rows:
+            return
+        self.rows, self.grid, tables = rows, Grid(self.study), {self.study.name: results.table(self.study)}
+        if self.curves and self.curves.figure:
+            self.curves.tables = tables
+            self.curves.redraw()
+        else:
+            self.curves = Curves(tables)
+            self.children = [*self.children[:3], self.curves]
 
     def watch(self) -> None:
         """Look until nothing runs any more or watching is switched off."""

@@ -6,6 +6,8 @@ from conftest import finish, tiny_study
 
 from roarlib.grid import runner, status
 from roarlib.grid.cells import Grid
+from roarlib.study import results
+from roarlib.study.results import Key
 from roarlib.views import watch
 
 
@@ -43,12 +45,23 @@ def test_the_state_of_every_cell_is_read_from_the_files(file):
 def test_a_run_is_started_watched_and_ends(file, monkeypatch):
     monkeypatch.setattr(watch, "EVERY", 0.3)
     view = watch.Run(file)
+    assert view.curves.figure is None and "no results of tiny yet" in view.curves.message.value
     view.begin.click()
     assert view.watching.value
     settled(view)
     assert view.process.returncode == 0, view.printed.read_text()
     assert view.bar.value == view.bar.max == 8 and "retrainings 3 of 3" in view.shown.value
     assert not view.begin.disabled and view.stop.disabled
+    assert view.children[-1] is view.curves and ">GRAD<" in view.curves.picture.value
+    view.curves.interval.value, before = False, view.curves.figure
+    view.look()
+    assert view.curves.figure is not before  # by the choice
+    before = view.curves.figure
+    view.look()
+    assert view.curves.figure is before  # nothing is new
+    results.row_file(view.study, Key("retrain", "random", "pixel", "remove", 50)).unlink()
+    view.look()
+    assert view.curves.figure is not before and view.curves.interval.value is False
 
 
 def test_a_run_can_be_stopped(file, monkeypatch):
