@@ -131,6 +131,8 @@ def plan(study_file, only):
         state = "done" if not owed else f"{len(cell.rows) - owed} of {len(cell.rows)} rows"
         click.echo(f"  {cell.id:<46} {state}")
     click.echo(status.counts(grid, chosen))
+    if study.seeds == "auto":
+        click.echo(f"the next look is after {len(grid.seeds['random'])} seeds, the last one after {study.seeds_max}")
     click.echo(
         f"data: {counts['train']:,} train and {counts['test']:,} test images of {shape}; still to be written: "
         f"{_size(images)} of images, {_size(ranked)} of rankings"
@@ -164,7 +166,8 @@ def run(study_file, only, scheduler, slurm, anyway):
     owed = {row for cell in todo for row in grid.missing(cell)}
     if not todo:
         results.check_sources(study)
-        click.echo(f"{study.name}: all {len(chosen)} cells are done; `roar report {study_file}` shows them")
+        seen = "".join(f"{study.name}: {look}\n" for look in grid.looks)
+        click.echo(f"{seen}{study.name}: all {len(chosen)} cells are done; `roar report {study_file}` shows them")
         return
     from roarlib.grid import preflight, runner
 
@@ -177,6 +180,7 @@ def run(study_file, only, scheduler, slurm, anyway):
         failed, fresh = [], []
 
         def report(outcome: runner.Outcome):
+            bar.total = len(going.grid.select(only))  # of the looks by now
             bar.update(not outcome.error)
             if outcome.cell.measure == "base":
                 check_base()
@@ -208,6 +212,7 @@ def run(study_file, only, scheduler, slurm, anyway):
         outcomes = going.run(only, report)
     if len(results.rows(study)):
         results.collect(study)
+    owed |= {row for outcome in outcomes if outcome.cell not in todo for row in outcome.cell.rows}
     said, left, code = runner.ended(grid, outcomes, owed, time.perf_counter() - started)
     click.echo(said)
     click.echo(left, err=True, nl=bool(left))

@@ -95,17 +95,20 @@ def sanity(rows: pd.DataFrame, unit: str) -> pd.DataFrame:
     return found[["rho", "overlap"]].mean().reset_index()
 
 
-def survival(table: pd.DataFrame, unit: str, margin: float = MARGIN) -> pd.DataFrame:
+def survival(
+    table: pd.DataFrame, unit: str, margin: float = MARGIN, claims: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Whether each estimator's ROAR verdict survives: one row per estimator that is neither a control nor a variant.
 
-    Columns: estimator; ROAR, the verdict against Random after Holm's correction (verdicts.verdicts); one word for each
-    of CHECKS: better or worse than its reference if the 95 percent interval of the difference leaves out 0, equal if it
-    lies within the margin (of accuracy, 0..1), open if neither, – if not measured; leak, largest accuracy above chance
-    of models that saw only its masks (0..1, NaN); survives, in words. The reference is Random under the same check, for
-    a blurred estimator blurred Random. Checks are not corrected for their number: they are there to cast doubt. Imputed
-    holes count retrained, or as ROAD scores them where they were not.
+    Columns: estimator; ROAR, the verdict against Random after Holm's correction (`claims`, or verdicts.verdicts); one
+    word for each of CHECKS: better or worse than its reference if the 95 percent interval of the difference leaves out
+    0, equal if it lies within the margin (of accuracy, 0..1), open if neither, – if not measured; leak, largest
+    accuracy above chance of models that saw only its masks (0..1, NaN); survives, in words. The reference is Random
+    under the same check, for a blurred estimator blurred Random. Checks are not corrected for their number: they are
+    there to cast doubt. Imputed holes count retrained, or as ROAD scores them where they were not.
     """
-    claims = verdicts.verdicts(table, unit, "remove", margin=margin).set_index("estimator").verdict
+    claims = verdicts.verdicts(table, unit, "remove", margin=margin) if claims is None else claims
+    claims = claims.set_index("estimator").verdict
     leaks = leak(table, unit).groupby("estimator").above_chance.max()
     rows = []
     for name in claims.index:

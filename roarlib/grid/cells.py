@@ -4,6 +4,7 @@ A cell is one execution of a stage notebook. It is done when every row it promis
 truth, so a run can be stopped anywhere and started again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -61,7 +62,7 @@ class Grid:
 
     def _of_base(self, study: Study) -> list[Cell]:
         """The cells that rest on one base model; group by group where rankings are deleted after use."""
-        own = {} if study.base_models == "one" else {"base_seed": study.base_seed}
+        own, wanted = {} if study.base_models == "one" else {"base_seed": study.base_seed}, self.seeds
         part = f"s{study.base_seed}" if own else "notebook"
         base, groups = Cell((Key("base", seed=study.base_seed),), own, part=part), self.groups
         order = sorted(groups, key=lambda g: (not g.startswith("ig"), g == "controls"))  # IG costs most: start it first
@@ -69,12 +70,32 @@ class Grid:
         scored = [[_degrade(study, base, cell), *_randomise(study, base, cell)] for cell in attribute]
         needs = {name: (cell.id,) for cell in attribute for name in cell.parameters["estimators"]}
         names = ["clean", *(name for group in groups.values() for name in group)]
-        seeds = [study.base_seed] if own else study.seeds
-        retrain = [c for s in seeds for n in names if (c := _retrain(study, n, s, needs.get(n, ()))).rows]
+        seeds = [study.base_seed] if own else wanted["clean"]
+        turns = [(name, seed) for seed in seeds for name in names if seed in wanted[name]]
+        retrain = [c for name, seed in turns if (c := _retrain(study, name, seed, needs.get(name, ()))).rows]
         if study.rankings == "keep":
             return [base, *attribute, *chain(*scored), *retrain]
         by_group = [[a, *s, *(c for c in retrain if a.id in c.needs)] for a, s in zip(attribute, scored, strict=True)]
         return [base, *(cell for part in by_group for cell in part), *(c for c in retrain if not c.needs)]
+
+    @cached_property
+    def looks(self) -> list:
+        """What `seeds: auto` has seen so far, `looks.Look` by look; none where seeds are a list."""
+        if self.study.seeds != "auto":
+            return []
+        from roarlib.answers import looks  # SciPy takes its time
+
+        return looks.made(results.known(self.study), self.study)
+
+    @cached_property
+    def seeds(self) -> dict[str, Sequence[int]]:
+        """The seeds of every estimator and of `clean`; with `seeds: auto`, those that the rows ask for by now."""
+        names = ["clean", *self.study.estimators]
+        if self.study.seeds != "auto":
+            return dict.fromkeys(names, self.study.seeds)
+        from roarlib.answers import looks
+
+        return looks.plan(self.looks, self.study)
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:

@@ -160,28 +160,40 @@ class Run:
     def run(self, only: str | None = None, report: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
         """Run all cells that are not done, several at a time; `report` hears of each as it ends. Returns all outcomes.
 
-        InputError where no worker can do it.
+        With `seeds: auto`, `say` hears of every look, and the cells that it asks for are run as well. InputError where
+        no worker can do it.
         """
         params.save(self.study)
-        todo = self.grid.to_do(self.grid.select(only))
+        todo, outcomes = self.grid.to_do(self.grid.select(only)), []
         if not todo:
             return []
-        outcomes, by_key = [], {}
-        with present(self.study) as (file, alone), self._client(len(todo)) as (client, able, job):
-            futures = {}
-            for place, cell in enumerate(todo):
-                needs = [futures[n] for n in cell.needs if n in futures]
-                key = f"{self.study.name}/{cell.id}/{self.id}"  # two runs on one scheduler are two
-                by_key[key] = cell
-                futures[cell.id] = client.submit(
-                    execute, job(file), cell, needs, key=key, priority=-place, workers=able, retries=2
-                )
-            for future in as_completed(futures.values()):
-                outcomes.append(_outcome(future, by_key[future.key]))
-                report(outcomes[-1])
-                if self.study.rankings == "recompute" and alone():  # another run may need what this one does not
-                    self.grid.drop_used()
+        most = max(len(todo), len(self.study.estimators) * (self.study.seeds == "auto"))  # cells at a time
+        with present(self.study) as (file, alone), self._client(most) as (client, able, job):
+            while todo:
+                by_key = self._submit(todo, functools.partial(client.submit, execute, job(file), workers=able))
+                for future in as_completed(by_key):
+                    outcomes.append(_outcome(future, by_key[future]))
+                    report(outcomes[-1])
+                    if self.study.rankings == "recompute" and alone():  # another run may need what this one does not
+                        self.grid.drop_used()
+                todo = [] if any(o.error for o in outcomes) else self._look(only)
         return outcomes
+
+    def _submit(self, todo: list[Cell], submit: Callable) -> dict:
+        """Give the cells to Dask: future -> cell."""
+        futures, part = {}, len(self.grid.looks)  # a ranking may be made again after a look
+        for place, cell in enumerate(todo):
+            needs = [futures[n] for n in cell.needs if n in futures]
+            key = f"{self.study.name}/{cell.id}/{self.id}/{part}"  # two runs on one scheduler are two
+            futures[cell.id] = submit(cell, needs, key=key, priority=-place, retries=2)
+        return {futures[cell.id]: cell for cell in todo}
+
+    def _look(self, only: str | None) -> list[Cell]:
+        """The cells that a new look at the rows asks for; none without one, as where seeds are a list."""
+        seen, self.grid = len(self.grid.looks), Grid(self.study)
+        for look in self.grid.looks[seen:]:
+            self.say(f"{self.study.name}: {look}")
+        return self.grid.to_do(self.grid.select(only)) if self.grid.looks[seen:] else []
 
     @contextmanager
     def _client(self, count: int):

@@ -72,7 +72,8 @@ def text(grid: Grid) -> str:
     now = rate(grid.study)
     left = sum(row.measure == "retrain" for cell in grid.cells for row in grid.missing(cell))
     pace = f"{now:.1f} retrainings a minute of late, about {duration(60 * left / now)} left" if now and left else ""
-    return "\n".join(filter(None, [table(grid).to_string(), counts(grid, grid.cells), pace, *failures(grid)]))
+    seen = [f"{grid.study.name}: {look}" for look in grid.looks]
+    return "\n".join(filter(None, [table(grid).to_string(), counts(grid, grid.cells), *seen, pace, *failures(grid)]))
 
 
 def duration(seconds: float) -> str:

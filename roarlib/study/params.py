@@ -21,6 +21,7 @@ from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MAPS, MODES, alike, 
 
 Percent = Annotated[StrictInt, Field(ge=0, le=100)]
 Seed = Annotated[StrictInt, Field(ge=0)]
+Seeds = Annotated[list[Seed], Field(min_length=1)] | Literal["auto"]
 Count = Annotated[StrictInt, Field(ge=1)]
 Mode, Scored = Literal[tuple(MODES)], Literal[tuple(mode for mode in MODES if mode != "mask")]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # no text, no boolean
@@ -70,15 +71,16 @@ class Study(BaseModel):
     ig_steps: Count = 25
     ig_reference: Literal["black", "mean"] = "black"
     attribution_precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    # percents after which `-recursive` variants explain a retrained model anew
-    recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [10, 30, 50, 70]
+    recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [10, 30, 50, 70]  # `-recursive` explains anew
     # grid
     modes: list[Mode] = Field(["remove"], min_length=1)  # retrained; scored without it, too, but for mask
     scored_modes: list[Scored] = []  # more modes, only scored without retraining
     imputation_noise: Real = Field(0.01, ge=0)  # standard deviation added to imputed inputs, in 0..1 units
     sanity_images: Annotated[StrictInt, Field(ge=0)] = 0  # test images explained with random weights too; 0: no check
     percents: list[Percent] = Field([10, 30, 50, 70, 90], min_length=1)  # t; 0 (untouched) is always run too
-    seeds: list[Seed] = Field([0, 1, 2, 3, 4], min_length=1)  # one retraining each, the same for all estimators
+    seeds: Seeds = [0, 1, 2, 3, 4]  # one retraining each, the same for all; auto: until all are told, see answers.looks
+    seeds_max: Annotated[StrictInt, Field(ge=3)] = 12  # of auto, for estimators that stay open
+    hours: Real = Field(0, ge=0)  # of work, beyond which auto adds no seeds; 0: no limit
     base_seed: Seed = 0  # of the base model, the noise, the ties and Random
     base_models: Literal["one", "each-seed"] = "one"  # each-seed: every seed has a base model and rankings of its own
     margin: Real = Field(1.0, gt=0, lt=100)  # points of accuracy: a smaller difference to Random counts as equal
@@ -129,6 +131,8 @@ class Study(BaseModel):
             raise ValueError(f"recursive_steps must rise: {self.recursive_steps}")
         if 0 < self.resize < (self.image_size or 224):
             raise ValueError(f"resize: {self.resize} is less than image_size, {self.image_size or 224}")
+        if self.seeds == "auto" and (self.base_models == "each-seed" or "random" not in self.estimators):
+            raise ValueError("seeds: auto needs base_models: one, and random among the estimators")
         if self.base_models == "each-seed" and self.base_seed not in self.seeds:
             raise ValueError(f"base_seed: {self.base_seed} is none of the seeds, each of which has its own base model")
         parts = {name: split_name(name) for name in self.estimators}
@@ -188,7 +192,7 @@ class Study(BaseModel):
 
 
 # Lists that only select what is run: they may grow or shrink under existing outputs, since a row names its own values.
-SELECTION = ("estimators", "units", "modes", "scored_modes", "sanity_images", "percents", "seeds")
+SELECTION = ("estimators", "units", "modes", "scored_modes", "sanity_images", "percents", "seeds", "hours")
 MACHINE = ("data_dir", "files_dir", "device", "workers", "cell_hours", "memory_gb", "rankings")
 
 
@@ -199,17 +203,17 @@ def load(path: str | Path) -> Study:
     """
     found = next((p for p in (Path(path), root() / path) if p.is_file()), None)
     if found is None:
-        raise InputError(f"{path}: no such file; the studies here are {_studies()}")
+        there = ", ".join(sorted(f"params/{p.name}" for p in (root() / "params").glob("*.yaml")))
+        raise InputError(f"{path}: no such file; the studies here are {there}")
     values = read(found)
     values = {"name": found.stem} | {str(key): value for key, value in values.items()}
     try:
         study = Study(**values)
     except ValidationError as error:
-        raise InputError(f"{path}: " + "; ".join(_said(e) for e in error.errors())) from None
-    given, beside = (
-        study.files_dir and found.parent.resolve() / Path(study.files_dir).expanduser(),
-        found.parent.resolve(),
-    )
+        wrong = [e for e in error.errors() if e["loc"][-1:] != ("literal['auto']",)]  # the list's error says it
+        raise InputError(f"{path}: " + "; ".join(map(_said, wrong))) from None
+    beside = found.parent.resolve()
+    given = study.files_dir and beside / Path(study.files_dir).expanduser()
     if not (given and given.is_dir()):
         given = beside if any((beside / name).exists() for name in study.brings) else None
     if study.files_dir != (where := str(given) if given else None):
@@ -249,8 +253,7 @@ def agree(study: Study) -> Path:
     if not path.is_file() or not earlier.results(study.folder):
         return path
     old, free = load(path), {*SELECTION, *MACHINE, "estimator_options"}
-    if study.base_models == "each-seed":
-        free.add("base_seed")
+    free.update(["base_seed"] * (study.base_models == "each-seed"), ["seeds_max"] * (old.seeds != "auto"))
     if not any(name.endswith("-recursive") for name in old.estimators):
         free.add("recursive_steps")  # nothing there depends on it
     if not any(mode.endswith("-imputed") for mode in (*old.modes, *old.scored_modes)):
@@ -278,13 +281,9 @@ def _slip(name: str, study: Study) -> str:
     return f"{wrong}; did you mean {near}? If not, leave it out" if near else ""
 
 
-def _studies() -> str:
-    return ", ".join(sorted(f"params/{p.name}" for p in (root() / "params").glob("*.yaml")))
-
-
 def _said(error: dict) -> str:
     """One pydantic error as a phrase: the key, the value, what is allowed."""
-    key = ".".join(str(part) for part in error["loc"]) or "study"
+    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith("list[")) or "study"
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, Study.model_fields, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(Study.model_fields)}"
@@ -295,6 +294,7 @@ def _said(error: dict) -> str:
     message = message[0].lower() + message[1:] if message.startswith("Input") else message
     if error["type"] == "bool_type":
         message += ": true or false"
+    message += " or auto" * (key == "seeds" and error["type"] == "list_type")
     if error["type"] == "int_type" and isinstance(error["input"], float) and error["input"].is_integer():
         message += f"; write {int(error['input'])}"
     value = f" = {error['input']!r}" if error["loc"] and "unknown estimator" not in message else ""

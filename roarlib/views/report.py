@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from roarlib.answers import patterns, resolution, stats, verdicts
+from roarlib.answers import looks, patterns, resolution, stats, verdicts
 from roarlib.grid import kernel
 from roarlib.study import params, results, yaml12
 from roarlib.study.files import root, write_atomically
@@ -59,12 +59,13 @@ def summary(study: Study) -> str:
     areas = stats.area_to_random(table, stats.floor(table)).query("unit == @unit and mode == @mode")
     grid["area"] = areas.set_index("estimator")["mean"]
     grid = grid.sort_values("area", ascending=False).rename(index=label).rename_axis(index=None, columns="estimator")
-    formats = {"area": "{:.3f}".format}
+    formats, few, most = {"area": "{:.3f}".format}, points.n.min(), points.n.max()
+    seeds = "1 seed" if most == 1 else f"{few} to {most} seeds" if study.seeds == "auto" else f"{few} seeds"
     return (
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
-        f"mean of {points.n.min()} {'seed' if points.n.min() == 1 else 'seeds'}\n\n"
+        f"mean of {seeds}\n\n"
         f"{grid.to_string(float_format='{:.1f}'.format, formatters=formats, col_space=7)}\n\n{explained(study, table)}"
-        f"{verdicts.in_words(verdicts.verdicts(table, unit, mode, margin=study.margin / 100))}\n"
+        f"{verdicts.in_words(looks.judged(table, study, unit, mode))}\n{looks.design(study)}"
         f"{covered(table)}\n"
         "area: between the curve and Random's; 0: like Random, towards 1: better, below 0: worse"
     )
@@ -100,7 +101,7 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
     """What the page says first: the result in a sentence and what it rests on, clean accuracy beside the floor."""
     retrained, unit, mode = table[table.measure == "retrain"], study.units[0], study.modes[0]
     clean = retrained[retrained.estimator == "clean"].accuracy.mean()
-    result, groups = verdicts.grouped(verdicts.verdicts(table, unit, mode, margin=study.margin / 100))
+    result, groups = verdicts.grouped(looks.judged(table, study, unit, mode))
     return {
         "study": study,
         "doubts": list(
@@ -112,7 +113,7 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
         "retrained": len(retrained),
         **{name: int(retrained[name].max()) for name in ("n_train", "n_test", "n_classes")},
         "clean": clean,
-        "explained": explained(study, table),
+        "explained": explained(study, table) + looks.design(study),
         "covered": covered(table),
         "floor": stats.floor(table),
         "floor_is": "chance" if stats.floor(table) == 1 / retrained.n_classes.max() else "the largest class alone",

@@ -1,0 +1,133 @@
+"""Seeds where they are needed: `seeds: auto` looks at a study after 3, 5, 8, 12 .. seeds, and adds only what is open.
+
+An estimator that a look has told (better, worse or equal) gets no more seeds, and its word stays. Every look has a part
+of the level for itself, and Holm's correction within: so the chance of any false word, over all estimators and looks,
+stays at the level however looks and estimators depend on each other. Looks judge the study's first unit and mode.
+Everything is a function of rows and study, so that all who run a study plan the same.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from roarlib.answers import verdicts
+from roarlib.answers.verdicts import BETTER, EQUAL, LEVEL, OPEN, WORSE
+from roarlib.study.params import Study
+
+TOLD = (BETTER, WORSE, EQUAL)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a study says after so many seeds.
+
+    told: estimator -> its word and the seeds of the look that gave it. still: the estimators that are open. hours: of
+    work so far. then: the seeds of the next look; 0: this is the last one.
+    """
+
+    seeds: int
+    told: dict[str, tuple[str, int]]
+    still: tuple[str, ...]
+    hours: float
+    then: int
+
+    def __str__(self) -> str:
+        words = [word for word, _ in self.told.values()]
+        counts = ", ".join(f"{words.count(word)} {word}" for word in TOLD)
+        used = f"{60 * self.hours:.0f} min" if self.hours < 2 else f"{self.hours:.1f} h"
+        return f"after {self.seeds} seeds: {counts}, {len(self.still)} open; {used} used"
+
+
+def counts(most: int) -> list[int]:
+    """The numbers of seeds to look at: 3, then half as many again each time, up to `most`."""
+    found = [3]
+    while found[-1] < most:
+        found.append(min(most, -(-3 * found[-1] // 2)))
+    return found
+
+
+def levels(most: int) -> np.ndarray:
+    """The part of LEVEL that each look has for itself: LEVEL t^2 is spent by the share t of the seeds.
+
+    They sum to LEVEL: Bonferroni over the looks, which asks nothing of how their t tests depend on each other, and at
+    levels as small as those of single tests here gives little away. Source: Kim and DeMets, Biometrika 74 (1987).
+    """
+    return LEVEL * np.diff([0, *np.square(counts(most)) / most**2])
+
+
+def made(table: pd.DataFrame, study: Study) -> list[Look]:
+    """The looks whose rows are all there, in turn. table: `results.known` of the study."""
+    found, told, still = [], {}, tuple(name for name in study.estimators if name != "random")
+    steps = counts(study.seeds_max)
+    for count, following, level in zip(steps, [*steps[1:], 0], levels(study.seeds_max), strict=True):
+        rows = table[(table.measure != "retrain") | (table.seed < count)]
+        if not _whole(rows, study, still, count):
+            break
+        words = _words(rows, study, float(level))
+        new = {name: words[name] for name in still if words.get(name) in TOLD}
+        told = told | {name: (word, count) for name, word in new.items()}
+        still = tuple(name for name in still if name not in new)
+        hours, more = _hours(rows, still, (following - count) / count)
+        over = not still or study.hours and hours + more > study.hours
+        found.append(Look(count, told, still, hours, 0 if over else following))
+        if not found[-1].then:
+            break
+    return found
+
+
+def _whole(rows: pd.DataFrame, study: Study, names: tuple[str, ...], count: int) -> bool:
+    """Whether these estimators and Random have all of their points with all seeds below `count`."""
+    points = [(study.units[0], study.modes[0], percent) for percent in study.percents if percent]
+    wanted = {(name, *point, seed) for name in (*names, "random") for point in points for seed in range(count)}
+    retrained = rows[rows.measure == "retrain"][["estimator", "unit", "mode", "percent", "seed"]]
+    return wanted <= set(retrained.itertuples(index=False, name=None))
+
+
+def _words(rows: pd.DataFrame, study: Study, level: float) -> dict[str, str]:
+    """Estimator -> its word after tests at this level."""
+    found = verdicts.verdicts(rows, study.units[0], study.modes[0], margin=study.margin / 100, level=level)
+    return dict(zip(found.estimator, found.verdict, strict=True))
+
+
+def _hours(rows: pd.DataFrame, still: tuple[str, ...], share: float) -> tuple[float, float]:
+    """Hours in these rows, and those to come if open estimators, Random and clean get `share` times as many seeds."""
+    seconds = rows[rows.measure == "retrain"].groupby("estimator").seconds.sum()
+    more = seconds[seconds.index.isin([*still, "random", "clean"])].sum() * share
+    return float(rows.seconds.sum()) / 3600, float(more) / 3600
+
+
+def plan(looks: list[Look], study: Study) -> dict[str, range]:
+    """The seeds that every estimator and `clean` should have by the next look; a told one those that told it.
+
+    looks: those `made`.
+    """
+    upto = (looks[-1].then or looks[-1].seeds) if looks else counts(study.seeds_max)[0]
+    told = looks[-1].told if looks else {}
+    return {name: range(told[name][1] if name in told else upto) for name in ["clean", *study.estimators]}
+
+
+def judged(table: pd.DataFrame, study: Study, unit: str, mode: str) -> pd.DataFrame:
+    """`verdicts.verdicts` against Random; with `seeds: auto`, in the unit and mode that looks judge, with their words.
+
+    There the p values are those of a single look with all seeds.
+    """
+    found = verdicts.verdicts(table, unit, mode, margin=study.margin / 100)
+    if study.seeds != "auto" or (unit, mode) != (study.units[0], study.modes[0]):
+        return found
+    told = {name: word for look in made(table, study)[-1:] for name, (word, _) in look.told.items()}
+    words = found.estimator.map(told).fillna(found.verdict.where(~found.verdict.isin(TOLD), OPEN))
+    return found.assign(verdict=words)
+
+
+def design(study: Study) -> str:
+    """How the number of seeds came about, for a reader of the report; empty where it was fixed."""
+    if study.seeds != "auto":
+        return ""
+    *first, last = map(str, counts(study.seeds_max))
+    return (
+        f"Seeds were added where they were needed: looks after {', '.join(first)}{' and ' * bool(first)}{last} seeds, "
+        f"which share the {LEVEL:.0%}; an estimator that a look has told gets no more, and keeps its word. "
+        f"{f'None were added beyond {study.hours:g} hours of work. ' if study.hours else ''}Looks judge the first unit "
+        "and mode; words on others are of one test with the seeds that there are.\n"
+    )
