@@ -119,7 +119,7 @@ class Degraded:
         rows = index if isinstance(index, slice) else index.numpy()
         found = [torch.from_numpy(np.array(array[rows])).permute(0, 2, 3, 1).contiguous() for array in self.stored]
         release(*self.stored)
-        return [array.pin_memory() for array in found] if self.device.type == "cuda" else found
+        return found if self.device.type == "cpu" else [array.pin_memory() for array in found]
 
     def _degrade(self, index, found: list[torch.Tensor]) -> torch.Tensor:
         images, *ranks = (array.to(self.device, non_blocking=True).permute(0, 3, 1, 2) for array in found)

@@ -199,7 +199,7 @@ def save_base(study: Study, data: Data, model: nn.Module) -> dict[str, np.ndarra
     found = {name: predict(study, model, degraded(study, data, name)) for name in SPLITS}
     for name, classes in found.items():
         np.save(base_file(study, f"predictions-{name}.npy"), classes)
-    weights = {k: v.clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}  # none shared
+    weights = {k: v.to("cpu", memory_format=torch.contiguous_format, copy=True) for k, v in model.state_dict().items()}
     safetensors.torch.save_file(weights, file)
     return found
 
