@@ -225,7 +225,7 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
             scores = explainer.scores(name, index, estimators)
         except torch.OutOfMemoryError:
             if explainer.batch == 1:
-                raise
+                raise InputError(f"{estimators[0]}: GPU memory too small: lower workers or image_size") from None
             explainer.batch //= 2
             torch.cuda.empty_cache()
             continue

@@ -39,14 +39,21 @@ def train(
     ranking: of the train split, uint8, or None. seed: of the first weights, the order of the images and the
     augmentation, so that estimators trained with one seed are paired. progress: called with each epoch's mean loss.
     Recipe: SGD with Nesterov momentum or AdamW, label smoothing, a learning rate per step that is triangular or falls
-    at drop_epochs, no selection of any kind.
+    at drop_epochs, no selection of any kind. InputError names the key to lower where the GPU's memory is too small.
     """
     device = device_of(study)
     images = degraded(study, data, "train", ranking, percent, mode)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # first weights, and what the model itself draws: dropout, stochastic depth
         model = models.build(study.model, len(data.classes), data.shape)
-        return _fit(study, model.to(device, memory_format=models.layout(model)), images, seed, progress).eval()
+        try:
+            return _fit(study, model.to(device, memory_format=models.layout(model)), images, seed, progress).eval()
+        except torch.OutOfMemoryError:
+            count = study.micro_batch or study.batch_size
+            raise InputError(
+                f"training of {study.model}: GPU memory too small for {count} images a pass: lower micro_batch (batch_size "
+                "stays), or workers where cells share the GPU"
+            ) from None
 
 
 def _fit(study: Study, model: nn.Module, images: Degraded, seed: int, progress) -> nn.Module:

@@ -193,7 +193,7 @@ def test_running_out_of_memory_halves_the_batch_for_good(outputs, monkeypatch):
     rank.make(explainer, ["grad"])
     assert sizes[:4] == [256, 128, 64, 64] and (rankings.load(study, "grad", "pixel", "train") < 100).all()
     monkeypatch.setattr(Explainer, "scores", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("tiny")))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(InputError, match="grad-sgsq: GPU memory too small: lower workers or image_size"):
         rank.make(explainer, ["grad-sgsq"])
 
 

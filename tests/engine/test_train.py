@@ -53,6 +53,15 @@ def test_a_diverged_training_is_an_error_and_not_a_perfect_estimator():
         train.train(tiny_study(batch_size=8, learning_rate=1e30), random_data(shape=(3, 16, 16)), 0)
 
 
+def test_too_little_memory_is_an_error_that_names_the_key_to_lower(monkeypatch):
+    monkeypatch.setattr(
+        train, "augment", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+    )
+    for changes, count in (({}, 25), ({"micro_batch": 5}, 5)):
+        with pytest.raises(InputError, match=f"GPU memory too small for {count} images a pass: lower micro_batch"):
+            train.train(tiny_study(**changes), random_data(train=50, shape=(3, 16, 16)), 0)
+
+
 def test_training_leaves_the_callers_random_numbers_alone():
     torch.manual_seed(1)
     wanted = torch.rand(3)
