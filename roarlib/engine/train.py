@@ -51,8 +51,8 @@ def train(
         except torch.OutOfMemoryError:
             count = study.micro_batch or study.batch_size
             raise InputError(
-                f"training of {study.model}: GPU memory too small for {count} images a pass: lower micro_batch (batch_size "
-                "stays), or workers where cells share the GPU"
+                f"training of {study.model}: GPU memory too small for {count} images a pass: lower micro_batch (not "
+                "batch_size), or workers where cells share the GPU"
             ) from None
 
 
