@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup study test slurm-test bench lab report lint clean
+.PHONY: help setup study test slurm-test bench gpu lab report lint clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -36,7 +36,13 @@ slurm-test: setup ## Run the smoke study on a SLURM of this machine (root; Debia
 	@tests/slurm.sh
 
 bench: setup ## Measure speed against plain baselines; prints tables
-	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/gpu%,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
+
+gpu: ## Measure all on this machine's GPU in ten minutes (PYTHON=python3: as that one is, no set-up)
+	@python=$(BIN)/python; \
+	if [ "$(origin PYTHON)" != file ] && $(PYTHON) -c 'import torch' 2>/dev/null; then python=$(PYTHON); \
+	else $(MAKE) --no-print-directory setup || exit 1; fi; \
+	$$python benchmarks/gpu.py
 
 lab: setup ## Open JupyterLab at the overview
 	@$(BIN)/jupyter lab notebooks/00-overview.ipynb

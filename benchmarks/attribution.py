@@ -88,13 +88,14 @@ def setting(name, size, count, device):
     return model, x, model(x).argmax(1).detach()
 
 
-def best_captum(what, few=32):
+def best_captum(what):
     """Captum's fastest (images at a time, IG's batch), tried on a few images."""
     model, x, targets = setting(*what)
+    few, inner_sizes = (128, (256, 2048)) if x.is_cuda else (32, (64, 256))
     trials = {
         (images, inner): timed(lambda i=images, n=inner: captums(model, x[:few], targets[:few], i, n), x.device)[0]
-        for images in (8, few)
-        for inner in (64, 256)
+        for images in (few // 4, few)
+        for inner in inner_sizes
     }
     return min(trials, key=trials.get)
 
@@ -268,6 +269,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the line")
+    parser.add_argument("--check", type=int, default=64, help="images compared with float64; 0: speed alone")
     parser.add_argument("--line", type=int, nargs="*", default=[100, 200, 400], help="images of the streaming engine")
     options = parser.parse_args()
     in_this_process()
@@ -276,7 +278,8 @@ def main():
     half = study.model_copy(update={"attribution_precision": "bfloat16"})
     device, what = torch.device(options.device), (options.model, options.size, options.images, options.device)
     model, x, targets = setting(*what)
-    best = max((16, 32, 64, 128, 256), key=lambda b: floor_rate(model, x, targets, b, 0.5))
+    sizes = (16, 32, 64, 128, 256) if device.type == "cpu" else (256, 1024, 4096)
+    best = max(sizes, key=lambda b: floor_rate(model, x, targets, b, 0.5))
     runs = {name: [] for name in ("ours", "ours, bfloat16", "captum", "captum, apart")}
     rates, spawn = [], multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, initializer=in_this_process) as apart:
@@ -297,7 +300,7 @@ def main():
     floors = [passes["ours"] * options.images / rate for rate in rates]
     floor = statistics.median(floors)
     print(f"{'floor':<16}{floor:>9.2f}{options.images / floor:>10.2f}{passes['ours']:>14}   (bare passes)")
-    shares = overlaps(device)
+    shares = overlaps(device, options.check) if options.check else {}
     hours = line(options, options.line) if options.line and options.size == 32 else None
     ratios = {
         (name, other): [c[0] / o[0] for o, c in zip(runs[name], runs[other], strict=True)]
@@ -316,10 +319,11 @@ def main():
         "ratio_apart": ratio["ours", "captum, apart"],
         "ratios_apart": [round(r, 2) for r in ratios["ours", "captum, apart"]],
         "ratio_apart_bfloat16": ratio["ours, bfloat16", "captum, apart"],
+        "peak_mb": {name: round(max(m for _, m in run)) for name, run in runs.items()},
         **{f"overlap_{precision}": round(float(share.mean()), 4) for precision, share in shares.items()},
         "hours_for_60000": hours and round(hours, 2),
         "over_floor": round(statistics.median(o[0] / f for o, f in zip(runs["ours"], floors, strict=True)), 2),
-        "float64_difference": difference(study),
+        "float64_difference": difference(study) if options.check else None,
     }
     print(json.dumps(figures))
 

@@ -62,7 +62,7 @@ def test_what_the_user_fixed_is_a_dependency():
 
 def test_plain_make_lists_every_target():
     listed = subprocess.run(["make", "-C", ROOT, "--no-print-directory"], capture_output=True, text=True).stdout
-    for target in "setup study test bench lab report lint clean".split():
+    for target in "setup study test bench gpu lab report lint clean".split():
         assert re.search(rf"make {target}\s+\w", listed), target
 
 

@@ -1,0 +1,70 @@
+"""What runs unattended on a GPU: no part stops the others, and what it projects is worked out right."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+import gpu  # noqa: E402
+import gpu_parts  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    "code, limit, status, said",
+    [
+        ("print('so far'); print('{\"ratio\": 2}'); print('3')", 60, "ok", {"ratio": 2}),
+        ("import roarlib_is_not_this", 60, "skipped", "needs the package roarlib_is_not_this"),
+        ("raise SystemExit('no such GPU')", 60, "failed", "no such GPU"),
+        ("print(1)", 60, "failed", "printed no figures"),
+        ("import os; os.abort()", 60, "failed", "printed nothing"),
+        ("import time; time.sleep(600)", 0.5, "timeout", "printed nothing"),
+    ],
+)
+def test_a_part_may_end_in_any_way(code, limit, status, said, tmp_path):
+    found = gpu.attempt([sys.executable, "-c", code], limit, tmp_path / "log")
+    assert (found["status"], found.get("figures", found.get("reason"))) == (status, said)
+    assert code in (tmp_path / "log").read_text()
+
+
+def test_all_is_written_after_each_part_and_none_begins_without_time(tmp_path, monkeypatch):
+    seen = []
+
+    def attempt(words, limit, log, env):
+        seen.append((words[2], limit, json.loads(file.read_text())["parts"] if file.is_file() else {}))
+        return {"status": "ok", "seconds": 1.0, "figures": {"device": "H"}} if len(seen) < 3 else {"status": "failed"}
+
+    file = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu, "attempt", attempt)
+    gpu.run(["facts", "retraining"], tmp_path, False, 1)
+    assert [len(found) for _, _, found in seen] == [0, 1] and all(limit <= 60 for _, limit, _ in seen)
+    assert json.loads(file.read_text())["device"] == "H" and not json.loads(file.read_text())["rehearsal"]
+    late = gpu.run(["facts"], tmp_path, False, 0)["parts"]["facts"]
+    assert late["status"] == "skipped" and len(seen) == 2
+
+
+def test_the_cheapest_part_of_a_rehearsal(tmp_path):
+    call = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--rehearse", "--only", "facts", "--out", tmp_path]
+    subprocess.run(call, check=True, capture_output=True)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert (found["device"], found["rehearsal"], list(found["parts"])) == ("cpu", True, ["facts"])
+    assert found["parts"]["facts"]["status"] == "ok" and found["parts"]["facts"]["figures"]["torch"]
+
+
+def test_every_part_is_there_to_be_run():
+    for name, (_, *more) in gpu.PARTS.items():
+        assert more and (ROOT / "benchmarks" / more[0].split()[0]).is_file() or callable(getattr(gpu_parts, name))
+
+
+def test_the_projection_by_hand():
+    """505 retrainings at 20 a minute, 600 seconds of ranking, 30 cells of 2 seconds each."""
+    assert gpu_parts.projected(505, 30, 20, 600, 2) == {
+        "retraining_minutes": 25.2,
+        "ranking_minutes": 10.0,
+        "overhead_minutes": 1.0,
+        "minutes": 36.2,
+        "under_30_minutes": False,
+        "under_15_minutes": False,
+    }
