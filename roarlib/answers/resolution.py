@@ -119,4 +119,5 @@ def warning(table: pd.DataFrame, unit: str, mode: str) -> str:
     said = f"{metric} does not rank estimators above their own copies in growing disorder, as it must: {told}."
     if blind.empty:
         return f"{said} It sees the disorder as a whole, but not every step of it."
-    return f"{said} Unless {' and '.join(blind)} rank worse than chance, it says nothing about real estimators here."
+    good = f"If {' or '.join(blind)} is any better than chance"
+    return f"{said} {good}, the metric is blind here and says nothing about real estimators."
