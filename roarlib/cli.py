@@ -1,6 +1,5 @@
 """The command `roar`: prepare, plan, run, status, collect and report a study given by its YAML file."""
 
-import json
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from roarlib.grid import status
 from roarlib.grid.cells import Grid
-from roarlib.study import params, results
+from roarlib.study import fresh, params, results
 from roarlib.study.files import outputs
 from roarlib.study.params import InputError
 
@@ -47,17 +46,7 @@ def cli(debug: bool):
 @click.option("--estimator", multiple=True, help="One more estimator, such as mine:edges; as often as you like.")
 def new(study_file, dataset, model, estimator):
     """Write a study of your own, with a word on each key that matters."""
-    if study_file.exists():
-        raise InputError(f"{study_file} is there already")
-    size = "image_size: 64  # px a side, cut from the centre\n" * dataset.startswith("folder:")
-    quoted = ", ".join(json.dumps(name) for name in ["random", "sobel", "grad", "grad-sgsq", *estimator])
-    template = (Path(params.__file__).with_name("new.yaml")).read_text()
-    study_file.write_text(template.format(dataset=json.dumps(dataset), size=size, model=model, estimators=quoted))
-    try:
-        params.load(study_file)
-    except InputError:
-        study_file.unlink()
-        raise
+    fresh.write(study_file, dataset, model, estimator)
     click.echo(f"{study_file} is written; next: roar plan {study_file}")
 
 

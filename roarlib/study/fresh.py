@@ -1,0 +1,22 @@
+"""A study of the user's own, begun: `new.yaml` filled in."""
+
+import json
+from pathlib import Path
+
+from roarlib.study import params
+from roarlib.study.params import InputError
+
+
+def write(file: Path, dataset: str, model: str, estimators: list[str]) -> None:
+    """Write a commented study to a new file; InputError, and no file, if it is there or the study is none."""
+    if file.exists():
+        raise InputError(f"{file} is there already")
+    size = "image_size: 64  # px a side, cut from the centre\n" * dataset.startswith("folder:")
+    quoted = ", ".join(json.dumps(name) for name in ["random", "sobel", "grad", "grad-sgsq", *estimators])
+    template = Path(__file__).with_name("new.yaml").read_text()
+    file.write_text(template.format(dataset=json.dumps(dataset), size=size, model=model, estimators=quoted))
+    try:
+        params.load(file)
+    except InputError:
+        file.unlink()
+        raise
