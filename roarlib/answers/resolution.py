@@ -62,8 +62,8 @@ def resolution(found: pd.DataFrame) -> pd.DataFrame:
     and all pairs: every two degrees of disorder, the estimator and its reverse); slope, low, high (points lost per 25
     percent mixed, above 0 if the metric is right, with its 95 percent interval; the reversed one aside); points, mixed
     (the resolution: the smallest difference to the estimator that is seen with chance SEEN, and the percent mixed that
-    costs as much; NaN where the slope may be 0). With one model, which has no spread over seeds, the error is that of
-    the test set, as if accuracies were independent.
+    costs as much; NaN where the slope may be 0 or it is above 100). With one model, which has no spread over seeds,
+    the error is that of the test set, as if accuracies were independent.
     """
     rows = []
     for (base, metric, percent), part in found.groupby(["base", "metric", "percent"], sort=False):
@@ -87,8 +87,9 @@ def _judged(worse: pd.DataFrame, error: float) -> dict:
         slope = dict(mean=slopes[0], low=slopes[0] - half, high=slopes[0] + half)
         points = (1.96 + 0.84) * np.sqrt(2) * error
     told = {"slope": slope["mean"], "low": slope["low"], "high": slope["high"], "points": points}
-    mixed = 25 * points / slope["mean"] if slope["low"] > 0 else np.nan
-    return dict(n=n, right=sum(a < b for a, b in pairs), pairs=len(pairs)) | told | {"mixed": mixed}
+    mixed = 25 * points / slope["mean"] if slope["low"] > 0 else np.inf
+    known = {"mixed": mixed if mixed <= 100 else np.nan}  # more disorder there is not
+    return dict(n=n, right=sum(a < b for a, b in pairs), pairs=len(pairs)) | told | known
 
 
 def interval(values) -> tuple[float, float]:

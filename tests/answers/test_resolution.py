@@ -64,7 +64,11 @@ def test_kept_inputs_and_scores_without_retraining_have_their_own_sign_and_error
     assert found.right.to_dict() == {"KAR": 7, "deletion": 0} and found.slope.round(6).tolist() == [5, -5]
     assert found.loc["KAR", "points"] == pytest.approx(2.8 * np.sqrt(2) * 2.236, abs=1e-3)
     assert found.loc["KAR", "high"] - 5 == pytest.approx(1.96 * 2.236 / np.sqrt(5), abs=1e-3)  # steps 0 1 2 3
-    assert np.isnan(found.loc["deletion", "mixed"])
+    assert np.isnan(found.loc["deletion", "mixed"]) and found.loc["KAR", "mixed"] == pytest.approx(5 * 8.854, abs=1e-2)
+    flat = judged(
+        table([[0.6, 0.59, 0.58, 0.57, 0.56]], mode="keep")
+    )  # 1 point a step of the 2.5 that 100 percent needs
+    assert flat.mixed.isna().all() and (flat.points > 4).all()
 
 
 def test_the_warning_is_there_only_if_the_order_is_wrong():
