@@ -110,6 +110,13 @@ def gpu_memory():
         child.wait()
 
 
+def prepare_rehearsal(minutes: float) -> float:
+    """More seconds, and one core: on a busy machine threads that wait for each other crawl."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    return 60 * minutes
+
+
 def run(names: list[str], out: Path, rehearsal: bool, minutes: float) -> dict:
     """All parts in turn, written to gpu.json after each."""
     ends, found = time.monotonic() + 60 * minutes, {"device": None, "rehearsal": rehearsal, "parts": {}}
@@ -130,7 +137,7 @@ def run(names: list[str], out: Path, rehearsal: bool, minutes: float) -> dict:
             if name == "facts":
                 found["device"] = part.get("figures", {}).get("device")
                 found["rehearsal"] = rehearsal or found["device"] == "cpu"
-                ends += 60 * minutes if found["rehearsal"] else 0
+                ends += prepare_rehearsal(minutes) if found["rehearsal"] else 0
             (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
             said = part.get("reason") or json.dumps(part["figures"])
             print(f"{name:<12}{part['status']:<9}{part['seconds']:>6.0f} s  {said[:1500]}", flush=True)
@@ -147,7 +154,7 @@ def main():
     names = [name for name in PARTS if name == "facts" or not options.only or name in options.only]
     found = run(names, Path(options.out).resolve(), options.rehearse, options.minutes)
     if best := found["parts"].get("at_once", {}).get("figures", {}).get("recommended_workers"):
-        print(f"Most retrainings a minute with {best} at once on this GPU: workers: {best}")
+        print(f"Most retrainings a minute with {best} at once: workers: {best}")
     print(f"{options.out}/gpu.json: {found['device']}{', a rehearsal: no numbers to quote' * found['rehearsal']}")
 
 

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +27,14 @@ MEAN, SHIFT = 0.02, 0.01  # the smoke study's accuracies may differ so much from
 BEGUN = {}
 
 
+def run(call):
+    """What a command prints, or nothing where there is no such command."""
+    try:
+        return subprocess.run(call, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
 def facts(device, small, out):
     """What computes: needs torch alone."""
     figures = {
@@ -37,6 +44,8 @@ def facts(device, small, out):
         "numpy": np.__version__,
     }
     figures |= {"cores": os.cpu_count(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    call = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    figures["commit"] = run(call)
     if device == "cpu":
         return figures
     about = torch.cuda.get_device_properties(0)
@@ -44,9 +53,7 @@ def facts(device, small, out):
     figures |= {"device": about.name, "gpus": torch.cuda.device_count(), "multiprocessors": about.multi_processor_count}
     figures |= {"memory_gb": round(total / 1e9, 1), "free_gb": round(free / 1e9, 1)}
     figures |= {"capability": f"{about.major}.{about.minor}", "bfloat16": torch.cuda.is_bf16_supported(False)}
-    if shutil.which("nvidia-smi"):
-        call = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        figures["driver"] = subprocess.run(call, capture_output=True, text=True).stdout.split("\n")[0]
+    figures["driver"] = run(["nvidia-smi", "-i", "0", "--query-gpu=driver_version", "--format=csv,noheader"])
     return figures
 
 

@@ -127,7 +127,7 @@ def share_of_peak(study, found, rate, device):
     """(share of the best matrix-multiply rate that so many samples a second need, that rate in FLOP/s)."""
     model = models.build(study.model, len(found.classes), found.shape)
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(study.batch_size, *found.shape)).sum().backward()
+        model(torch.zeros(8, *found.shape)).sum().backward()
     half = torch.bfloat16 if precision_of("auto", device) == "bfloat16" else torch.float32
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=half) for _ in range(2))
@@ -139,7 +139,7 @@ def share_of_peak(study, found, rate, device):
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
     peak = 2 * size**3 / best
-    return rate * counter.get_total_flops() / study.batch_size / peak, peak
+    return rate * counter.get_total_flops() / 8 / peak, peak
 
 
 def main():

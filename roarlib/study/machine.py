@@ -9,7 +9,7 @@ import platform
 import socket
 import subprocess
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -108,10 +108,18 @@ def provenance() -> dict:
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "torch": version("torch"),
-        "roarlib": version("roarlib"),
+        "roarlib": installed("roarlib"),
         "commit": commit(),
         "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
     }
+
+
+def installed(name: str) -> str:
+    """The version of an installed package; empty where it is not: a clone runs without being installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def commit() -> str:

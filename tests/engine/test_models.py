@@ -184,3 +184,18 @@ def test_resnet18_has_the_stem_that_suits_the_images():
     assert models.build("resnet18", 10, (3, 32, 32))[0].stride == (1, 1)
     large = models.build("resnet18", 10, (3, 128, 128))
     assert large.conv1.stride == (2, 2) and large.conv1.kernel_size == (7, 7)
+
+
+def test_folding_is_judged_in_full_float32():
+    """TF32, a GPU's default for convolutions, rounds far more than the folding, which would always be turned down."""
+    seen = []
+
+    class Watched(nn.Sequential):
+        def forward(self, x):
+            if isinstance(x, torch.Tensor) and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+                seen.append(torch.backends.cudnn.allow_tf32)
+            return super().forward(x)
+
+    model = Watched(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    assert models.folded(model, torch.randn(2, 3, 8, 8)) is not model
+    assert seen == [False]

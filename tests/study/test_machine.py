@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from roarlib.study.machine import keep_memory
+from roarlib.study.machine import installed, keep_memory
 
 PASSES = """
 import resource
@@ -31,3 +31,7 @@ print(by_default, faults())
 def test_kept_memory_is_not_faulted_in_again():
     by_default, kept = map(int, subprocess.check_output([sys.executable, "-c", PASSES], text=True).split())
     assert by_default > 10_000 and kept < by_default / 10
+
+
+def test_a_clone_that_is_not_installed_can_say_what_computed():
+    assert installed("roarlib-is-not-this") == "" and installed("torch")
