@@ -29,6 +29,7 @@ PARTS = {
     "at_once": (150,),
     "ranking": (90,),
     "smoke": (150,),
+    "projection": (30,),
     "attribution": (
         150,
         "attribution.py --device cuda --images 512 --line",
@@ -40,7 +41,6 @@ PARTS = {
         "imputation.py --images 4 --large 1 --rounds 1",
     ),
     "memory": (60,),
-    "projection": (30,),
 }
 
 
