@@ -96,3 +96,24 @@ def register() -> None:
     KERNELS.impl("empty_strided", _empty_strided, "PrivateUse1")
     KERNELS.impl("_copy_from", _copy_from, "PrivateUse1")
     OTHERS.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # it casts nothing
+
+
+A, B = torch.arange(4.0), torch.tensor([2, 0])
+MIXED = {  # an operation on what lies on the device (a) and on the processor, and whether a real GPU does it
+    "sum": (lambda a: a + A, False),
+    "number": (lambda a: a + torch.tensor(2.0), True),
+    "number into the processor's": (lambda a: A + a.sum(), False),
+    "into the processor's": (lambda a: A.clone().add_(a), False),
+    "copy there": (lambda a: a.copy_(A), True),
+    "copy back": (lambda a: A.clone().copy_(a), True),
+    "index in brackets": (lambda a: a[B], True),
+    "index there, of the processor's": (lambda a: A[B.to(a.device)], False),
+    "index_select": (lambda a: a.index_select(0, B), False),
+    "gather": (lambda a: a.gather(0, B), False),
+    "stored in brackets": (lambda a: a.index_put_((B,), A[:2].to(a.device)), True),
+    "where": (lambda a: torch.where(a > 1, A, a), False),
+    "together": (lambda a: torch.cat([a, A]), False),
+    "as NumPy": (lambda a: a.numpy(), False),
+    "model here": (lambda a: torch.nn.Linear(4, 1)(a), False),
+    "gradient": (lambda a: torch.autograd.grad((a.requires_grad_() ** 2).sum(), a, A.sum()), True),
+}

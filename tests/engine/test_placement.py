@@ -24,11 +24,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import Net, random_data, tiny_study
-from pretend import Held, register
+from pretend import MIXED, A, Held, register
 from torch.utils._pytree import tree_leaves
 
 import roarlib.engine
-from roarlib.engine import draws, estimators, from_captum, impute, models, rank, recursive, train
+from roarlib.engine import draws, estimators, from_captum, impute, models, randomise, rank, recursive, train
 from roarlib.engine.augment import augment
 from roarlib.engine.degrade import Degraded, image_ids
 from roarlib.engine.rank import Explainer
@@ -114,7 +114,7 @@ def _(device, p):
 
 @case("impute")
 def _(device):
-    (x, _), gone = inputs(device), (torch.from_numpy(RANKS["train"][:2]) < 60).to(device)
+    x, gone = inputs(device)[0], (torch.from_numpy(RANKS["train"][:2]) < 60).to(device)
     fill, ids = torch.zeros(3).to(device), torch.arange(2).to(device)
     return impute.linear(x, gone), impute.noisy_linear(x, gone, fill, 0.1 * (fill + 1), 0, ids)
 
@@ -164,6 +164,13 @@ def _(device, name):
 def _(device):
     explainer = explainer_on(device)
     return explainer.gap("captum:DeepLift"), len(explainer.layer("gradcam")), explainer.baseline("black")
+
+
+@case("randomise")
+def _(device):
+    explainer = explainer_on(device)
+    rank.make(explainer, ["grad"])
+    return [found for _, found in randomise.compare(explainer, ["grad"], 4, ["top0", list(names.DEPTHS)[-1]])]
 
 
 @case("train", *(("sgd", mode, "none", 0) for mode in names.MODES), ("adamw", "remove", "area-flip", 3))
@@ -232,7 +239,8 @@ def test_a_gpu_gives_the_processors_numbers(name, tmp_path, apart):
     wanted, found, pinned = apart.submit(both, name, tmp_path).result()
     assert len(found) == len(wanted) > 0
     for there, here in zip(found, wanted, strict=True):
-        assert type(there) is type(here) and np.array_equal(there, here)
+        assert type(there) is type(here)
+        np.testing.assert_array_equal(there, here)
     assert pinned == 8 or "streamed" not in name  # images and ranks of two batches, twice
     RUN.add(name)
 
@@ -256,27 +264,6 @@ def test_no_function_of_the_engine_is_left_out(apart):
         pytest.skip("needs every case before it to pass")
     named = [word.strip(":") for word in NOT_REACHED.split() if "." in word]
     assert sorted(apart.submit(missing).result()) == sorted(named)
-
-
-A, B = torch.arange(4.0), torch.tensor([2, 0])
-MIXED = {  # an operation on what lies on the device (a) and on the processor, and whether a real GPU does it
-    "sum": (lambda a: a + A, False),
-    "number": (lambda a: a + torch.tensor(2.0), True),
-    "number into the processor's": (lambda a: A + a.sum(), False),
-    "into the processor's": (lambda a: A.clone().add_(a), False),
-    "copy there": (lambda a: a.copy_(A), True),
-    "copy back": (lambda a: A.clone().copy_(a), True),
-    "index in brackets": (lambda a: a[B], True),
-    "index there, of the processor's": (lambda a: A[B.to(a.device)], False),
-    "index_select": (lambda a: a.index_select(0, B), False),
-    "gather": (lambda a: a.gather(0, B), False),
-    "stored in brackets": (lambda a: a.index_put_((B,), A[:2].to(a.device)), True),
-    "where": (lambda a: torch.where(a > 1, A, a), False),
-    "together": (lambda a: torch.cat([a, A]), False),
-    "as NumPy": (lambda a: a.numpy(), False),
-    "model here": (lambda a: torch.nn.Linear(4, 1)(a), False),
-    "gradient": (lambda a: torch.autograd.grad((a.requires_grad_() ** 2).sum(), a, A.sum()), True),
-}
 
 
 def mixed(what):
