@@ -35,7 +35,8 @@ START = (
 def cli(debug: bool):
     """ROAR, RemOve And Retrain: run a study of feature-importance estimators, cell by cell.
 
-    STUDY.yaml is a file of params/; its results lie in outputs/<name>/.
+    STUDY.yaml is a file of params/, or your own; results lie in outputs/<name>/ of the
+    project, or beside your file.
     """
 
 

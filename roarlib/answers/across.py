@@ -54,7 +54,8 @@ def compare(parts: dict[str, tuple[pd.DataFrame, float]], unit: str = "", mode: 
     here = [name for name in parts if side in sides[name]]
     if len(here) < 2:
         there = _have({name: map(said, of) for name, of in sides.items()})
-        raise LookupError(f"No two of the studies can be compared: {there}.")
+        asked = " and ".join(filter(None, (unit, mode)))
+        raise LookupError(f"No two of the studies can be compared{asked and f' by {asked}'}: {there}.")
     percents = {name: sides[name][side] for name in here}
     shared = sorted(set.intersection(*percents.values()))
     if not shared:

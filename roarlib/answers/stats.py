@@ -183,10 +183,14 @@ def p_values(values, margin: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tested(values, margin: float) -> dict:
-    """`spread` of paired differences (n,), and their `p_values` as p and p_equal; NaN where they do not vary."""
+    """`spread` of paired differences (n,), and their `p_values` as p and p_equal.
+
+    No p value and no interval (NaN) where they do not vary: a few seeds that agree by chance do not know the spread.
+    """
     numbers = spread(values)
-    varies = numbers["n"] > 1 and numbers["std"] > 1e-12
-    p, p_equal = map(float, p_values(values, margin)) if varies else (np.nan, np.nan)
+    if not (numbers["n"] > 1 and numbers["std"] > 1e-12):
+        return numbers | dict.fromkeys(("low", "high", "p", "p_equal"), np.nan)
+    p, p_equal = map(float, p_values(values, margin))
     return numbers | {"p": p, "p_equal": p_equal}
 
 

@@ -45,7 +45,7 @@ def verdicts(
     out["p_holm"], out["p_equal_holm"] = corrected(*out[["p", "p_equal"]].to_numpy(dtype=float).T)
     good = out["mean"] > 0 if keeps(mode) else out["mean"] < 0
     word = words(good, out["p_holm"], out["p_equal_holm"], level)
-    out["verdict"] = VOID if stats.nothing_learnt(table) else np.where(out["n"] < 2, FEW, word)
+    out["verdict"] = VOID if stats.nothing_learnt(table) else np.where(out["p"].isna(), FEW, word)
     return out.sort_values("mean", ascending=not keeps(mode), ignore_index=True)
 
 
@@ -150,6 +150,19 @@ def spread_over_bases(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame
         found += [{"estimator": name, **stats.components(groups)}] if groups else []
     found = pd.DataFrame(found, columns=["estimator", "groups", "n", "between", "within"]).dropna()
     return found.sort_values(["between", "estimator"], ascending=False, ignore_index=True)
+
+
+def advice(table: pd.DataFrame, unit: str, mode: str, found: pd.DataFrame) -> str:
+    """What it would take to tell the open ones, in a sentence; empty where none is. found: of `verdicts`."""
+    spread = spread_of_differences(table, unit, mode)
+    if np.isnan(spread) or not found.verdict.isin([OPEN, FEW]).any():
+        return ""
+    seeds = [seeds_needed(points / 100, spread, LEVEL / len(found)) for points in (5, 2)]
+    more = ["200 seeds or more" if count == 200 else f"about {count} seeds" for count in seeds]
+    return (
+        f"An interval that leaves out 0 is not a verdict yet: among {len(found)} estimators, and with the spread seen "
+        f"here, telling a true difference of 5 points takes {more[0]}, one of 2 points {more[1]}."
+    )
 
 
 def kendall_w(scores: pd.DataFrame) -> dict:

@@ -1,6 +1,7 @@
 """Users' own code, named as `module:function`: imported, and watched, as results must not mix two versions of it."""
 
 import ast
+import difflib
 import hashlib
 import importlib.util
 import re
@@ -37,7 +38,8 @@ def load(name: str) -> Callable:
             why = f"it is neither in {Path.cwd()} nor in {root()}{hint}"
         raise InputError(f"{name}: cannot import {module_name} ({why})") from None
     if not hasattr(module, attribute):
-        raise InputError(f"{name}: {module_name} has no {attribute}")
+        near = difflib.get_close_matches(attribute, vars(module), 1)
+        raise InputError(f"{name}: {module_name} has no {attribute}{f'; did you mean {near[0]}?' if near else ''}")
     if not callable(made := getattr(module, attribute)):
         raise InputError(f"{name}: {attribute} is a {type(made).__name__}, and not a function")
     return made

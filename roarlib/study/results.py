@@ -165,13 +165,17 @@ def nothing_learnt(study: Study) -> str:
 
 
 def studies() -> list[Path]:
-    """study.yaml of every study with retrainings under `files.outputs`, the one with the newest rows first."""
+    """study.yaml of every study with retrainings, the one with the newest rows first.
+
+    They lie under `files.outputs`, and under outputs/ of the working folder, where those beside their YAML have theirs.
+    """
 
     def newest(file: Path) -> float:
         found = [*file.parent.glob("04-retrain/*/rows/*.json"), *file.parent.glob("results.csv")]
         return max((f.stat().st_mtime for f in found), default=0.0)
 
-    times = {file: newest(file) for file in outputs().glob("*/study.yaml")}
+    places = {place.resolve() for place in (outputs(), Path("outputs"))}
+    times = {file: newest(file) for place in places for file in place.glob("*/study.yaml")}
     return sorted((file for file in times if times[file]), key=lambda file: (-times[file], file))
 
 

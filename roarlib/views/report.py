@@ -59,13 +59,14 @@ def summary(study: Study) -> str:
     areas = stats.area_to_random(table, stats.floor(table)).query("unit == @unit and mode == @mode")
     grid["area"] = areas.set_index("estimator")["mean"]
     grid = grid.sort_values("area", ascending=False).rename(index=label).rename_axis(index=None, columns="estimator")
+    found = looks.judged(table, study, unit, mode)
     formats, few, most = {"area": "{:.3f}".format}, points.n.min(), points.n.max()
     seeds = "1 seed" if most == 1 else f"{few} to {most} seeds" if study.seeds == "auto" else f"{few} seeds"
     return (
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
         f"mean of {seeds}\n\n"
         f"{grid.to_string(float_format='{:.1f}'.format, formatters=formats, col_space=7)}\n\n{explained(study, table)}"
-        f"{verdicts.in_words(looks.judged(table, study, unit, mode))}\n{looks.design(study)}"
+        f"{verdicts.in_words(found)} {verdicts.advice(table, unit, mode, found)}\n{looks.design(study)}"
         f"{covered(table)}\n"
         "area: between the curve and Random's; 0: like Random, towards 1: better, below 0: worse"
     )
@@ -101,7 +102,8 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
     """What the page says first: the result in a sentence and what it rests on, clean accuracy beside the floor."""
     retrained, unit, mode = table[table.measure == "retrain"], study.units[0], study.modes[0]
     clean = retrained[retrained.estimator == "clean"].accuracy.mean()
-    result, groups = verdicts.grouped(looks.judged(table, study, unit, mode))
+    found = looks.judged(table, study, unit, mode)
+    result, groups = verdicts.grouped(found)
     return {
         "study": study,
         "doubts": list(
@@ -109,6 +111,7 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
         ),
         "result": f"{result}{':' if groups else '.'}",
         "groups": groups,
+        "advice": verdicts.advice(table, unit, mode, found),
         "what": f"{UNITS[unit]} {MODES[mode]}",
         "retrained": len(retrained),
         **{name: int(retrained[name].max()) for name in ("n_train", "n_test", "n_classes")},

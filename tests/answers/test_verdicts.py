@@ -245,3 +245,14 @@ def test_where_nothing_was_learnt_there_is_no_verdict_and_no_area():
     assert len(found) == 2 and set(found.verdict) == {verdicts.VOID}
     assert "no verdict, as the models have learnt nothing: " in verdicts.in_words(found)
     assert stats.area_to_random(flat, stats.floor(flat))["mean"].isna().all()
+
+
+def test_seeds_that_agree_by_chance_give_no_interval_and_advice_says_what_it_takes():
+    table = simulated(["grad", "ig", "random"], seeds=(0, 1))
+    same = table.estimator.isin(["grad", "random"]) & (table.measure == "retrain")
+    table.loc[same, "accuracy"] = table[same].estimator.map({"grad": 0.5, "random": 0.6})
+    found = verdicts.verdicts(table, "pixel", "remove").set_index("estimator")
+    assert found.loc["grad", "verdict"] == verdicts.FEW and found.loc["grad", ["low", "high", "p"]].isna().all()
+    said = verdicts.advice(table, "pixel", "remove", found.reset_index())
+    assert said.startswith("An interval that leaves out 0 is not a verdict yet: among 2 estimators")
+    assert not verdicts.advice(table, "pixel", "remove", found[found.verdict == "no such word"].reset_index())

@@ -164,7 +164,7 @@ def test_prose_that_code_shows_is_prose_with_its_heading():
 
 
 def test_a_caption_stands_with_its_figure_alone():
-    outputs = shown(image_png=png(600)), shown(text_markdown="*Three lines cross.*")
+    outputs = shown(image_png=png(800)), shown(text_markdown="*Three lines cross.*")
     for output in outputs:
         output.metadata["caption"] = "Three lines cross."
     soup = rendered({"x": notebook(prose("# Title"), code(*outputs))})
