@@ -26,7 +26,7 @@ if CHROMIUM is None:
     pytest.skip("NO BROWSER TESTS: no Chromium here (apt install chromium, or $ROAR_CHROMIUM)", allow_module_level=True)
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync""".split()
-NOTEBOOKS = ("10-accuracy-curves.ipynb", "11-degraded-images.ipynb")
+NOTEBOOKS = sorted(file.name for file in (ROOT / "notebooks").glob("1?-*.ipynb"))
 
 # Run the notebook, once everything is connected: a click on a button that looks ready is lost half the time.
 RUN_ALL = """name => {
@@ -48,6 +48,8 @@ HAS_RUN = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(
   cell => cell.model.type === 'code').every(cell => cell.model.executionCount)"""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(
   cell => cell.outputs ?? []).filter(output => output.output_type === 'error').map(output => output.evalue)"""
+SAID = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(
+  cell => cell.outputs ?? []).filter(output => output.name === 'stderr').map(output => [output.text].flat().join(''))"""
 CHOSEN = "box => box.selectedOptions[0]?.text.replaceAll('\u00a0', ' ')"  # ipywidgets' spaces do not break
 BESIDE = """line => {  // a point two dots from a line, and what it points at: the line, or another that lies there too
   const at = line.getPointAtLength(line.getTotalLength() / 6).matrixTransform(line.getScreenCTM());
@@ -272,6 +274,15 @@ def test_images_in_jupyterlab(notebook):
     after(page, tried, lambda: tried.slider("image").press("ArrowRight"), "try, another image")
     shoot(tried.cell, "try")
     assert page.evaluate(ERRORS) == []
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name[:2] not in ("10", "11")])
+def test_run_all_shows_a_page_without_code_and_without_warnings(notebook, name):
+    page = notebook(name)
+    assert page.evaluate(SAID) == []
+    assert page.locator(".jp-CodeCell .jp-InputArea-editor:visible").count() == 0
+    assert page.locator(".jp-OutputArea-output:visible").count() >= 1
+    shoot(page, name.removesuffix(".ipynb"))
 
 
 def test_the_report_shows_its_figures(page, smoke_report):
