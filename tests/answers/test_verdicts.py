@@ -40,11 +40,12 @@ def test_holm_by_hand():
     assert verdicts.holm([0.6, 0.5]) == pytest.approx([1, 1]) and len(verdicts.holm([])) == 0
 
 
-def test_both_questions_are_one_family_in_which_half_can_be_true():
-    """Sorted: 0.01 0.02 0.04 0.5, of which each counts min(2, 4 - k + 1) times."""
-    different, equal = verdicts.corrected([0.01, 0.04, np.nan], [0.5, 0.02, np.nan])
-    assert different == pytest.approx([0.02, 0.08, np.nan], nan_ok=True)
-    assert equal == pytest.approx([0.5, 0.04, np.nan], nan_ok=True)
+def test_both_questions_by_hand():
+    """Holm for differences; equality counts twice for each estimator, and only where there is no difference."""
+    different, equal = verdicts.corrected([0.01, 0.04, np.nan], [0.5, 0.01, np.nan])
+    assert different == pytest.approx([0.02, 0.04, np.nan], nan_ok=True)
+    assert equal == pytest.approx([1, 0.04, np.nan], nan_ok=True)
+    different[1] = 0.2
     told = verdicts.words(np.array([True, False, False]), different, equal)
     assert told.tolist() == ["better", "equal", "open"]
 
@@ -52,7 +53,7 @@ def test_both_questions_are_one_family_in_which_half_can_be_true():
 def test_words_in_both_modes_and_with_one_seed():
     differences = {"grad-sgsq": -8, "gb": 0.6, "grad": 6, "ig": 0}
     found = verdicts.verdicts(table_of(differences, spread=0.004), "pixel", "remove").set_index("estimator")
-    assert found.verdict.to_dict() == {"grad-sgsq": "better", "ig": "equal", "gb": "open", "grad": "worse"}
+    assert found.verdict.to_dict() == {"grad-sgsq": "better", "ig": "open", "gb": "worse", "grad": "worse"}
     kept = verdicts.verdicts(table_of(differences, spread=0.004, mode="keep"), "pixel", "keep").set_index("estimator")
     assert kept.verdict["grad"] == "better" and kept.verdict["grad-sgsq"] == "worse"
     alone = verdicts.verdicts(table_of(differences, seeds=1), "pixel", "remove")
@@ -61,15 +62,13 @@ def test_words_in_both_modes_and_with_one_seed():
     assert said.startswith("With 1 seed and") and "too few seeds" in said
     said = verdicts.in_words(found.reset_index())
     assert said.startswith("With 5 seeds and")
-    assert "better than Random: SG-SQ-GRAD" in said and "worse than Random: GRAD" in said
+    assert "better than Random: SG-SQ-GRAD" in said and "worse than Random: GB, GRAD" in said
     assert "equal to Random within 1 point: IG" in said and "shown to be equal within 1 point: GB" in said
 
 
 def test_a_small_but_real_difference_is_noted_as_such():
     table = table_of({"grad": 0.3, "ig": 2}, spread=0.0003)
-    assert verdicts.in_words(verdicts.verdicts(table, "pixel", "remove")).endswith(
-        ": worse than Random: GRAD (by less than 1 point), IG."
-    )
+    assert verdicts.in_words(verdicts.verdicts(table, "pixel", "remove")).endswith(": worse than Random: GRAD, IG.")
     strict = verdicts.verdicts(table, "pixel", "remove", margin=0.002)
     assert verdicts.in_words(strict).endswith("worse than Random: GRAD, IG.")
     assert verdicts.in_words(
@@ -139,7 +138,7 @@ def words_of(truth, seeds, spreads, studies=2000):
     corrected = verdicts.corrected(*stats.p_values(made, 0.01))
     words = verdicts.words(made.mean(-1) < 0, *corrected)
     told = (words == verdicts.BETTER) & (truth >= 0) | (words == verdicts.WORSE) & (truth <= 0)
-    return words, told | (corrected[1] < verdicts.LEVEL) & (abs(truth) >= 1)  # equal, or the note on a small one
+    return words, told | (words == verdicts.EQUAL) & (abs(truth) >= 1)
 
 
 @pytest.mark.parametrize("spreads", [EVEN, UNEVEN], ids=["even", "uneven"])
@@ -163,7 +162,7 @@ def test_no_false_word_in_19_of_20_studies(seeds, spreads):
     shares = [found[truth][1] for truth in POINTS]
     assert shares == sorted(shares) and found[0][2] > found[0.5][2] >= found[1][2]
     strictest = verdicts.power(0.05, 0.003 * np.sqrt(2), seeds, verdicts.LEVEL / 18)
-    assert spreads is UNEVEN or found[5][1] == pytest.approx(strictest, abs=0.02)
+    assert spreads is UNEVEN or found[5][1] >= strictest - 0.02  # Holm's first step, and those after it
 
 
 def test_seeds_of_unlike_precision_are_no_pairs():
