@@ -164,7 +164,7 @@ def differences(rows: pd.DataFrame, estimator: str, reference: str) -> np.ndarra
     rows: of one measure, unit and mode.
     """
     if "precision" in rows:  # a seed run in float32 and in bfloat16 is no pair
-        rows = rows.assign(seed=rows.seed.astype(str) + rows.precision.fillna("").astype(str))
+        rows = rows.assign(seed=rows.seed.astype(str) + rows.precision.astype(object).fillna("").astype(str))
     own, other = (by_seed(rows[rows.estimator == name]) for name in (estimator, reference))
     percents = own.columns.intersection(other.columns)
     return (own[percents] - other[percents]).dropna().mean(axis=1).to_numpy() if len(percents) else np.empty(0)

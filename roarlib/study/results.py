@@ -1,6 +1,7 @@
 """Results as rows: one JSON file per measurement, written last and atomically, collected into one tidy table."""
 
 import json
+import os
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -167,14 +168,15 @@ def nothing_learnt(study: Study) -> str:
 def studies() -> list[Path]:
     """study.yaml of every study with retrainings, the one with the newest rows first.
 
-    They lie under `files.outputs`, and under outputs/ of the working folder, where those beside their YAML have theirs.
+    They lie under `files.outputs`, and unless $ROAR_OUTPUTS says where, also under outputs/ of the working folder.
     """
 
     def newest(file: Path) -> float:
         found = [*file.parent.glob("04-retrain/*/rows/*.json"), *file.parent.glob("results.csv")]
         return max((f.stat().st_mtime for f in found), default=0.0)
 
-    places = {place.resolve() for place in (outputs(), Path("outputs"))}
+    here = [] if os.environ.get("ROAR_OUTPUTS") else [Path("outputs")]  # beside a YAML of the user's own
+    places = {place.resolve() for place in (outputs(), *here)}
     times = {file: newest(file) for place in places for file in place.glob("*/study.yaml")}
     return sorted((file for file in times if times[file]), key=lambda file: (-times[file], file))
 

@@ -172,7 +172,7 @@ def test_curves_open_with_the_controls_and_the_best_and_worst(done):
     assert names(view) == {"Random", "Sobel"} | ends
     view.estimator.value = "gb"
     assert names(view) == {"Random", "Sobel", "GB"}  # the rest is grey
-    view.lines.value = False
+    view.estimator.value, view.lines.value = "", False
     assert len(names(view)) == len(every)
 
 
