@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from roarlib.answers import stats, verdicts
+from roarlib.answers import looks, stats, verdicts
 from roarlib.grid import status
 from roarlib.study.files import write_atomically
 from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MODES, UNITS, imputes, in_order, keeps, label, split_name
@@ -22,7 +22,7 @@ from roarlib.views import methods, plots
 
 COLUMN = 3.25  # inches, of a column of two
 MANY = 8  # estimators; more crowd one pair of axes
-MARKS = {verdicts.BETTER: r"$\star$", verdicts.WORSE: r"$\times$", "equal": "$=$", verdicts.OPEN: r"$\circ$"}
+MARKS = {verdicts.BETTER: r"$\star$", verdicts.WORSE: r"$\times$", verdicts.EQUAL: "$=$", verdicts.OPEN: r"$\circ$"}
 SPECIAL = {c: rf"\{c}" for c in "&%$#{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
 SPECIAL |= {"^": r"\textasciicircum{}", "_": r"\_\allowbreak{}", ":": r":\allowbreak{}", "|": "$|$", '"': "''"}
 SPECIAL |= {"<": "$<$", ">": "$>$", "²": "$^2$", "−": "$-$", "×": r"$\times$", "°": r"$^\circ$", "–": "--"}
@@ -126,7 +126,7 @@ def accuracies(one: dict, unit: str, mode: str) -> dict:
     table, judged = one["table"], mode != "mask"
     rows = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
     found = stats.summary(rows)
-    against = verdicts.verdicts(table, unit, mode) if judged else pd.DataFrame()
+    against = looks.judged(table, one["study"], unit, mode) if judged else pd.DataFrame()
     columns = {str(t): column(part, keeps(mode) if judged else None) for t, part in found.groupby("percent")}
     groups = [(f"{UNITS[unit]} (%)", columns)]
     groups += [("minus", {"Random": column(against, None, "+")})] if len(against) else []
@@ -146,7 +146,7 @@ def across(told: list[dict]) -> list[dict]:
     tables = []
     for (unit, mode), count in Counter(side for one in told for side in one["sides"]).items():
         having = [one for one in told if (unit, mode) in one["sides"]]
-        found = {one["study"].name: verdicts.verdicts(one["table"], unit, mode) for one in having}
+        found = {one["study"].name: looks.judged(one["table"], one["study"], unit, mode) for one in having}
         found = {name: against for name, against in found.items() if len(against)}
         if mode == "mask" or count < 2 or not found:
             continue
@@ -207,7 +207,7 @@ def figures(one: dict, folder: Path, text_width: float) -> list[dict]:
 
     for unit, mode in (side for side in one["sides"] if side[1] != "mask"):
         shown = {"unit": unit, "mode": mode, "chance": one["floor"]}
-        against = verdicts.verdicts(table, unit, mode)
+        against = looks.judged(table, one["study"], unit, mode)
         used = plots.chosen(plots.points(table, "retrain", unit, mode))
         loud = (_loud(used, against) or None) if len(used) > MANY else None
         figure, axes = plots.subplots(size=(COLUMN, 2.5))
