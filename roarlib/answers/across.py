@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from roarlib.answers import stats, verdicts
+from roarlib.answers import looks, stats, verdicts
 from roarlib.study import params, results
 from roarlib.study.names import MODES, UNITS, keeps, label
 
@@ -20,7 +20,8 @@ class Compared(NamedTuple):
     """Studies over what they share. found: `verdicts` of each, with its name as `study`, over the shared percents.
 
     scores: studies by estimators, how much better than Random (accuracy, -1..1), NaN where not measured. left_out: what
-    is not compared, in phrases. reach: `stats.reach` of each study.
+    is not compared, in phrases. reach: `stats.reach` of each study. pairs: studies, with one network and with one a
+    seed, that differ in nothing else (`networks`).
     """
 
     unit: str
@@ -30,18 +31,22 @@ class Compared(NamedTuple):
     scores: pd.DataFrame
     left_out: list[str]
     reach: dict[str, str]
+    pairs: list[tuple[str, str]]
 
 
-def load(studies) -> dict[str, tuple[pd.DataFrame, float]]:
-    """Table and margin (of accuracy, 0..1) of each study, by its name. studies: `Study` objects, or paths of YAML."""
+Part = tuple[pd.DataFrame, params.Study]
+
+
+def load(studies) -> dict[str, Part]:
+    """The table of each study and the study, by its name. studies: `Study` objects, or paths of YAML."""
     known = [study if isinstance(study, params.Study) else params.load(study) for study in studies]
-    parts = {study.name: (results.table(study), study.margin / 100) for study in known}
+    parts = {study.name: (results.table(study), study) for study in known}
     if len(parts) < len(known):
         raise params.InputError("two of the studies have the same name: compare studies of different names")
     return parts
 
 
-def compare(parts: dict[str, tuple[pd.DataFrame, float]], unit: str = "", mode: str = "") -> Compared:
+def compare(parts: dict[str, Part], unit: str = "", mode: str = "") -> Compared:
     """The studies (of `load`) that have this unit and mode; if left empty, what most of them have.
 
     LookupError, one sentence, where fewer than two do or where they share no percent.
@@ -49,7 +54,7 @@ def compare(parts: dict[str, tuple[pd.DataFrame, float]], unit: str = "", mode: 
     if len(parts) < 2:
         raise LookupError(f"Two studies with results can be compared; so far there is {', '.join(parts) or 'none'}.")
     sides = {name: _sides(table) for name, (table, _) in parts.items()}
-    asked = [(u, m) for u in UNITS for m in MODES if unit in ("", u) and mode in ("", m) and m != "mask"]
+    asked = [(u, m) for u in UNITS for m in MODES if unit in ("", u) and mode in ("", m)]
     side = max(asked, key=lambda s: sum(s in there for there in sides.values()), default=(unit, mode))
     here = [name for name in parts if side in sides[name]]
     if len(here) < 2:
@@ -68,7 +73,8 @@ def compare(parts: dict[str, tuple[pd.DataFrame, float]], unit: str = "", mode: 
         here
     )
     reach = {name: stats.reach(parts[name][0]) for name in here}
-    return Compared(*side, shared, found, scores.assign(random=0.0), left_out, reach)
+    pairs = _differ_in_networks([parts[name][1] for name in here])
+    return Compared(*side, shared, found, scores.assign(random=0.0), left_out, reach, pairs)
 
 
 def said(side: tuple[str, str]) -> str:
@@ -81,18 +87,42 @@ def _have(values: dict) -> str:
 
 
 def _sides(table: pd.DataFrame) -> dict[tuple[str, str], set[int]]:
-    """The percents of every unit and mode in which Random was retrained."""
-    rows = table[(table.measure == "retrain") & (table.estimator == "random")]
+    """The percents of every unit and mode in which Random was retrained; a mask alone judges no estimator."""
+    rows = table[(table.measure == "retrain") & (table.estimator == "random") & (table["mode"] != "mask")]
     return {side: set(part.percent.astype(int)) for side, part in rows.groupby(["unit", "mode"])}
 
 
-def _verdicts(table: pd.DataFrame, margin: float, side: tuple[str, str], percents: list[int]) -> pd.DataFrame:
+def _verdicts(table: pd.DataFrame, study: params.Study, side: tuple[str, str], percents: list[int]) -> pd.DataFrame:
     """Verdicts over these percents, of the estimators that have all of them; clean rows say if anything was learnt."""
     rows = table[table.percent.isin(percents)]
     whole = rows[(rows.measure == "retrain") & (rows.unit == side[0]) & (rows["mode"] == side[1])]
     whole = whole.groupby("estimator").percent.nunique() == len(percents)
     rows = table[table.estimator.eq("clean") | table.percent.isin(percents) & table.estimator.isin(whole.index[whole])]
-    return verdicts.verdicts(rows, *side, margin=margin)
+    return looks.judged(rows, study.model_copy(update={"percents": percents}), *side)
+
+
+def _differ_in_networks(studies: list[params.Study]) -> list[tuple[str, str]]:
+    """Names of studies that are alike but for `base_models`: the one with one network first, then that with several."""
+    free = {"name", "base_models", "base_seed", *params.SELECTION, *params.MACHINE}
+    alike = [(study, study.model_dump(exclude=free)) for study in studies]
+    ones, others = ([(s, said) for s, said in alike if (s.base_models == "one") == one] for one in (True, False))
+    return [(one.name, each.name) for one, said in ones for each, other in others if said == other]
+
+
+def networks(compared: Compared) -> pd.DataFrame:
+    """How far differences to Random spread over seeds (standard deviations, points), network held fast or not.
+
+    Of each pair of `Compared.pairs` and each estimator that both have: one (retrainings of one network), several (each
+    seed's own network), network (what the network adds: the root of several^2 - one^2, 0 where that is negative); and
+    a row `all`, the root mean squares. Intervals of as many seeds are as wide as these are large.
+    """
+    spreads, parts = 100 * compared.found.pivot(index="estimator", columns="study", values="std"), []
+    for names in compared.pairs:
+        squares = spreads[[*names]].dropna().pow(2).set_axis(["one", "several"], axis=1)
+        squares.loc["all"] = squares.mean()
+        squares["network"] = (squares.several - squares.one).clip(lower=0)
+        parts.append(squares.pow(0.5).reset_index().assign(studies=" and ".join(names)))
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["estimator", "one", "several", "network", "studies"])
 
 
 def ranks(scores: pd.DataFrame, level: float = verdicts.LEVEL) -> tuple[pd.Series, float]:
@@ -151,6 +181,11 @@ def in_words(compared: Compared) -> list[str]:
         lines.append("No ranks: the studies share fewer than two estimators beside Random.")
     for phrase in dict.fromkeys(compared.reach.values()):
         lines.append(f"{', '.join(n for n, reach in compared.reach.items() if reach == phrase)}: {phrase}.")
+    for row in networks(compared).query("estimator == 'all'").itertuples():
+        lines.append(
+            f"{row.studies} differ in the number of networks alone: differences to Random spread by {row.one:.2f} "
+            f"points over retrainings of one network, by {row.several:.2f} with a network a seed (root mean squares)."
+        )
     return lines
 
 

@@ -33,12 +33,9 @@ def nothing_learnt(table: pd.DataFrame) -> bool:
 def reach(table: pd.DataFrame) -> str:
     """Whether intervals over seeds cover the choice of the network that is explained: a phrase, from the rows."""
     retrained = table[table["measure"] == "retrain"].reindex(columns=["base_seed", "seed"]).dropna().drop_duplicates()
-    bases = retrained["base_seed"].nunique()
-    if bases < 2:
+    if retrained["base_seed"].nunique() < 2:
         return "one base model: intervals speak of this network only"
-    if bases == len(retrained):
-        return "each seed with a base model of its own: intervals cover the choice of the network"
-    return f"{bases} base models, some with several seeds: intervals cover the choice of the network only in part"
+    return "each seed with a base model of its own: intervals cover the choice of the network"
 
 
 def t_halfwidth(std, n, level: float = LEVEL):
@@ -192,23 +189,6 @@ def tested(values, margin: float) -> dict:
         return numbers | dict.fromkeys(("low", "high", "p", "p_equal"), np.nan)
     p, p_equal = map(float, p_values(values, margin))
     return numbers | {"p": p, "p_equal": p_equal}
-
-
-def components(groups) -> dict:
-    """Spread of values in two parts: between groups and within them, as standard deviations; n and the groups' number.
-
-    groups: arrays of values, as of retrainings of one base model each. One-way random effects, by the analysis of
-    variance: between^2 = (MS_between - MS_within) / n0, or 0 if that is less; n0 = (N - sum n_i^2 / N) / (k - 1). NaN
-    for one group, or where no group has two values. Source: Searle, Casella and McCulloch, Variance Components (1992).
-    """
-    values, sizes = np.concatenate(groups), np.array([len(group) for group in groups])
-    n, k = len(values), len(sizes)
-    if k < 2 or n == k:
-        return dict(groups=k, n=n, between=np.nan, within=np.nan)
-    means = np.repeat([np.mean(group) for group in groups], sizes)
-    within = ((values - means) ** 2).sum() / (n - k)
-    over = (((means - values.mean()) ** 2).sum() / (k - 1) - within) / ((n - (sizes**2).sum() / n) / (k - 1))
-    return dict(groups=k, n=n, between=float(np.sqrt(max(0, over))), within=float(np.sqrt(within)))
 
 
 def goodness(wide: pd.DataFrame, mode: str) -> pd.Series:

@@ -19,7 +19,7 @@ MARGIN = 0.01  # of accuracy, from which on a difference matters; a study's own 
 # open: the data neither tell the estimator apart from its reference nor show that they are equal within the margin
 BETTER, WORSE, EQUAL, OPEN, FEW = "better", "worse", "equal", "open", "too few seeds"
 VOID = "nothing learnt"  # clean accuracy is no better than knowing nothing
-COLUMNS = "estimator reference n mean low high effect p p_equal p_holm p_equal_holm verdict margin".split()
+COLUMNS = "estimator reference n mean std low high effect p p_equal p_holm p_equal_holm verdict margin".split()
 
 
 def verdicts(
@@ -29,10 +29,11 @@ def verdicts(
 
     table: one study's tidy table. reference: an estimator, or `base` for what each is made from (the base an ensemble
     wraps, the estimator that a variant varies). margin: the difference of accuracy (0..1) below which two are equal.
-    level: chance of any false word among all rows. Columns: estimator, reference, n (seeds), mean, low, high
-    (difference of accuracy, -1..1, mean over percents, with its 95 percent t interval), effect (Hedges' g of the paired
-    differences), p and p_equal (`stats.p_values`), p_holm and p_equal_holm (`corrected` for all rows), verdict
-    (`words`), margin. Lower accuracy is better in the modes that remove, higher in those that keep. Sorted, best first.
+    level: chance of any false word among all rows. Columns: estimator, reference, n (seeds), mean, std, low, high
+    (difference of accuracy, -1..1, mean over percents; its standard deviation over seeds, its 95 percent t interval),
+    effect (Hedges' g of the paired differences), p and p_equal (`stats.p_values`), p_holm and p_equal_holm (`corrected`
+    for all rows), verdict (`words`), margin. Lower accuracy is better in the modes that remove, higher in those that
+    keep. Sorted, best first.
     """
     rows = _retrained(table, unit, mode)
     found = []
@@ -131,21 +132,6 @@ def spread_of_differences(table: pd.DataFrame, unit: str, mode: str) -> float:
     names = set(rows.estimator) - {"random", "clean"}
     variances = [d.var(ddof=1) for name in names if len(d := stats.differences(rows, name, "random")) > 1]
     return float(np.sqrt(np.mean(variances))) if variances else np.nan
-
-
-def spread_over_bases(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
-    """Each estimator's differences to Random in two parts: over base models, and over retrainings of one of them.
-
-    Columns: estimator, groups (base models), n, between, within (`stats.components`; accuracy, 0..1). No rows where
-    there is one base model, or where each was retrained once.
-    """
-    rows, found = _retrained(table, unit, mode), []
-    parts = [part for _, part in rows.groupby("base_seed")] if "base_seed" in rows else []
-    for name in set(rows.estimator) - {"random"}:
-        groups = [values for part in parts if len(values := stats.differences(part, name, "random"))]
-        found += [{"estimator": name, **stats.components(groups)}] if groups else []
-    found = pd.DataFrame(found, columns=["estimator", "groups", "n", "between", "within"]).dropna()
-    return found.sort_values(["between", "estimator"], ascending=False, ignore_index=True)
 
 
 def advice(table: pd.DataFrame, unit: str, mode: str, found: pd.DataFrame) -> str:

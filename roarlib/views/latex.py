@@ -6,14 +6,13 @@ already, and %% statements; the methods have one sentence a line, so that what s
 
 import re
 import shlex
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from roarlib.answers import looks, stats, verdicts
+from roarlib.answers import across, looks, stats, verdicts
 from roarlib.grid import status
 from roarlib.study.files import write_atomically
 from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MODES, UNITS, imputes, in_order, keeps, label, split_name
@@ -83,7 +82,7 @@ def write(studies: list[Study], text_width: float = 5.5) -> str:
     if len({study.name for study in studies}) < len(studies):
         raise InputError("a study is named twice")
     told, folder = [methods.facts(study) for study in studies], studies[0].folder / "paper"
-    tables = [accuracies(one, *side) for one in told for side in one["sides"]] + across(told)
+    tables = [accuracies(one, *side) for one in told for side in one["sides"]] + side_by_side(told)
     drawn = [figure for one in told for figure in figures(one, folder / "figures", text_width)]
     shared = {"studies": told, "tables": tables, "figures": drawn, "text_width": text_width}
     files = {f"tables/{table['name']}.tex": render("table.tex", **table) for table in tables}
@@ -141,21 +140,26 @@ def accuracies(one: dict, unit: str, mode: str) -> dict:
     }
 
 
-def across(told: list[dict]) -> list[dict]:
-    """Tables of several studies: estimators by studies, difference to Random, for each unit and mode that two have."""
-    tables = []
-    for (unit, mode), count in Counter(side for one in told for side in one["sides"]).items():
-        having = [one for one in told if (unit, mode) in one["sides"]]
-        found = {one["study"].name: looks.judged(one["table"], one["study"], unit, mode) for one in having}
-        found = {name: against for name, against in found.items() if len(against)}
-        if mode == "mask" or count < 2 or not found:
+def side_by_side(told: list[dict]) -> list[dict]:
+    """Tables of several studies, of `across.compare`: difference to Random, for each unit and mode that two have."""
+    parts, tables = {one["study"].name: (one["table"], one["study"]) for one in told}, []
+    for unit, mode in dict.fromkeys(side for one in told for side in one["sides"]):
+        try:
+            compared = across.compare(parts, unit, mode)
+        except LookupError:  # fewer than two have it, or they share no percent
             continue
-        columns = {name: column(against, keeps(mode), "+") for name, against in found.items()}
-        table = laid_out([(f"{UNITS[unit]} {MODES[mode]}", columns)], list(found.values()))
-        n = methods.span([n for against in found.values() for n in against.n])
-        intervals = any(against.high.notna().any() for against in found.values())
-        more = {"kind": "studies", "studies": having, "name": f"studies-{unit}-{mode}", "n": n, "intervals": intervals}
-        tables.append(table | more | {"keeps": keeps(mode)})
+        by_study = {name: found for name, found in compared.found.groupby("study", sort=False)}
+        columns = {name: column(found, keeps(mode), "+") for name, found in by_study.items()}
+        more = {
+            "kind": "studies",
+            "studies": [one for one in told if one["study"].name in by_study],
+            "name": f"studies-{unit}-{mode}",
+            "n": methods.span(compared.found.n),
+            "intervals": bool(compared.found.high.notna().any()),
+            "keeps": keeps(mode),
+            "percents": compared.percents,
+        }
+        tables.append(laid_out([(across.said((unit, mode)), columns)], list(by_study.values())) | more)
     return tables
 
 

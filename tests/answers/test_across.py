@@ -8,8 +8,10 @@ from roarlib.study import params
 from roarlib.study.files import root
 
 
-def part(name, differences=ORDER, margin=0.01, **keywords):
-    return {name: (table_of(differences, spread=0.001, **keywords).assign(study=name), margin)}
+def part(name, differences=ORDER, margin=1.0, said=(), **keywords):
+    """What `across.load` gives of one study. margin: in points. said: further parameters of the study."""
+    study = params.Study(name=name, estimators=["random", *differences], margin=margin, **dict(said))
+    return {name: (table_of(differences, spread=0.001, **keywords).assign(study=name), study)}
 
 
 def test_studies_are_compared_over_the_percents_that_all_have():
@@ -36,9 +38,9 @@ def test_studies_are_compared_over_the_percents_that_all_have():
 
 def test_an_estimator_without_all_shared_percents_is_not_compared():
     whole = part("a")
-    table, margin = whole["a"]
+    table, study = whole["a"]
     partly = table[(table.estimator != "gb") | (table.percent == 30)]
-    found = across.compare({"b": (partly.assign(study="b"), margin)} | whole)
+    found = across.compare({"b": (partly.assign(study="b"), study)} | whole)
     assert np.isnan(found.scores.loc["b", "gb"]) and found.scores.loc["a"].notna().all()
 
 
@@ -60,9 +62,34 @@ def test_the_question_is_the_one_that_most_studies_share_and_what_cannot_be_aske
 
 
 def test_every_study_has_its_own_margin():
-    found = across.compare(part("a", {"grad": 0, "ig": -3}) | part("b", {"grad": 0, "ig": -3}, margin=0.0001)).found
+    found = across.compare(part("a", {"grad": 0, "ig": -3}) | part("b", {"grad": 0, "ig": -3}, margin=0.01)).found
     assert found.set_index(["study", "estimator"]).verdict["a", "grad"] == "equal"
     assert found.set_index(["study", "estimator"]).verdict["b", "grad"] == "open"
+
+
+def test_what_the_choice_of_the_network_adds_is_read_off_two_studies_that_differ_in_nothing_else():
+    one, each = (
+        part("one", {"grad": 0, "ig": 0}, seeds=3),
+        part("each", {"grad": 0, "ig": 0}, seeds=3, said={"base_models": "each-seed"}),
+    )
+    for found, points in ((one, [-3, 0, 3]), (each, [-5, 0, 5])):  # standard deviations of 3 and 5
+        (table, _) = next(iter(found.values()))
+        table.loc[table.estimator == "random", "accuracy"] = 0.4
+        table.loc[table.estimator == "ig", "accuracy"] = 0.3
+        wanted = table.seed.map(dict(enumerate(points))) / 100 + 0.5
+        table["accuracy"] = table.accuracy.where(table.estimator != "grad", wanted)
+    compared = across.compare(one | each)
+    assert compared.pairs == [("one", "each")]
+    grad, ig, total = (row for _, row in across.networks(compared).iterrows())
+    assert (grad.estimator, ig.estimator, total.estimator) == ("grad", "ig", "all")
+    assert [grad.one, grad.several, grad.network] == pytest.approx([3, 5, 4])
+    assert [ig.one, ig.several, ig.network] == pytest.approx([0, 0, 0], abs=1e-9)
+    assert [total.one, total.several, total.network] == pytest.approx(np.array([3, 5, 4]) / np.sqrt(2))
+    assert "one and each differ in the number of networks alone: differences to Random spread by 2.12" in across.text(
+        compared
+    )
+    other = part("each", {"grad": 0}, said={"base_models": "each-seed", "epochs": 99})
+    assert across.networks(across.compare(one | other)).empty  # they differ in more
 
 
 def test_mean_ranks_and_their_critical_difference_by_hand():

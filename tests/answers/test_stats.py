@@ -162,24 +162,12 @@ def test_differences_use_only_shared_seeds():
     np.testing.assert_allclose(stats.differences(rows, "grad", "random"), [-0.2, -0.1])
 
 
-def test_components_of_variance_by_hand():
-    """Groups 1 3 and 5 7: MS within (2 + 2) / 2 = 2, between 2 (4 + 4) / 1 = 16, n0 = 2: between^2 = (16 - 2) / 2."""
-    even = stats.components([[1, 3], [5, 7]])
-    assert even == dict(groups=2, n=4, between=pytest.approx(np.sqrt(7)), within=pytest.approx(np.sqrt(2)))
-    # 0 2 and 4: MS within 2, between 2 x 1 + 1 x 4 less its mean 2: 2 (1 - 2)^2 + (4 - 2)^2 = 6; n0 = 3 - 5 / 3
-    assert stats.components([[0, 2], [4]])["between"] == pytest.approx(np.sqrt((6 - 2) / (4 / 3)))
-    assert stats.components([[0, 4], [1, 3]])["between"] == 0  # equal means
-    for alone in ([[1, 2, 3]], [[1], [2], [3]]):
-        assert np.isnan(stats.components(alone)["between"]) and np.isnan(stats.components(alone)["within"])
-
-
 @pytest.mark.parametrize(
     "bases, says",
     [
         ([0, 0, 0], "one base model: intervals speak of this network only"),
         ([np.nan] * 3, "one base model: intervals speak of this network only"),
         ([0, 1, 2], "each seed with a base model of its own: intervals cover the choice of the network"),
-        ([0, 0, 2], "2 base models, some with several seeds: intervals cover the choice of the network only in part"),
     ],
 )
 def test_what_intervals_cover_is_read_from_the_rows(bases, says):

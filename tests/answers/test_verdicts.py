@@ -102,18 +102,6 @@ def test_power_equals_a_simulation_and_seeds_follow_from_it():
     assert verdicts.seeds_needed(0.0001, 1.0) == 200 and verdicts.power(0.02, 0.015, 1) == 0
 
 
-def test_spread_over_base_models_needs_both_kinds_of_rows():
-    table = table_of({"grad": 0}, seeds=4, percents=(50,))
-    table.loc[table.estimator == "grad", "accuracy"] += [0.01, 0.03, 0.05, 0.07]
-    assert verdicts.spread_over_bases(table, "pixel", "remove").empty
-    for bases in ([0] * 4, range(4)):
-        alone = table.assign(base_seed=table.seed.map(dict(enumerate(bases))))
-        assert verdicts.spread_over_bases(alone, "pixel", "remove").empty
-    (row,) = verdicts.spread_over_bases(table.assign(base_seed=table.seed // 2), "pixel", "remove").itertuples()
-    assert (row.estimator, row.groups, row.n) == ("grad", 2, 4)
-    assert row.between == pytest.approx(np.sqrt(7) / 100) and row.within == pytest.approx(np.sqrt(2) / 100)
-
-
 def test_kendalls_w_by_hand():
     scores = pd.DataFrame([[1, 2, 3], [1, 2, 3], [3, 2, 1]], columns=list("abc"))  # rank sums 5 6 7: S = 2
     found = verdicts.kendall_w(scores)
