@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
 from roarlib.grid import status
 from roarlib.grid.cells import Grid
@@ -91,7 +90,7 @@ def images(study_file):
 @contextmanager
 def _images(study):
     """A progress bar of decoded images, as a function (done, total); it shows only if it is called."""
-    with tqdm(unit="image", desc="preparing images", mininterval=0.5 if sys.stderr.isatty() else 15, delay=2) as bar:
+    with status.on_terminal(unit="image", desc="preparing images", delay=2) as bar:
 
         def told(done: int, total: int):
             bar.total = total
@@ -161,12 +160,12 @@ def run(study_file, only, scheduler, slurm, anyway):
         return
     from roarlib.grid import preflight, runner
 
-    going = runner.Run(study, scheduler, slurm, lambda line: tqdm.write(line, file=sys.stderr))
+    going = runner.Run(study, scheduler, slurm, lambda line: status.Lines.write(line, file=sys.stderr))
     with _images(study) as told:
         preflight.check(study, told, lambda line: click.echo(line, err=True))
     _advise(study)
-    interval, there = 0.5 if sys.stderr.isatty() else 15, len(chosen) - len(todo)
-    with tqdm(total=len(chosen), initial=there, unit="cell", desc=study.name, mininterval=interval) as bar:
+    there = len(chosen) - len(todo)
+    with status.on_terminal(total=len(chosen), initial=there, unit="cell", desc=study.name) as bar:
         failed, fresh = [], []
 
         def report(outcome: runner.Outcome):
@@ -192,7 +191,8 @@ def run(study_file, only, scheduler, slurm, anyway):
 
         def check_base():
             if not anyway and (said := results.nothing_learnt(study)):
-                bar.write(click.style(said, fg="red"), file=sys.stderr)
+                with bar.external_write_mode(sys.stderr):
+                    click.secho(said, fg="red", err=True)  # plain where it is no terminal
                 going.abandon()
                 os._exit(1)
 

@@ -107,6 +107,14 @@ def test_plan_lists_cells_and_estimates_the_time(study_file, monkeypatch, capsys
     assert "cells done 01-train 0/1, 02-attribute 0/2" in out and "left: about" in out
 
 
+def test_a_plan_with_a_slip_leaves_nothing_behind(study_file, monkeypatch, capsys):
+    file = study_file(model="resnet1")
+    status, _, err = roar(monkeypatch, capsys, "plan", file)
+    assert status == 2 and "did you mean resnet18?" in err and not params.load(file).folder.exists()
+    file = study_file(dataset="folder:nowhere", image_size=32)
+    assert "there is no nowhere beside the study's file" in roar(monkeypatch, capsys, "plan", file)[2]
+
+
 def test_status_reads_the_files_alone(study_file, monkeypatch, capsys):
     status, out, _ = roar(monkeypatch, capsys, "status", study_file())
     assert status == 0 and "done  running  failed  waiting" in out
@@ -259,6 +267,7 @@ def test_a_base_model_that_learnt_nothing_stops_the_run(study_file, outputs):
     assert "right on 10.0% of the test images, knowing nothing on 10.0%" in results.nothing_learnt(study)
     done = subprocess.run([ROAR, "run", file], capture_output=True, text=True)
     assert done.returncode == 1 and "nothing can be lost by removal" in done.stderr and "--anyway" in done.stderr
+    assert not {"\r", "\x1b"} & set(done.stderr)  # no terminal: nothing is drawn over, nothing in colour
     assert not list(study.folder.glob("04-retrain/*/rows/*"))
     results.write(study, key, 0.11, floor=0.1)
     assert results.nothing_learnt(study) == ""

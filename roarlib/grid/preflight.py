@@ -1,13 +1,12 @@
 """Before a study runs: is everything there, does everything fit together, and how long will it take?"""
 
 import dataclasses
-import os
 import shutil
 import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import numpy as np
 import torch
@@ -72,15 +71,14 @@ def _in_memory(split: datasets.Split) -> datasets.Split:
 def _check_folder(study: Study) -> None:
     """The outputs folder can be written and has room for the images and rankings still to come."""
     folder = study.folder
+    there = next(place for place in (folder, *folder.parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        with TemporaryFile(dir=there, buffering=0) as probe:
+            probe.write(b"x" * 4096)
     except OSError as error:
         raise InputError(f"cannot write under {folder}: {error.strerror}") from None
     images, ranked = disk_bytes(study)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(there).free
     if images + ranked > free:
         raise InputError(
             f"{folder}: prepared images need {images / 1e9:.1f} GB and rankings {ranked / 1e9:.1f} GB, but only "

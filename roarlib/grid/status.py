@@ -17,6 +17,27 @@ from roarlib.study.params import Study
 RECENT = 600  # seconds back over which the rate of retrainings is taken
 
 
+class Lines(tqdm.tqdm):
+    """A bar for a file, where it cannot be drawn over: a line each time."""
+
+    def display(self, msg=None, pos=None):
+        self.fp.write(f"{msg or self}\n")
+        self.fp.flush()
+
+    def clear(self, nolock=False):
+        pass
+
+    def refresh(self, nolock=False, lock_args=None):
+        if not nolock:  # else it is only put back below what somebody wrote
+            super().refresh(lock_args=lock_args)
+
+
+def on_terminal(**options) -> tqdm.tqdm:
+    """A bar on stderr; where that is no terminal, a line at most every 15 seconds."""
+    kind, interval = (tqdm.tqdm, 0.5) if sys.stderr.isatty() else (Lines, 15)
+    return kind(file=sys.stderr, mininterval=interval, **options)
+
+
 def bar(total: int, unit: str, **options) -> tqdm.tqdm:
     """A tqdm bar. Headless (ROAR_HEADLESS is set): plain, to stderr, a line at most every 30 seconds."""
     if os.environ.get("ROAR_HEADLESS"):
