@@ -171,18 +171,17 @@ CLAIMS: dict[str, Callable[[Source], tuple[bool, str]]] = {
 
 
 def judge(sources: list[Source]) -> pd.DataFrame:
-    """Every claim against every source: claim, source, holds (True, False, or None where not measured), numbers."""
+    """Every claim against every source that has measured what it speaks of: claim, source, holds, numbers."""
     rows = []
     for claim, check in CLAIMS.items():
         for source in sources:
             try:
                 holds, numbers = check(source)
-                if "nan" in numbers:  # some percents are missing
-                    raise KeyError
-            except (KeyError, IndexError, TypeError, AttributeError):
-                holds, numbers = None, "not measured"
-            rows.append({"claim": claim, "source": source.name, "holds": holds, "numbers": numbers})
-    return pd.DataFrame(rows)
+            except (KeyError, IndexError, TypeError, AttributeError):  # not measured there
+                continue
+            if "nan" not in numbers:  # else some percents are missing
+                rows.append({"claim": claim, "source": source.name, "holds": holds, "numbers": numbers})
+    return pd.DataFrame(rows, columns=["claim", "source", "holds", "numbers"])
 
 
 INPUTS, INFORMATIVE = 16, 4
