@@ -61,11 +61,12 @@ def _block(rng: np.random.Generator, size: int, kind: str) -> Arrays:
     """Draw BLOCK images: background, disc or discs over it, noise over all; shapes and types as in `make`."""
     labels = rng.permuted(np.tile(np.arange(10), (BLOCK // 10, 1)), axis=1).ravel()
     if kind == "outline":
-        *place, masks = _ellipses(rng, labels, size)
-        objects = [(_object(rng, rng.integers(0, 10, BLOCK), *place, masks)[0], masks)]
+        place = _ellipses(rng, labels, size)
+        masks = place[2]
+        objects = [(_object(rng, rng.integers(0, 10, BLOCK), place)[0], masks)]
     elif kind:
         first, second = _pairs(rng, size)
-        pixels, contrast = _object(rng, labels, *first)
+        pixels, contrast = _object(rng, labels, first)
         if kind == "twice":
             others = labels
         elif kind == "against":
@@ -73,11 +74,12 @@ def _block(rng: np.random.Generator, size: int, kind: str) -> Arrays:
         else:  # of any class, so that the tint of the rings tells nothing
             others = rng.integers(0, 10, BLOCK)
         faint = FAINT * contrast if kind == "against" else None
-        objects = [(pixels, first[2]), (_object(rng, others, *second, faint, kind == "distractor")[0], second[2])]
+        objects = [(pixels, first[2]), (_object(rng, others, second, faint, kind == "distractor")[0], second[2])]
         masks = first[2] if kind == "distractor" else first[2] | second[2]
     else:
-        *place, masks = _discs(rng, size)
-        objects = [(_object(rng, labels, *place, masks)[0], masks)]
+        place = _discs(rng, size)
+        masks = place[2]
+        objects = [(_object(rng, labels, place)[0], masks)]
     images = _clutter(rng, size)
     for pixels, where in objects:
         images = np.where(where[:, None], pixels, images)
@@ -85,11 +87,13 @@ def _block(rng: np.random.Generator, size: int, kind: str) -> Arrays:
     return images.round().clip(0, 255).astype(np.uint8), labels, masks[:, None]
 
 
-def _object(rng, labels, x, y, masks, contrast=None, rings=False) -> tuple[np.ndarray, np.ndarray]:
+def _object(rng, labels, place: Arrays, contrast=None, rings=False) -> tuple[np.ndarray, np.ndarray]:
     """A class's texture around its object's centre: pixels (BLOCK, 3, size, size) and their contrast (BLOCK, 1, 1, 1).
 
-    contrast: of another object, or None to draw it. rings: a pattern of no class instead, in the class's tint.
+    place: x, y and masks, as of `_discs`. contrast: of another object, or None to draw it. rings: a pattern of no class
+    instead, in the class's tint.
     """
+    x, y, masks = place
     size = x.shape[2]
     texture = _standardise(_texture(rng, labels, x * 32 / size, y * 32 / size, rings), masks)
     low, high = CONTRAST

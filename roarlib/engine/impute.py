@@ -49,7 +49,7 @@ def linear(images, missing, fill=0.0, tolerance: float = TOLERANCE) -> torch.Ten
     return torch.where(missing, solved, images)
 
 
-def noisy_linear(images, missing, fill, sigma, seed: int, ids, tolerance: float = TOLERANCE) -> torch.Tensor:
+def noisy_linear(images, missing, fill, sigma, seed: int, ids) -> torch.Tensor:
     """The same, with normal noise added to the imputed values, drawn from (seed, image id) alone.
 
     sigma: number or (C,), the noise's standard deviation in the images' units (ROAD: 0.01 where white is 1). ids: int64
@@ -58,7 +58,7 @@ def noisy_linear(images, missing, fill, sigma, seed: int, ids, tolerance: float 
     noise = draws.normal(seed, ids, 0, images.shape[1:], draws.IMPUTATION).to(images.dtype)
     sigma = torch.as_tensor(sigma, dtype=images.dtype, device=images.device).expand(images.shape[1])
     noise.mul_(sigma[:, None, None]).mul_(missing)
-    return linear(images, missing, fill, tolerance) + noise
+    return linear(images, missing, fill) + noise
 
 
 def _solved(start, mask, fill, tolerance):
