@@ -57,7 +57,13 @@ def draw(found: dict[str, pd.DataFrame], percent: int, file: Path) -> None:
     axes[0][0].set_xlabel("points between positions")
     for ax in axes[0][1:]:
         ax.set_xlabel(f"minus Random's, t = {percent}")
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    fig.legend(
+        *axes[0][0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=plots.TEXT + 1,
+    )
     plots.save(fig, file)
 
 
