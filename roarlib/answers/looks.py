@@ -116,8 +116,8 @@ def judged(table: pd.DataFrame, study: Study, unit: str, mode: str) -> pd.DataFr
     if study.seeds != "auto" or (unit, mode) != (study.units[0], study.modes[0]):
         return found
     told = {name: word for look in made(table, study)[-1:] for name, (word, _) in look.told.items()}
-    words = found.estimator.map(told).fillna(found.verdict.where(~found.verdict.isin(TOLD), OPEN))
-    return found.assign(verdict=words)
+    words = zip(found.estimator, found.verdict, strict=True)
+    return found.assign(verdict=[told.get(name, OPEN if word in TOLD else word) for name, word in words])
 
 
 def design(study: Study) -> str:
