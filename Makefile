@@ -21,6 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  | awk '/^ *Downloading .*([0-9][0-9]\.[0-9] MB|GB)/ { sub(".*/", "", $$2); print "  downloading", $$2, $$3, $$4; fflush() } \
 	         /^Installing collected/ { print "  installing"; fflush() }'
 	@touch $@
+	@echo "Ready. Next: make study, or activate it (source .venv/bin/activate) and run roar"
 
 setup: $(VENV)/.ready ## Build or refresh .venv
 

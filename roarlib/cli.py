@@ -46,8 +46,7 @@ def cli(debug: bool):
 @click.option("--estimator", multiple=True, help="One more estimator, such as mine:edges; as often as you like.")
 def new(study_file, dataset, model, estimator):
     """Write a study of your own, with a word on each key that matters."""
-    fresh.write(study_file, dataset, model, estimator)
-    click.echo(f"{study_file} is written; next: roar plan {study_file}")
+    click.echo(fresh.write(study_file, dataset, model, estimator))
 
 
 @cli.command()
@@ -128,8 +127,10 @@ def plan(study_file, only):
     )
     _advise(study)
     workers, threads = cluster.machine(study)
-    left = status.duration(preflight.seconds_left(grid, found, todo)) if todo else "nothing"
-    click.echo(f"left: about {left} with {workers} cells at a time of {threads} thread(s) each")
+    left = f"about {status.duration(preflight.seconds_left(grid, found, todo))}" if todo else "nothing"
+    click.echo(f"left: {left} with {workers} cells at a time of {threads} thread(s) each")
+    click.echo("tried on a few images: the model and every estimator run")
+    click.echo(f"next: roar {'run' if todo else 'report'} {study_file}")
 
 
 @cli.command()
@@ -206,6 +207,7 @@ def run(study_file, only, scheduler, slurm, anyway):
     said, left, code = runner.ended(grid, outcomes, owed, time.perf_counter() - started)
     click.echo(said)
     click.echo(left, err=True, nl=bool(left))
+    click.echo("" if code else f"next: roar report {study_file}", nl=not code)
     sys.exit(code)
 
 

@@ -105,6 +105,7 @@ def test_plan_lists_cells_and_estimates_the_time(study_file, monkeypatch, capsys
     status, out, _ = roar(monkeypatch, capsys, "plan", study_file())
     assert status == 0 and "04-retrain/grad/s0" in out and "0 of 1 rows" in out
     assert "cells done 01-train 0/1, 02-attribute 0/2" in out and "left: about" in out
+    assert "the model and every estimator run\nnext: roar run " in out
 
 
 def test_a_plan_with_a_slip_leaves_nothing_behind(study_file, monkeypatch, capsys):
@@ -119,7 +120,8 @@ def test_status_reads_the_files_alone(study_file, monkeypatch, capsys):
     status, out, _ = roar(monkeypatch, capsys, "status", study_file())
     assert status == 0 and "done  running  failed  waiting" in out
     assert out.endswith(
-        "tiny: cells done 01-train 0/1, 02-attribute 0/2, 03-degrade 0/2, 04-retrain 0/3; retrainings 0 of 3\n"
+        "tiny: cells done 01-train 0/1, 02-attribute 0/2, 03-degrade 0/2, 04-retrain 0/3; retrainings 0 of 3 (1 of them "
+        "on untouched images)\n"
     )
 
 
@@ -302,7 +304,7 @@ def test_a_new_study_is_one_that_loads(tmp_path, outputs, monkeypatch, capsys, d
     file = tmp_path / "own.yaml"
     words = ["new", str(file), "--dataset", dataset, "--estimator", "mine:edges", "--estimator", "maps:my-maps"]
     status, out, _ = roar(monkeypatch, capsys, *words)
-    assert status == 0 and f"next: roar plan {file}" in out
+    assert status == 0 and f"next: write edges in mine.py, then roar plan {file}" in out
     study = params.load(file)
     assert study.dataset == dataset and study.estimators[-2:] == ["mine:edges", "maps:my-maps"]
     assert study.image_size == (64 if dataset.startswith("folder:") else 0) and "#" in file.read_text()

@@ -149,16 +149,22 @@ def joined(means: pd.Series, critical: float) -> list[tuple[float, float]]:
 def table(compared: Compared) -> pd.DataFrame:
     """Estimators by studies: difference to Random in points, [95 percent interval], verdict; and the mean rank."""
     found, (means, _) = compared.found, ranks(compared.scores)
-    text = [
-        f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] {word}" if low == low else f"{mean:+.1f} {word}"
-        for mean, low, high, word in zip(*(100 * found[c] for c in ("mean", "low", "high")), found.verdict, strict=True)
-    ]
-    wide = found.assign(text=text).pivot(index="estimator", columns="study", values="text")
+    wide = found.assign(text=cells(found)).pivot(index="estimator", columns="study", values="text")
     wide = wide.reindex(columns=compared.scores.index)
     rest = compared.scores.mean().drop(means.index).sort_values(ascending=False)
     wide.loc["random"] = "0"
     wide = wide.reindex([*means.index, *rest.index]).assign(**{"mean rank": means.map("{:.1f}".format)}).fillna("–")
     return wide.rename(index=label).rename_axis(index=None, columns=None)
+
+
+def cells(found: pd.DataFrame) -> pd.Series:
+    """Of each row of `verdicts`: '-9.5 [-11.8, -7.2] better', the difference in points, its interval, the verdict."""
+
+    def cell(row: pd.Series) -> str:
+        mean, low, high = 100 * row[["mean", "low", "high"]].astype(float)
+        return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] {row.verdict}" if low == low else f"{mean:+.1f} {row.verdict}"
+
+    return found.apply(cell, axis=1) if len(found) else pd.Series(dtype=str)
 
 
 def in_words(compared: Compared) -> list[str]:

@@ -100,6 +100,15 @@ def of_study(table: pd.DataFrame, unit: str) -> Source | None:
     )
 
 
+def comparable(table: pd.DataFrame, unit: str) -> bool:
+    """Whether a study shares enough estimators with Table 2, three beside Random, for an order to mean anything."""
+    ours = of_study(table, unit)
+    return (
+        ours is not None
+        and len(ours.remove.index.intersection(table2().estimator.unique()).drop("random", errors="ignore")) > 2
+    )
+
+
 def order(source: Source, mode: str = "remove", percents=None) -> pd.Series:
     """How good each estimator is, best first: share of accuracy taken away (remove) or held (keep), mean over t.
 

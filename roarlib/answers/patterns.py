@@ -13,6 +13,7 @@ from roarlib.study.names import label
 from roarlib.study.params import Study
 
 LATTICE = 10  # points, from which on a lattice is warned of
+CLUMPED = 0.3  # Moran's I above Random's, from which on holes are solid enough to doubt a verdict
 MODULI = (2, 4)  # periods in px: of one and of two strides of 2
 
 
@@ -57,6 +58,25 @@ def clumpiness(study: Study, unit: str, percent: int, count: int = 500) -> pd.Se
     """Moran's I of each estimator's removal masks at t, mean over the first `count` test images and the channels."""
     found = {name: float(np.nanmean(moran(masks))) for name, masks in _masks(study, unit, percent, count)}
     return pd.Series(found, name="moran", dtype=float)
+
+
+def solid(study: Study, unit: str, better: list[str]) -> str:
+    """A sentence on estimators whose verdict, better than Random, may be due to solid holes; empty if there is none.
+
+    None where blurred Random, whose holes are as solid, is in the study: analysis 14 compares with it.
+    """
+    if not better or "random-blur" in study.estimators:
+        return ""
+    found = clumpiness(study, unit, 50)
+    worst = found.reindex(better).dropna().sort_values(ascending=False)
+    if not len(worst := worst[worst > found.get("random", 0) + CLUMPED]):
+        return ""
+    names = ", ".join(f"{label(name)} ({value:.1f})" for name, value in worst.items())
+    return (
+        f"Solid holes: what {names} removes is clumped (Moran's I, 0 for Random), and a network cannot fill in a solid "
+        'hole as it can scattered ones, whatever it covers. Add "*-blur" to estimators and run again: part of the '
+        "report then compares with Random's holes made as solid."
+    )
 
 
 def moran(masks: np.ndarray) -> np.ndarray:

@@ -69,9 +69,11 @@ def counts(grid: Grid, cells: list[Cell]) -> str:
     owed = {cell.id: grid.missing(cell) for cell in cells}
     done, there = Counter(c.stage for c in cells if not owed[c.id]), Counter(c.stage for c in cells)
     parts = [f"{stage} {done[stage]}/{there[stage]}" for stage in results.STAGES.values() if there[stage]]
-    rows = sum(row.measure == "retrain" for cell in cells for row in cell.rows)
+    rows = [row for cell in cells for row in cell.rows if row.measure == "retrain"]
     left = sum(row.measure == "retrain" for found in owed.values() for row in found)
-    return f"{grid.study.name}: cells done {', '.join(parts)}; retrainings {rows - left} of {rows}"
+    clean = sum(row.estimator == "clean" for row in rows)
+    untouched = f" ({clean} of them on untouched images)" if clean else ""
+    return f"{grid.study.name}: cells done {', '.join(parts)}; retrainings {len(rows) - left} of {len(rows)}{untouched}"
 
 
 def rate(study: Study) -> float:

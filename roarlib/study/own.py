@@ -35,7 +35,7 @@ def load(name: str) -> Callable:
         why = f"{type(error).__name__}: {error}"
         if isinstance(error, ModuleNotFoundError) and error.name in (module_name, module_name.removesuffix(".py")):
             hint = "; write it without .py" if module_name.endswith(".py") else ""
-            why = f"it is neither in {Path.cwd()} nor in {root()}{hint}"
+            why = f"there is no such file in {' or '.join(dict.fromkeys(map(str, (Path.cwd(), root()))))}{hint}"
         raise InputError(f"{name}: cannot import {module_name} ({why})") from None
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, vars(module), 1)
@@ -43,6 +43,11 @@ def load(name: str) -> Callable:
     if not callable(made := getattr(module, attribute)):
         raise InputError(f"{name}: {attribute} is a {type(made).__name__}, and not a function")
     return made
+
+
+def is_own(name: str) -> bool:
+    """Whether a name of a model or base is `module:function` of the user's, and not of Captum's or timm's."""
+    return bool(USERS_OWN.fullmatch(name)) and not name.startswith(("captum:", "timm:"))
 
 
 def said(error: BaseException) -> str:
@@ -66,9 +71,13 @@ def source(study: Study, estimator: str) -> str | None:
     None where it cannot be told, as a file of theirs is not here.
     """
     base = "" if estimator == "clean" else split_name(estimator)[0]
-    names = [n for n in (study.model, base) if USERS_OWN.fullmatch(n) and not n.startswith(("captum:", "timm:"))]
     try:
-        return " ".join([*map(_digest_as_run, names), brought.digest(study, estimator)]).strip() or "ours"
+        return (
+            " ".join(
+                [*map(_digest_as_run, filter(is_own, (study.model, base))), brought.digest(study, estimator)]
+            ).strip()
+            or "ours"
+        )
     except (InputError, OSError):
         return None
 

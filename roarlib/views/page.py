@@ -94,7 +94,7 @@ def table(source: str) -> dict:
     rows = [[cell.get_text(strip=True) for cell in row(["th", "td"])] for row in soup.select("tbody tr")]
     kinds = []
     for column in zip(*rows, strict=True):
-        number = all(re.fullmatch(r"[-−+]?[\d,]*\.?\d+%?|–|nan|", cell) for cell in column)
+        number = all(re.fullmatch(r"[-−+<]?[\d,]*\.?\d+%?|–|nan|", cell) for cell in column)
         kinds.append("number" if number else "short" if max(map(len, column)) <= 15 else "")
     heads = [cell.get_text(strip=True) for cell in soup.select("thead tr:last-of-type th")]
     return {"heads": heads, "rows": rows, "kinds": kinds}

@@ -8,17 +8,18 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from roarlib.answers import looks, patterns, resolution, stats, verdicts
+from roarlib.answers import across, looks, paper, patterns, resolution, stats, verdicts
 from roarlib.grid import kernel
 from roarlib.study import params, results, yaml12
 from roarlib.study.files import root, write_atomically
 from roarlib.study.machine import cores
-from roarlib.study.names import MODES, UNITS, label
+from roarlib.study.names import MODES, UNITS, keeps, label
 from roarlib.study.params import InputError, Study
 from roarlib.views import page
 
 NOTEBOOKS = sorted((root() / "notebooks").glob("1?-*.ipynb"))
 ANALYSES = [file.stem for file in NOTEBOOKS if "study_file:" in file.read_text()]  # of one study, that is
+AGAINST_PAPER = "12-against-the-paper"
 MACHINE = ["hardware", "device", "precision", "torch", "roarlib", "commit", "python"]
 WHAT = {"retrain": "retraining", "base": "base model", "ranking": "ranking", "deletion": "deletion score"}
 WHAT |= {"sanity": "comparison with random weights"}
@@ -35,15 +36,17 @@ def render(study: Study) -> str:
     agreed = (study.folder / "study.yaml").is_file()
     file = params.save(study) if agreed else root() / "params" / f"{study.name}.yaml"
     chapters, failed = {}, []
+    wanted = [name for name in ANALYSES if name != AGAINST_PAPER or paper.comparable(table, study.units[0])]
     with ThreadPoolExecutor(cores()) as pool:  # each waits for a kernel, which is a process
-        running = {name: pool.submit(_execute, study, file, name) for name in ANALYSES}
+        running = {name: pool.submit(_execute, study, file, name) for name in wanted}
     for name, execution in running.items():
         try:
             chapters[name] = execution.result()
         except ValueError as problem:  # an InputError, or a notebook that takes no study; the others are worth a page
             failed.append(str(problem))
     shown = {name: notebook for name, notebook in chapters.items() if page.shows(notebook)}
-    empty = [f"{name}, for want of results to show" for name in chapters if name not in shown]
+    lacks = [name for name in ANALYSES if name not in wanted or name in chapters and name not in shown]
+    empty = [f"{name}, for want of results to show" for name in lacks]
     target = study.folder / "report.html"
     write_atomically(target, page.html(shown, _head(study, table), _how(study), failed + empty))
     figure = study.folder / "figures" / f"curves-{study.units[0]}-{study.modes[0]}.png"
@@ -52,29 +55,36 @@ def render(study: Study) -> str:
 
 
 def summary(study: Study) -> str:
-    """The study's first unit and mode as text: accuracy at each percent, mean over seeds, best estimator first."""
+    """The study's first unit and mode as text: accuracy at each percent and difference to Random, best first."""
     table, unit, mode = results.table(study), study.units[0], study.modes[0]
     points = stats.summary(stats.with_clean(table, mode)).query("measure == 'retrain' and unit == @unit")
     grid = points.pivot(index="estimator", columns="percent", values="mean").mul(100).add_prefix("t=")
-    areas = stats.area_to_random(table, stats.floor(table)).query("unit == @unit and mode == @mode")
-    grid["area"] = areas.set_index("estimator")["mean"]
-    grid = grid.sort_values("area", ascending=False).rename(index=label).rename_axis(index=None, columns="estimator")
+    grid = grid.loc[grid.mean(axis=1).sort_values(ascending=not keeps(mode)).index]
     found = looks.judged(table, study, unit, mode)
-    formats, few, most = {"area": "{:.3f}".format}, points.n.min(), points.n.max()
+    grid["minus Random's"] = across.cells(found.set_index("estimator"))
+    grid = grid.fillna({"minus Random's": ""}).rename(index=label).rename_axis(index=None, columns="estimator")
+    few, most = points.n.min(), points.n.max()
     seeds = "1 seed" if most == 1 else f"{few} to {most} seeds" if study.seeds == "auto" else f"{few} seeds"
     return (
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
         f"mean of {seeds}\n\n"
-        f"{grid.to_string(float_format='{:.1f}'.format, formatters=formats, col_space=7)}\n\n{explained(study, table)}"
+        f"{grid.to_string(float_format='{:.1f}'.format, col_space=7)}\n\n{explained(study, table)}"
         f"{verdicts.in_words(found)} {verdicts.advice(table, unit, mode, found)}\n{looks.design(study)}"
-        f"{covered(table)}\n"
-        "area: between the curve and Random's; 0: like Random, towards 1: better, below 0: worse"
+        f"{covered(table)}" + "".join(f"\n\n{doubt}" for doubt in doubts(study, table, found))
     )
 
 
 def covered(table: pd.DataFrame) -> str:
     """Whether intervals cover the choice of the network, as a sentence: `stats.reach`."""
     return f"{stats.reach(table).capitalize()}."
+
+
+def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+    """What casts doubt on verdicts (found: of `looks.judged`) of the first unit and mode: a sentence each."""
+    unit, better = study.units[0], list(found[found.verdict == verdicts.BETTER].estimator)
+    lattice = patterns.warning(patterns.lattice(study, unit))
+    shape = "" if keeps(study.modes[0]) else patterns.solid(study, unit, better)
+    return list(filter(None, [resolution.warning(table, unit, study.modes[0]), lattice, shape]))
 
 
 def explained(study: Study, table: pd.DataFrame) -> str:
@@ -106,9 +116,7 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
     result, groups = verdicts.grouped(found)
     return {
         "study": study,
-        "doubts": list(
-            filter(None, [resolution.warning(table, unit, mode), patterns.warning(patterns.lattice(study, unit))])
-        ),
+        "doubts": doubts(study, table, found),
         "result": f"{result}{':' if groups else '.'}",
         "groups": groups,
         "advice": verdicts.advice(table, unit, mode, found),

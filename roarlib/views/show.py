@@ -50,7 +50,12 @@ def table(frame: pd.DataFrame, digits: int = 1, **words: str) -> None:
     """
     if frame.empty:
         return
-    named = frame.rename(columns=WORDS | words)
+    small = {c: frame[c].map(_p) for c in ("p", "p_holm", "p_equal_holm") if c in frame}
+    named = frame.assign(**small).rename(columns=WORDS | words)
     body = named.style.format(precision=digits, na_rep="–", thousands=",").hide(axis="index").to_html()
     folded = f"<details><summary>Table of {len(frame)} rows</summary>{body}</details>"
     display(HTML(folded if len(frame) > LONG else body))
+
+
+def _p(value: float) -> str:
+    return "–" if pd.isna(value) else "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -90,6 +90,10 @@ def test_what_the_choice_of_the_network_adds_is_read_off_two_studies_that_differ
     )
     other = part("each", {"grad": 0}, said={"base_models": "each-seed", "epochs": 99})
     assert across.networks(across.compare(one | other)).empty  # they differ in more
+    found = pd.DataFrame(
+        {"mean": [-0.095, 0.02], "low": [-0.118, np.nan], "high": -0.072, "verdict": ["better", "few"]}
+    )
+    assert list(across.cells(found)) == ["-9.5 [-11.8, -7.2] better", "+2.0 few"]
 
 
 def test_a_study_that_added_seeds_where_needed_is_judged_by_its_looks():

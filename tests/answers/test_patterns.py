@@ -43,6 +43,12 @@ def test_a_ranking_that_spares_every_second_pixel_is_warned_of(outputs):
     said = patterns.warning(found)
     assert "GRAD (100)" in said and "SG-GRAD" not in said
     assert patterns.clumpiness(study, "pixel", 50)["grad"] == pytest.approx(-1)
+    both = ["grad", "grad-sg"]  # Random has no ranking here: 0
+    said = patterns.solid(study, "pixel", both)
+    assert said.startswith("Solid holes: what SG-GRAD (0.9) removes is clumped") and '"*-blur"' in said
+    assert patterns.solid(study, "pixel", ["grad"]) == "" == patterns.solid(study, "pixel", [])
+    control = tiny_study(estimators=["grad", "grad-sg", "random", "random-blur"])
+    assert patterns.solid(control, "pixel", both) == ""
     file.unlink()
     assert patterns.warning(patterns.lattice(study, "pixel")) == ""  # of what is left
     assert patterns.warning(patterns.lattice(study, "value")) == ""  # of no ranking at all

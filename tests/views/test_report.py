@@ -76,7 +76,7 @@ def test_an_analysis_that_fails_is_left_out_and_named(alone, monkeypatch):
 
     monkeypatch.setattr(report, "_execute", failing)
     study = params.load(file)
-    assert report.render(study).count("LEFT OUT: ") == len(report.ANALYSES)
+    assert report.render(study).count("LEFT OUT: ") == len(report.ANALYSES) - 1  # too few estimators for the paper's
     assert "10-accuracy-curves failed: for a test" in (study.folder / "report.html").read_text()
 
 
