@@ -120,8 +120,8 @@ def test_status_reads_the_files_alone(study_file, monkeypatch, capsys):
     status, out, _ = roar(monkeypatch, capsys, "status", study_file())
     assert status == 0 and "done  running  failed  waiting" in out
     assert out.endswith(
-        "tiny: cells done 01-train 0/1, 02-attribute 0/2, 03-degrade 0/2, 04-retrain 0/3; retrainings 0 of 3 (1 of them "
-        "on untouched images)\n"
+        "tiny: cells done 01-train 0/1, 02-attribute 0/2, 03-degrade 0/2, 04-retrain 0/3; retrainings 0 of 3 (1 of "
+        "them on untouched images)\n"
     )
 
 
