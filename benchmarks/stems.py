@@ -1,4 +1,4 @@
-"""What a network's stem does to verdicts: the lattice on its rankings, and what four metrics say of them.
+"""What a network's stem does to verdicts: the lattice on its rankings, and what three metrics say of them.
 
 python benchmarks/stems.py STRIDED.yaml OTHER.yaml [--figure FILE]: two studies with rankings that differ in `model`;
 by default params/cifar10-strided.yaml and params/cifar10-cpu.yaml. Lattice: points between positions (modulo 2 or 4)
@@ -72,7 +72,11 @@ def main():
     parser.add_argument("studies", nargs="*", default=["params/cifar10-strided.yaml", "params/cifar10-cpu.yaml"])
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
+    if len(options.studies) != 2:
+        parser.error("two studies, please")
     studies = [params.load(file) for file in options.studies]
+    for study in studies:
+        params.agree(study)
     found = {study.name: measured(study) for study in studies}
     for name, table in found.items():
         print(f"{name}\n{table.rename(index=label).to_string(float_format='{:.1f}'.format)}\n")

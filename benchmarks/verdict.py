@@ -4,14 +4,14 @@ python benchmarks/verdict.py [STUDY.yaml]: from the rows of a finished study, by
 python benchmarks/verdict.py STUDY.yaml --run [--recipe epochs=4 --recipe "epochs=4 flip_average=true"] [--seeds 6]:
 the study's recipe and others (its keys, with other values) side by side on this machine, in turn, seed by seed; Random,
 GRAD and SG-SQ-GRAD at 50 and 90 percent, with the rankings of one base model. Seconds are then of the processor. With
---tests 10000 every network is also tested on so many images (of the data set's order) instead of the study's number.
+--tests 10000 every network is tested on so many images as well (the first of the data set), beside the study's number.
 
 Seeds: as many as reveal the difference with 80 percent power at 0.05 / 18, Holm's strictest step among the paper's 18
 estimators, given the spread over seeds of paired differences to Random. A retraining is one estimator, one percent, one
 seed; the price of a study is seeds x (18 + Random) x percents retrainings, of one estimator at one percent seeds x 1. A
 row's seconds are of one worker: a core, or a GPU; 200 seeds stand for 200 or more. A recipe that learns less has
 smaller differences as well: `size` is their root mean square over estimators. The ratio is the price without pairing
-over that with it, or, with --run, the study's over the last recipe's, both by variance x seconds, which has no whole
+over that with it, or, with --run, the study's over the last column's, both by variance x seconds, which has no whole
 seeds to jump by.
 """
 
@@ -89,7 +89,7 @@ def side_by_side(
                     model = train.train(other, data, seed, made[estimator, "train"], percent, mode)
                     trained = time.process_time() - started
                     key = results.Key("retrain", estimator, unit, mode, percent, seed)
-                    for count in [asked, *more_tests]:
+                    for count in dict.fromkeys([asked, *more_tests]):
                         started, few = time.process_time(), _first(data, count)
                         right = train.evaluate(other, model, few, made[estimator, "test"][:count], percent, mode)
                         more = {"accuracy": right, "seconds": trained + time.process_time() - started}
@@ -113,6 +113,7 @@ def main():
     parser.add_argument("--tests", type=int, action="append", default=[], metavar="IMAGES")
     options = parser.parse_args()
     study = params.load(options.study)
+    params.agree(study)
     if options.run:
         recipes = {text: dict(map(_read, text.split())) for text in options.recipe}
         with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """The command `roar`: prepare, plan, run, status, collect and report a study given by its YAML file."""
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -127,10 +128,12 @@ def plan(study_file, only):
     )
     _advise(study)
     workers, threads = cluster.machine(study)
-    left = f"about {status.duration(preflight.seconds_left(grid, found, todo))}" if todo else "nothing"
-    click.echo(f"left: {left} with {workers} cells at a time of {threads} thread(s) each")
-    click.echo("tried on a few images: the model and every estimator run")
-    click.echo(f"next: roar {'run' if todo else 'report'} {study_file}")
+    left = status.duration(preflight.seconds_left(grid, found, todo))
+    click.echo(
+        f"left: about {left} with {workers} cells at a time of {threads} thread(s) each" if todo else "left: nothing"
+    )
+    click.echo("tried on a few images: the model and every estimator work")
+    click.echo(_next(grid, study_file))
 
 
 @cli.command()
@@ -171,7 +174,6 @@ def run(study_file, only, scheduler, slurm, anyway):
 
         def report(outcome: runner.Outcome):
             bar.total = len(going.grid.select(only))  # of the looks by now
-            bar.update(not outcome.error)
             if outcome.cell.measure == "base":
                 check_base()
             if outcome.error and not outcome.error.startswith(runner.WAITS):
@@ -179,7 +181,9 @@ def run(study_file, only, scheduler, slurm, anyway):
             elif outcome.seconds:
                 fresh.extend(row for row in outcome.cell.rows if row.measure == "retrain")
             rate = 60 * len(fresh) / (time.perf_counter() - started)
-            bar.set_postfix_str(f"{rate:.0f} retrainings/min" + (f", {len(failed)} failed" if failed else ""))
+            said = f"{rate:.0f} retrainings/min" + (f", {len(failed)} failed" if failed else "")
+            bar.set_postfix_str(said, refresh=sys.stderr.isatty())
+            bar.update(not outcome.error)
             if outcome.error and not outcome.error.startswith((runner.WAITS, runner.INTERRUPTED)):
                 bar.write(f"FAILED {outcome.cell.id}: {outcome.error} (see {outcome.notebook})", file=sys.stderr)
 
@@ -207,7 +211,8 @@ def run(study_file, only, scheduler, slurm, anyway):
     said, left, code = runner.ended(grid, outcomes, owed, time.perf_counter() - started)
     click.echo(said)
     click.echo(left, err=True, nl=bool(left))
-    click.echo("" if code else f"next: roar report {study_file}", nl=not code)
+    if not code:
+        click.echo(_next(Grid(study), study_file))
     sys.exit(code)
 
 
@@ -217,6 +222,11 @@ def _load(study_file):
         click.echo(f"results: {study.folder}", err=True)
     params.agree(study)
     return study
+
+
+def _next(grid, study_file) -> str:
+    """Which command comes next: the rest of the study, or its report."""
+    return f"next: roar {'run' if grid.to_do(grid.cells) else 'report'} {shlex.quote(str(study_file))}"
 
 
 def _advise(study) -> None:

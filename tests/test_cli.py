@@ -105,13 +105,22 @@ def test_plan_lists_cells_and_estimates_the_time(study_file, monkeypatch, capsys
     status, out, _ = roar(monkeypatch, capsys, "plan", study_file())
     assert status == 0 and "04-retrain/grad/s0" in out and "0 of 1 rows" in out
     assert "cells done 01-train 0/1, 02-attribute 0/2" in out and "left: about" in out
-    assert "the model and every estimator run\nnext: roar run " in out
+    assert "the model and every estimator work\nnext: roar run " in out
+
+
+def test_what_comes_next_is_of_the_whole_study(study_file, monkeypatch, capsys):
+    file = study_file()
+    results.write(params.load(file), results.Key("base", seed=0), 0.5, floor=0.1)
+    out = roar(monkeypatch, capsys, "plan", file, "--only", "01-train*")[1]
+    assert out.endswith(f"next: roar run {file}\n")
 
 
 def test_a_plan_with_a_slip_leaves_nothing_behind(study_file, monkeypatch, capsys):
     file = study_file(model="resnet1")
     status, _, err = roar(monkeypatch, capsys, "plan", file)
     assert status == 2 and "did you mean resnet18?" in err and not params.load(file).folder.exists()
+    file = study_file(estimators=["random", "mine:none"])
+    assert roar(monkeypatch, capsys, "plan", file)[0] == 2 and not params.load(file).folder.exists()
     file = study_file(dataset="folder:nowhere", image_size=32)
     assert "there is no nowhere beside the study's file" in roar(monkeypatch, capsys, "plan", file)[2]
 
@@ -120,8 +129,8 @@ def test_status_reads_the_files_alone(study_file, monkeypatch, capsys):
     status, out, _ = roar(monkeypatch, capsys, "status", study_file())
     assert status == 0 and "done  running  failed  waiting" in out
     assert out.endswith(
-        "tiny: cells done 01-train 0/1, 02-attribute 0/2, 03-degrade 0/2, 04-retrain 0/3; retrainings 0 of 3 (1 of "
-        "them on untouched images)\n"
+        "tiny: cells done 01-train 0/1, 02-attribute 0/2, 03-degrade 0/2, 04-retrain 0/3; retrainings 0 of 3, 1 of "
+        "the 3 on untouched images\n"
     )
 
 
@@ -304,7 +313,8 @@ def test_a_new_study_is_one_that_loads(tmp_path, outputs, monkeypatch, capsys, d
     file = tmp_path / "own.yaml"
     words = ["new", str(file), "--dataset", dataset, "--estimator", "mine:edges", "--estimator", "maps:my-maps"]
     status, out, _ = roar(monkeypatch, capsys, *words)
-    assert status == 0 and f"next: write edges in mine.py, then roar plan {file}" in out
+    assert status == 0 and out.endswith(f"next: roar plan {file}\n")
+    assert "to do: mine:edges: cannot import mine (there is no mine.py in " in out
     study = params.load(file)
     assert study.dataset == dataset and study.estimators[-2:] == ["mine:edges", "maps:my-maps"]
     assert study.image_size == (64 if dataset.startswith("folder:") else 0) and "#" in file.read_text()

@@ -40,6 +40,8 @@ Part = tuple[pd.DataFrame, params.Study]
 def load(studies) -> dict[str, Part]:
     """The table of each study and the study, by its name. studies: `Study` objects, or paths of YAML."""
     known = [study if isinstance(study, params.Study) else params.load(study) for study in studies]
+    for study in known:
+        params.agree(study)  # else rows that another YAML made would speak for this one
     parts = {study.name: (results.table(study), study) for study in known}
     if len(parts) < len(known):
         raise params.InputError("two of the studies have the same name: compare studies of different names")
@@ -73,7 +75,11 @@ def compare(parts: dict[str, Part], unit: str = "", mode: str = "") -> Compared:
         here
     )
     reach = {name: stats.reach(parts[name][0]) for name in here}
-    pairs = _differ_in_networks([parts[name][1] for name in here])
+    shortened = [n for n in here if parts[n][1].seeds == "auto" and {*shared} != {*parts[n][1].percents}]
+    left_out += [f"the looks of {', '.join(shortened)}, which judged all percents: words are of one test"] * bool(
+        shortened
+    )
+    pairs = _differ_in_networks([parts[name] for name in here])
     return Compared(*side, shared, found, scores.assign(random=0.0), left_out, reach, pairs)
 
 
@@ -98,31 +104,46 @@ def _verdicts(table: pd.DataFrame, study: params.Study, side: tuple[str, str], p
     whole = rows[(rows.measure == "retrain") & (rows.unit == side[0]) & (rows["mode"] == side[1])]
     whole = whole.groupby("estimator").percent.nunique() == len(percents)
     rows = table[table.estimator.eq("clean") | table.percent.isin(percents) & table.estimator.isin(whole.index[whole])]
-    return looks.judged(rows, study.model_copy(update={"percents": percents}), *side)
+    if study.seeds == "auto" and {*percents} == {*study.percents}:
+        found = looks.judged(table, study, *side)
+        return found[found.estimator.isin(rows.estimator)]
+    return verdicts.verdicts(rows, *side, margin=study.margin / 100)
 
 
-def _differ_in_networks(studies: list[params.Study]) -> list[tuple[str, str]]:
-    """Names of studies that are alike but for `base_models`: the one with one network first, then that with several."""
-    free = {"name", "base_models", "base_seed", *params.SELECTION, *params.MACHINE}
-    alike = [(study, study.model_dump(exclude=free)) for study in studies]
+def _differ_in_networks(parts: list[Part]) -> list[tuple[str, str]]:
+    """Names of studies that differ in `base_models` alone: the one with one network first, then that with several."""
+    free, same = (
+        {"name", "base_models", "base_seed", *params.SELECTION, *params.MACHINE},
+        ["data", "source", "precision"],
+    )
+    alike = []
+    for table, study in parts:
+        made = table[table.measure == "retrain"].reindex(columns=same).drop_duplicates()
+        alike.append((study, (study.model_dump(exclude=free), sorted(map(str, made.to_numpy().tolist())))))
     ones, others = ([(s, said) for s, said in alike if (s.base_models == "one") == one] for one in (True, False))
     return [(one.name, each.name) for one, said in ones for each, other in others if said == other]
 
 
 def networks(compared: Compared) -> pd.DataFrame:
-    """How far differences to Random spread over seeds (standard deviations, points), network held fast or not.
+    """How far differences to Random spread over seeds (standard deviations, points), the network held fixed or not.
 
-    Of each pair of `Compared.pairs` and each estimator that both have: one (retrainings of one network), several (each
-    seed's own network), network (what the network adds: the root of several^2 - one^2, 0 where that is negative); and
-    a row `all`, the root mean squares. Intervals of as many seeds are as wide as these are large.
+    Of each pair of `Compared.pairs` and each estimator that both have with two seeds or more: one (retrainings of one
+    network), several (each seed's own network), network (what the network adds: the root of several^2 - one^2, 0 where
+    that is negative), n (seeds of both); and a row `all`, the root mean squares. A spread of 3 to 5 seeds is itself
+    uncertain by a factor of 2 and more.
     """
     spreads, parts = 100 * compared.found.pivot(index="estimator", columns="study", values="std"), []
     for names in compared.pairs:
         squares = spreads[[*names]].dropna().pow(2).set_axis(["one", "several"], axis=1)
+        if squares.empty:
+            continue
         squares.loc["all"] = squares.mean()
         squares["network"] = (squares.several - squares.one).clip(lower=0)
-        parts.append(squares.pow(0.5).reset_index().assign(studies=" and ".join(names)))
-    return pd.concat(parts) if parts else pd.DataFrame(columns=["estimator", "one", "several", "network", "studies"])
+        n = " and ".join(str(compared.found[compared.found["study"] == name].n.max()) for name in names)
+        parts.append(squares.pow(0.5).reset_index().assign(n=n, studies=" and ".join(names)))
+    return (
+        pd.concat(parts) if parts else pd.DataFrame(columns=["estimator", "one", "several", "network", "n", "studies"])
+    )
 
 
 def ranks(scores: pd.DataFrame, level: float = verdicts.LEVEL) -> tuple[pd.Series, float]:
@@ -149,22 +170,12 @@ def joined(means: pd.Series, critical: float) -> list[tuple[float, float]]:
 def table(compared: Compared) -> pd.DataFrame:
     """Estimators by studies: difference to Random in points, [95 percent interval], verdict; and the mean rank."""
     found, (means, _) = compared.found, ranks(compared.scores)
-    wide = found.assign(text=cells(found)).pivot(index="estimator", columns="study", values="text")
+    wide = found.assign(text=verdicts.cells(found)).pivot(index="estimator", columns="study", values="text")
     wide = wide.reindex(columns=compared.scores.index)
     rest = compared.scores.mean().drop(means.index).sort_values(ascending=False)
     wide.loc["random"] = "0"
     wide = wide.reindex([*means.index, *rest.index]).assign(**{"mean rank": means.map("{:.1f}".format)}).fillna("–")
     return wide.rename(index=label).rename_axis(index=None, columns=None)
-
-
-def cells(found: pd.DataFrame) -> pd.Series:
-    """Of each row of `verdicts`: '-9.5 [-11.8, -7.2] better', the difference in points, its interval, the verdict."""
-
-    def cell(row: pd.Series) -> str:
-        mean, low, high = 100 * row[["mean", "low", "high"]].astype(float)
-        return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] {row.verdict}" if low == low else f"{mean:+.1f} {row.verdict}"
-
-    return found.apply(cell, axis=1) if len(found) else pd.Series(dtype=str)
 
 
 def in_words(compared: Compared) -> list[str]:
@@ -189,8 +200,9 @@ def in_words(compared: Compared) -> list[str]:
         lines.append(f"{', '.join(n for n, reach in compared.reach.items() if reach == phrase)}: {phrase}.")
     for row in networks(compared).query("estimator == 'all'").itertuples():
         lines.append(
-            f"{row.studies} differ in the number of networks alone: differences to Random spread by {row.one:.2f} "
-            f"points over retrainings of one network, by {row.several:.2f} with a network a seed (root mean squares)."
+            f"{row.studies} differ in base_models alone: differences to Random spread by {row.one:.2f} points over "
+            f"retrainings of one network, by {row.several:.2f} with one network per seed (root mean squares; {row.n} "
+            "seeds, which know a spread to a factor of about 2)."
         )
     return lines
 

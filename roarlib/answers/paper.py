@@ -101,12 +101,9 @@ def of_study(table: pd.DataFrame, unit: str) -> Source | None:
 
 
 def comparable(table: pd.DataFrame, unit: str) -> bool:
-    """Whether a study shares enough estimators with Table 2, three beside Random, for an order to mean anything."""
-    ours = of_study(table, unit)
-    return (
-        ours is not None
-        and len(ours.remove.index.intersection(table2().estimator.unique()).drop("random", errors="ignore")) > 2
-    )
+    """Whether a study shares three estimators beside Random with Table 2, for an order to mean anything."""
+    retrained = table[(table.measure == "retrain") & (table.unit == unit) & table["mode"].isin(["remove", "keep"])]
+    return len({*retrained.estimator} & {*table2().estimator} - {"random"}) > 2
 
 
 def order(source: Source, mode: str = "remove", percents=None) -> pd.Series:

@@ -237,6 +237,16 @@ def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[
     return f"With {seeds} and a {level:.0%} chance of any false finding", [group for group in groups if group[2]]
 
 
+def cells(found: pd.DataFrame) -> pd.Series:
+    """Of each row of `verdicts`: '-9.5 [-11.8, -7.2] better', the difference in points, its interval, the verdict."""
+
+    def cell(row: pd.Series) -> str:
+        mean, low, high = (f"{round(100 * row[key], 1) + 0.0:+.1f}" for key in ("mean", "low", "high"))  # never -0.0
+        return f"{mean} {row.verdict}" if np.isnan(row.low) else f"{mean} [{low}, {high}] {row.verdict}"
+
+    return found.apply(cell, axis=1) if len(found) else pd.Series(dtype=str)
+
+
 def points(share: float) -> str:
     """A share of accuracy as points: 0.01 -> '1 point', 0.005 -> '0.5 points'."""
     return f"{100 * share:g} point" + "s" * (f"{100 * share:g}" != "1")

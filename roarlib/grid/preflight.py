@@ -71,7 +71,7 @@ def _in_memory(split: datasets.Split) -> datasets.Split:
 def _check_folder(study: Study) -> None:
     """The outputs folder can be written and has room for the images and rankings still to come."""
     folder = study.folder
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
     try:
         with TemporaryFile(dir=there, buffering=0) as probe:
             probe.write(b"x" * 4096)

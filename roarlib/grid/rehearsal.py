@@ -10,7 +10,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -65,6 +65,8 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
                 train.evaluate(study, model, few, found["test"], 50, mode)
     finally:
         shutil.rmtree(study.folder, ignore_errors=True)
+        with suppress(OSError):  # the study's own folder, if there is nothing else in it
+            study.folder.parent.rmdir()
 
 
 def _few(split: Split) -> Split:

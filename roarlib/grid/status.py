@@ -33,7 +33,7 @@ class Lines(tqdm.tqdm):
 
 
 def on_terminal(**options) -> tqdm.tqdm:
-    """A bar on stderr; where that is no terminal, a line at most every 15 seconds."""
+    """A bar on stderr; where that is no terminal, a line at most every 15 seconds, and one at the end."""
     kind, interval = (tqdm.tqdm, 0.5) if sys.stderr.isatty() else (Lines, 15)
     return kind(file=sys.stderr, mininterval=interval, **options)
 
@@ -72,7 +72,7 @@ def counts(grid: Grid, cells: list[Cell]) -> str:
     rows = [row for cell in cells for row in cell.rows if row.measure == "retrain"]
     left = sum(row.measure == "retrain" for found in owed.values() for row in found)
     clean = sum(row.estimator == "clean" for row in rows)
-    untouched = f" ({clean} of them on untouched images)" if clean else ""
+    untouched = f", {clean} of the {len(rows)} on untouched images" if clean else ""
     return f"{grid.study.name}: cells done {', '.join(parts)}; retrainings {len(rows) - left} of {len(rows)}{untouched}"
 
 

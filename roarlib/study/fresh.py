@@ -1,6 +1,7 @@
 """A study of the user's own, begun: `new.yaml` filled in."""
 
 import json
+import shlex
 from pathlib import Path
 
 from roarlib.study import own, params
@@ -20,19 +21,21 @@ def write(file: Path, dataset: str, model: str, estimators: list[str]) -> str:
     template = Path(__file__).with_name("new.yaml").read_text()
     file.write_text(template.format(dataset=json.dumps(dataset), size=size, model=model, estimators=quoted))
     try:
-        params.load(file)
+        study = params.load(file)
     except InputError:
         file.unlink()
         raise
-    named = dict.fromkeys([model, *(split_name(name)[0] for name in estimators)])
-    lacks = [name.split(":") for name in named if own.is_own(name) and not _there(name)]
-    first = "".join(f"write {function} in {module.replace('.', '/')}.py, then " for module, function in lacks)
-    return f"{file} is written; next: {first}roar plan {file}"
+    named = dict.fromkeys([study.model, *(split_name(name)[0] for name in study.estimators)])
+    return "\n".join(
+        [f"{file} is written", *filter(None, map(_lacking, named)), f"next: roar plan {shlex.quote(str(file))}"]
+    )
 
 
-def _there(name: str) -> bool:
+def _lacking(name: str) -> str:
+    """What keeps a function of the user's from being loaded so far; empty if nothing does, or the name is none."""
     try:
-        own.load(name)
-    except InputError:
-        return False
-    return True
+        if own.is_own(name):
+            own.load(name)
+    except InputError as error:
+        return f"to do: {error}"
+    return ""

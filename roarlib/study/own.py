@@ -35,7 +35,8 @@ def load(name: str) -> Callable:
         why = f"{type(error).__name__}: {error}"
         if isinstance(error, ModuleNotFoundError) and error.name in (module_name, module_name.removesuffix(".py")):
             hint = "; write it without .py" if module_name.endswith(".py") else ""
-            why = f"there is no such file in {' or '.join(dict.fromkeys(map(str, (Path.cwd(), root()))))}{hint}"
+            file = f"{module_name.removesuffix('.py').replace('.', '/')}.py"
+            why = f"there is no {file} in {' or '.join(dict.fromkeys(map(str, (Path.cwd(), root()))))}{hint}"
         raise InputError(f"{name}: cannot import {module_name} ({why})") from None
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, vars(module), 1)
@@ -70,14 +71,10 @@ def source(study: Study, estimator: str) -> str | None:
 
     None where it cannot be told, as a file of theirs is not here.
     """
-    base = "" if estimator == "clean" else split_name(estimator)[0]
+    names = [study.model] if estimator == "clean" else [study.model, split_name(estimator)[0]]
     try:
-        return (
-            " ".join(
-                [*map(_digest_as_run, filter(is_own, (study.model, base))), brought.digest(study, estimator)]
-            ).strip()
-            or "ours"
-        )
+        found = [*map(_digest_as_run, filter(is_own, names)), brought.digest(study, estimator)]
+        return " ".join(filter(None, found)) or "ours"
     except (InputError, OSError):
         return None
 

@@ -146,7 +146,9 @@ def side_by_side(told: list[dict]) -> list[dict]:
     for unit, mode in dict.fromkeys(side for one in told for side in one["sides"]):
         try:
             compared = across.compare(parts, unit, mode)
-        except LookupError:  # fewer than two have it, or they share no percent
+        except LookupError as problem:  # fewer than two have it, or they share no percent
+            if isinstance(problem, (KeyError, IndexError)):
+                raise
             continue
         by_study = {name: found for name, found in compared.found.groupby("study", sort=False)}
         columns = {name: column(found, keeps(mode), "+") for name, found in by_study.items()}
@@ -158,6 +160,7 @@ def side_by_side(told: list[dict]) -> list[dict]:
             "intervals": bool(compared.found.high.notna().any()),
             "keeps": keeps(mode),
             "percents": compared.percents,
+            "left_out": compared.left_out,
         }
         tables.append(laid_out([(across.said((unit, mode)), columns)], list(by_study.values())) | more)
     return tables

@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from roarlib.answers import across, looks, paper, patterns, resolution, stats, verdicts
+from roarlib.answers import looks, paper, patterns, resolution, stats, verdicts
 from roarlib.grid import kernel
 from roarlib.study import params, results, yaml12
 from roarlib.study.files import root, write_atomically
@@ -45,8 +45,8 @@ def render(study: Study) -> str:
         except ValueError as problem:  # an InputError, or a notebook that takes no study; the others are worth a page
             failed.append(str(problem))
     shown = {name: notebook for name, notebook in chapters.items() if page.shows(notebook)}
-    lacks = [name for name in ANALYSES if name not in wanted or name in chapters and name not in shown]
-    empty = [f"{name}, for want of results to show" for name in lacks]
+    empty = [f"{name}, for want of results to show" for name in chapters if name not in shown]
+    empty += [f"{name}, as fewer than three estimators are the paper's" for name in ANALYSES if name not in wanted]
     target = study.folder / "report.html"
     write_atomically(target, page.html(shown, _head(study, table), _how(study), failed + empty))
     figure = study.folder / "figures" / f"curves-{study.units[0]}-{study.modes[0]}.png"
@@ -59,9 +59,11 @@ def summary(study: Study) -> str:
     table, unit, mode = results.table(study), study.units[0], study.modes[0]
     points = stats.summary(stats.with_clean(table, mode)).query("measure == 'retrain' and unit == @unit")
     grid = points.pivot(index="estimator", columns="percent", values="mean").mul(100).add_prefix("t=")
-    grid = grid.loc[grid.mean(axis=1).sort_values(ascending=not keeps(mode)).index]
     found = looks.judged(table, study, unit, mode)
-    grid["minus Random's"] = across.cells(found.set_index("estimator"))
+    better = pd.Series({"random": 0.0}).combine_first(found.set_index("estimator")["mean"])
+    best_first = better.sort_values(ascending=not keeps(mode)).index
+    grid = grid.loc[[*best_first.intersection(grid.index, sort=False), *grid.index.difference(best_first)]]
+    grid["minus Random's"] = verdicts.cells(found.set_index("estimator"))
     grid = grid.fillna({"minus Random's": ""}).rename(index=label).rename_axis(index=None, columns="estimator")
     few, most = points.n.min(), points.n.max()
     seeds = "1 seed" if most == 1 else f"{few} to {most} seeds" if study.seeds == "auto" else f"{few} seeds"
@@ -70,7 +72,8 @@ def summary(study: Study) -> str:
         f"mean of {seeds}\n\n"
         f"{grid.to_string(float_format='{:.1f}'.format, col_space=7)}\n\n{explained(study, table)}"
         f"{verdicts.in_words(found)} {verdicts.advice(table, unit, mode, found)}\n{looks.design(study)}"
-        f"{covered(table)}" + "".join(f"\n\n{doubt}" for doubt in doubts(study, table, found))
+        f"{covered(table)}\nminus Random's: points, mean over t, with the 95 percent interval"
+        + "".join(f"\n\n{doubt}" for doubt in doubts(study, table, found))
     )
 
 

@@ -7,6 +7,8 @@ from roarlib.answers import across
 from roarlib.study import params
 from roarlib.study.files import root
 
+EACH = {"base_models": "each-seed"}
+
 
 def part(name, differences=ORDER, margin=1.0, said=(), **keywords):
     """What `across.load` gives of one study. margin: in points. said: further parameters of the study."""
@@ -70,7 +72,7 @@ def test_every_study_has_its_own_margin():
 def test_what_the_choice_of_the_network_adds_is_read_off_two_studies_that_differ_in_nothing_else():
     one, each = (
         part("one", {"grad": 0, "ig": 0}, seeds=3),
-        part("each", {"grad": 0, "ig": 0}, seeds=3, said={"base_models": "each-seed"}),
+        part("each", {"grad": 0, "ig": 0}, seeds=3, said=EACH),
     )
     for found, points in ((one, [-3, 0, 3]), (each, [-5, 0, 5])):  # standard deviations of 3 and 5
         (table, _) = next(iter(found.values()))
@@ -85,29 +87,39 @@ def test_what_the_choice_of_the_network_adds_is_read_off_two_studies_that_differ
     assert [grad.one, grad.several, grad.network] == pytest.approx([3, 5, 4])
     assert [ig.one, ig.several, ig.network] == pytest.approx([0, 0, 0], abs=1e-9)
     assert [total.one, total.several, total.network] == pytest.approx(np.array([3, 5, 4]) / np.sqrt(2))
-    assert "one and each differ in the number of networks alone: differences to Random spread by 2.12" in across.text(
-        compared
-    )
-    other = part("each", {"grad": 0}, said={"base_models": "each-seed", "epochs": 99})
+    assert "one and each differ in base_models alone: differences to Random spread by 2.12 p" in across.text(compared)
+    assert "3 and 3 seeds" in across.text(compared)
+    other = part("each", {"grad": 0}, said=EACH | {"epochs": 99})
     assert across.networks(across.compare(one | other)).empty  # they differ in more
-    found = pd.DataFrame(
-        {"mean": [-0.095, 0.02], "low": [-0.118, np.nan], "high": -0.072, "verdict": ["better", "few"]}
-    )
-    assert list(across.cells(found)) == ["-9.5 [-11.8, -7.2] better", "+2.0 few"]
+    alone = across.compare(part("one", {"grad": 0}, seeds=1) | part("each", {"grad": 0}, seeds=1, said=EACH))
+    assert alone.pairs and across.networks(alone).empty and "nan" not in " ".join(across.in_words(alone))
+    other = part("each", {"grad": 0}, said=EACH)
+    other["each"][0]["data"] = "other images"
+    assert across.compare(one | other).pairs == []
 
 
 def test_a_study_that_added_seeds_where_needed_is_judged_by_its_looks():
-    parts = part("fixed", {"grad": 0}, seeds=3) | part(
-        "auto", {"grad": 0}, seeds=3, said={"seeds": "auto", "seeds_max": 5}
-    )
-    for table, _ in parts.values():  # p = 0.029: less than 0.05, more than the 0.018 of a first look of five seeds
+    said = {"seeds": "auto", "seeds_max": 5}
+    parts = part("fixed", {"grad": 0, "ig": -9}, seeds=3, said={"percents": [30, 70]})
+    parts |= part("auto", {"grad": 0, "ig": -9}, seeds=3, said=said | {"percents": [30, 70]})
+    for (
+        table,
+        _,
+    ) in parts.values():  # GRAD: p = 0.029, less than 0.05, more than the 0.018 / 2 of a first look of five seeds
         table["seconds"] = 1.0
         wanted = table.seed.map({0: 0.379, 1: 0.37, 2: 0.361})
-        table["accuracy"] = table.accuracy.where(table.estimator != "grad", wanted).where(
-            table.estimator != "random", 0.4
+        table["accuracy"] = table.accuracy.where(table.estimator != "grad", wanted)
+        table["accuracy"] = table.accuracy.where(table.estimator != "random", 0.4)
+        table["accuracy"] = table.accuracy.where(
+            table.estimator != "ig", table.seed.map({0: 0.3, 1: 0.3001, 2: 0.2999})
         )
-    words = across.compare(parts).found.set_index("study").verdict
-    assert (words["fixed"], words["auto"]) == ("better", "open")
+    words = across.compare(parts).found.set_index(["study", "estimator"]).verdict
+    assert words["fixed"].to_dict() == {"grad": "better", "ig": "better"}
+    assert words["auto"].to_dict() == {"grad": "open", "ig": "better"}
+    fewer = parts | part("third", {"grad": 0}, percents=(30,))  # looks judged 30 and 70 together
+    compared = across.compare(fewer)
+    assert "the looks of auto, which judged all percents: words are of one test" in compared.left_out
+    assert compared.found.set_index(["study", "estimator"]).verdict["auto", "grad"] == "better"
 
 
 def test_mean_ranks_and_their_critical_difference_by_hand():

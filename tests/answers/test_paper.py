@@ -87,6 +87,14 @@ def test_a_studys_means_and_any_subset_of_it():
     assert paper.judge([lonely]).empty
 
 
+def test_a_study_is_comparable_if_three_of_its_estimators_are_the_papers():
+    three = ("random", "grad", "grad-sg", "ig")
+    assert paper.comparable(made(three), "pixel") and paper.comparable(made(three, modes=["keep"]), "pixel")
+    assert not paper.comparable(made(("random", "grad", "ig", "mine:f")), "pixel") and not paper.comparable(
+        made(three), "value"
+    )
+
+
 def test_spearman_equals_scipy_and_its_interval_the_formula():
     one, other = np.arange(10.0), np.array([0, 2, 1, 3, 5, 4, 6, 9, 8, 7.0])
     found = stats.spearman(one, other)

@@ -45,10 +45,13 @@ def test_a_ranking_that_spares_every_second_pixel_is_warned_of(outputs):
     assert patterns.clumpiness(study, "pixel", 50)["grad"] == pytest.approx(-1)
     both = ["grad", "grad-sg"]  # Random has no ranking here: 0
     said = patterns.solid(study, "pixel", both)
-    assert said.startswith("Solid holes: what SG-GRAD (0.9) removes is clumped") and '"*-blur"' in said
+    assert said.startswith("Solid holes (Moran's I; 0 for Random): SG-GRAD (0.9). ") and '"*-blur"' in said
     assert patterns.solid(study, "pixel", ["grad"]) == "" == patterns.solid(study, "pixel", [])
     control = tiny_study(estimators=["grad", "grad-sg", "random", "random-blur"])
-    assert patterns.solid(control, "pixel", both) == ""
+    assert patterns.solid(control, "pixel", both) == said  # blurred Random alone answers nothing
+    control = tiny_study(estimators=["grad", "grad-sg", "grad-sg-blur", "random", "random-blur"])
+    assert patterns.solid(control, "pixel", both) == "" == patterns.solid(study, "pixel", ["oracle"])
+    assert "the rankings are not here" in patterns.solid(study, "pixel", ["ig"])
     file.unlink()
     assert patterns.warning(patterns.lattice(study, "pixel")) == ""  # of what is left
     assert patterns.warning(patterns.lattice(study, "value")) == ""  # of no ranking at all

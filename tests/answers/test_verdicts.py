@@ -92,6 +92,15 @@ def test_only_seeds_that_are_whole_in_both_count():
     assert verdicts.verdicts(table, "pixel", "remove").n.iloc[0] == 3
 
 
+def test_a_verdict_as_one_cell():
+    found = pd.DataFrame(
+        {"mean": [-0.095, 0.02, -1e-5], "low": [-0.118, np.nan, -0.01], "high": [-0.072, np.nan, 0.01]}
+    )
+    words = list(verdicts.cells(found.assign(verdict=["better", "too few seeds", "open"])))
+    assert words == ["-9.5 [-11.8, -7.2] better", "+2.0 too few seeds", "+0.0 [-1.0, +1.0] open"]
+    assert verdicts.cells(found.iloc[:0].assign(verdict="")).empty
+
+
 def test_power_equals_a_simulation_and_seeds_follow_from_it():
     rng = np.random.default_rng(0)
     drawn = rng.normal(0.02, 0.015, (20_000, 5))

@@ -148,7 +148,7 @@ def test_imports_that_fail_do_not_matter(write, tmp_path):
 
 def test_what_is_missing_is_named(write):
     for name, says in (
-        ("no_such_module_x:f", "cannot import no_such_module_x .there is no such file in "),
+        ("no_such_module_x:f", "cannot import no_such_module_x .there is no no_such_module_x.py in "),
         ("mine_own:nothing", "mine_own has no nothing"),
         ("mine_own:FACTOR", "FACTOR is a int, and not a function"),
         ("mine_own.py:edges", "write it without .py"),

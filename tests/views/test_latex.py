@@ -98,6 +98,24 @@ def test_several_studies_side_by_side_estimators_by_studies(ugly):
     assert "trained for 4 epochs by stochastic gradient descent with Nesterov momentum of 0.9" in methods_
 
 
+def test_studies_side_by_side_are_compared_over_the_percents_that_both_have():
+    told = []
+    for study, percents in (("a", (30, 70)), ("b", (70,))):
+        columns = ["study", "measure", "estimator", "unit", "mode", "percent", "seed", "accuracy"]
+        rows = [
+            (study, "retrain", name, "pixel", "remove", percent, seed, accuracy + seed / 100)
+            for name, accuracy in (("grad", 0.4), ("random", 0.5))
+            for percent in percents
+            for seed in range(3)
+        ]
+        sides = [("pixel", "remove"), ("pixel", "mask")]
+        made = params.Study(name=study, estimators=["grad", "random"])
+        told.append({"study": made, "table": pd.DataFrame(rows, columns=columns), "sides": sides})
+    (table,) = latex.side_by_side(told)
+    caption = latex.render("caption.tex", **table)
+    assert "$t = 70$ percent" in caption and "Left out: t = 30 of a." in caption
+
+
 def test_what_is_special_to_latex_is_escaped():
     assert latex.tex("mine:edges_2") == r"mine:\allowbreak{}edges\_\allowbreak{}2"
     assert latex.tex("(SG-IG)²") == "(SG-IG)$^2$" and latex.tex("|GRAD|") == "$|$GRAD$|$"
