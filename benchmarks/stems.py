@@ -1,7 +1,7 @@
 """What a network's stem does to verdicts: the lattice on its rankings, and what three metrics say of them.
 
 python benchmarks/stems.py STRIDED.yaml OTHER.yaml [--figure FILE]: two studies with rankings that differ in `model`;
-by default params/cifar10-strided.yaml and params/cifar10-cpu.yaml. Lattice: points between positions (modulo 2 or 4)
+by default params/cifar10-strided.yaml and params/cifar10-blurred.yaml. Lattice: points between places (modulo 2 or 4)
 removed most and least at t = 50, the mean over base models. Metrics: accuracy minus Random's at the largest percent,
 paired by base model, with 95 percent intervals, lower is better: deletion (the base model on images with holes), ROAD
 (on imputed ones) and ROAR. FILE: where to save the picture, without its ending. The ratio is of the largest lattices.
@@ -69,7 +69,7 @@ def draw(found: dict[str, pd.DataFrame], percent: int, file: Path) -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", default=["params/cifar10-strided.yaml", "params/cifar10-cpu.yaml"])
+    parser.add_argument("studies", nargs="*", default=["params/cifar10-strided.yaml", "params/cifar10-blurred.yaml"])
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     if len(options.studies) != 2:
