@@ -128,9 +128,9 @@ def networks(compared: Compared) -> pd.DataFrame:
     """How far differences to Random spread over seeds (standard deviations, points), the network held fixed or not.
 
     Of each pair of `Compared.pairs` and each estimator that both have with two seeds or more: one (retrainings of one
-    network), several (each seed's own network), network (what the network adds: the root of several^2 - one^2, 0 where
-    that is negative), n (seeds of both); and a row `all`, the root mean squares. A spread of 3 to 5 seeds is itself
-    uncertain by a factor of 2 and more.
+    network), several (each seed's own network), network (what the network adds, with the noise and Random's masks that
+    are drawn anew for it: the root of several^2 - one^2, 0 where that is negative), n (seeds of both); and a row `all`,
+    the root mean squares. A spread of 3 to 5 seeds is itself uncertain by a factor of 2 and more.
     """
     spreads, parts = 100 * compared.found.pivot(index="estimator", columns="study", values="std"), []
     for names in compared.pairs:

@@ -160,7 +160,8 @@ def about(found: pd.DataFrame, what: Shown, others: int = 0) -> str:
     """Two lines on what a picture shows: measure and unit, then the number of runs and what the band is."""
     low, high = found["n"].min(), found["n"].max()
     seeds = low if low == high else f"{low} to {high}"
-    runs = "one model" if what.measure == "deletion" else "1 seed" if high == 1 else f"mean of {seeds} seeds"
+    kind = "model" if what.measure == "deletion" else "seed"
+    runs = f"1 {kind}" if high == 1 else f"mean of {seeds} {kind}s"
     band = "no interval" if high == 1 else "band: 95% t interval" if what.interval else ""
     first = f"{MEASURES[what.measure]}, {UNITS[what.unit]}" + (f"; grey: {others} others" if others else "")
     return f"{first}\n" + ", ".join(filter(None, [runs, band]))
