@@ -82,7 +82,11 @@ def test_every_number_of_the_table_is_stats_summarys_and_the_best_is_bold(cifar)
         assert cells[4].replace("$-$", "-") == f"{100 * row['mean']:+.1f}"
         assert cells[5] == rf"{100 * (row.high - row['mean']):.1f}~$\{mark[row.verdict]}$"
     caption = (cifar.folder / "paper/tables/cifar10-blurred-pixel-remove.tex").read_text()
-    assert "$n = 5$" in caption and "Untouched 69.3, the largest class alone 10.7" in caption and "Lower is better" in caption
+    assert (
+        "$n = 5$" in caption
+        and "Untouched 69.3, the largest class alone 10.7" in caption
+        and "Lower is better" in caption
+    )
     assert r"$\star$: better than Random; $\times$: worse than Random." in caption
 
 
