@@ -160,7 +160,8 @@ def _sources(study: Study) -> tuple[dict, list[str]]:
         size = study.image_size or 224
         name, home = study.dataset, data_dir(study)
         if name.startswith("folder:"):
-            name = f"folder:{brought.find(study, name[7:], name)}"
+            hint = "; put pictures there as train/<class>/ and test/<class>/ (or val/)"
+            name = f"folder:{brought.find(study, name[7:], name, hint)}"
         *found, classes = photos.find(name, home, study.resize or round(size * 8 / 7), size)
     splits = {}
     for name, split, count in zip(SPLITS, found, (study.train_images, study.test_images), strict=True):

@@ -25,11 +25,11 @@ def where(study: Study, name: str) -> Path:
     return next((path for path in found if path.exists()), found[-1])
 
 
-def find(study: Study, name: str, what: str) -> Path:
-    """`where`, and InputError in one line if nothing is there."""
+def find(study: Study, name: str, what: str, hint: str = "") -> Path:
+    """`where`, and InputError in one line, which ends in the hint, if nothing is there."""
     if not (path := where(study, name)).exists():
         beside = f"in {study.files_dir}" if study.files_dir else "beside the study's file"
-        raise InputError(f"{what}: there is no {name} {beside}, nor in {data_dir(study)}")
+        raise InputError(f"{what}: there is no {name} {beside}, nor in {data_dir(study)}{hint}")
     return path
 
 
