@@ -79,7 +79,8 @@ def solid(study: Study, unit: str, better: list[str]) -> str:
     worst = found.reindex(asked).dropna().sort_values(ascending=False)
     if not len(worst := worst[worst > found.get("random", 0) + CLUMPED]):
         return ""
-    names = ", ".join(f"{label(name)} ({value:.1f})" for name, value in worst.items())
+    names = ", ".join(f"{label(name)} ({value:.1f})" for name, value in worst.head(4).items())
+    names += f" and {len(worst) - 4} more" if len(worst) > 4 else ""
     return (
         f"Solid holes (Moran's I; 0 for Random): {names}. A network cannot fill in a solid hole as it can scattered "
         'ones, whatever the hole covers, so part of this verdict may be due to shape. With "*-blur" among the '
