@@ -311,12 +311,12 @@ def test_studies_are_compared_by_their_files_or_all_there_are(study_file, output
 @pytest.mark.parametrize("dataset", ["textures", "folder:my photos", "npz:some.npz"])
 def test_a_new_study_is_one_that_loads(tmp_path, outputs, monkeypatch, capsys, dataset):
     file = tmp_path / "own.yaml"
-    words = ["new", str(file), "--dataset", dataset, "--estimator", "mine:edges", "--estimator", "maps:my-maps"]
+    words = ["new", str(file), "--dataset", dataset, "--estimator", "unwritten:edges", "--estimator", "maps:my-maps"]
     status, out, _ = roar(monkeypatch, capsys, *words)
     assert status == 0 and out.endswith(f"next: roar plan {file}\n")
-    assert "to do: mine:edges: cannot import mine (there is no mine.py in " in out
+    assert "to do: unwritten:edges: cannot import unwritten (there is no unwritten.py in " in out
     study = params.load(file)
-    assert study.dataset == dataset and study.estimators[-2:] == ["mine:edges", "maps:my-maps"]
+    assert study.dataset == dataset and study.estimators[-2:] == ["unwritten:edges", "maps:my-maps"]
     assert study.image_size == (64 if dataset.startswith("folder:") else 0) and "#" in file.read_text()
     assert roar(monkeypatch, capsys, *words)[0] == 2 and params.load(file) == study  # never written over
     file.unlink()
