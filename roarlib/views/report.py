@@ -47,11 +47,12 @@ def render(study: Study) -> str:
     shown = {name: notebook for name, notebook in chapters.items() if page.shows(notebook)}
     empty = [f"{name}, for want of results to show" for name in chapters if name not in shown]
     empty += [f"{name}, as fewer than three estimators are the paper's" for name in ANALYSES if name not in wanted]
-    target = study.folder / "report.html"
-    write_atomically(target, page.html(shown, _head(study, table), _how(study), failed + empty))
+    target, head = study.folder / "report.html", _head(study, table)
+    write_atomically(target, page.html(shown, head, _how(study), failed + empty))
     figure = study.folder / "figures" / f"curves-{study.units[0]}-{study.modes[0]}.png"
     left_out = "".join(f"\nLEFT OUT: {problem}" for problem in failed)
-    return f"{summary(study)}\n\nfigure: {figure}\nreport: {target}{left_out}"
+    said = "\n\n".join([summary(study), *head["doubts"]])
+    return f"{said}\n\nfigure: {figure}\nreport: {target}{left_out}"
 
 
 def summary(study: Study) -> str:
@@ -73,7 +74,6 @@ def summary(study: Study) -> str:
         f"{grid.to_string(float_format='{:.1f}'.format, col_space=7)}\n\n{explained(study, table)}"
         f"{verdicts.in_words(found)} {verdicts.advice(table, unit, mode, found)}\n{looks.design(study)}"
         f"{covered(table)}\nminus Random's: points, mean over t, with the 95 percent interval"
-        + "".join(f"\n\n{doubt}" for doubt in doubts(study, table, found))
     )
 
 

@@ -46,7 +46,7 @@ def figure(drawn: Figure, path: Path | None, caption: str) -> None:
 def table(frame: pd.DataFrame, digits: int = 1, **words: str) -> None:
     """Show a table without its index, its columns named by WORDS or `words`.
 
-    Numbers have so many digits, p values three.     A long one is folded; of one without rows nothing is shown.
+    Numbers have so many digits, p values three. A long one is folded; of one without rows nothing is shown.
     """
     if frame.empty:
         return
