@@ -6,13 +6,18 @@ the study's recipe and others (its keys, with other values) side by side on this
 GRAD and SG-SQ-GRAD at 50 and 90 percent, with the rankings of one base model. Seconds are then of the processor. With
 --tests 10000 every network is tested on so many images as well (the first of the data set), beside the study's number.
 
-Seeds: as many as reveal the difference with 80 percent power at 0.05 / 18, Holm's strictest step among the paper's 18
-estimators, given the spread over seeds of paired differences to Random. A retraining is one estimator, one percent, one
-seed; the price of a study is seeds x (18 + Random) x percents retrainings, of one estimator at one percent seeds x 1. A
-row's seconds are of one worker: a core, or a GPU; 200 seeds stand for 200 or more. A recipe that learns less has
-smaller differences as well: `size` is their root mean square over estimators. The ratio is the price without pairing
-over that with it, or, with --run, the study's over the last column's, both by variance x seconds, which has no whole
-seeds to jump by.
+Seeds: as many as tell the difference with 80 percent power at 0.05 / 18, Holm's strictest step among the paper's 18
+estimators, given the spread over seeds of paired differences to Random; `alone`, where every estimator is tested by
+its own seeds, without what the others say of the spread. A retraining is one estimator, one percent, one seed; the
+price of a study is seeds x (18 + Random) x percents retrainings, of one estimator at one percent seeds x 1. A row's
+seconds are of one worker: a core, or a GPU; 200 seeds stand for 200 or more. A recipe that learns less has smaller
+differences as well: `size` is their root mean square over estimators. The ratio is the price without pairing over that
+with it, or, with --run, the study's over the last column's, both by variance x seconds, which has no whole seeds to
+jump by.
+
+--simulate 300: so many studies of 18 estimators, with the differences and the spread of the rows, but one whose true
+difference is 1 (or 2) points. How many seeds, on average over the 18 and Random, tell this one in 80 percent of them:
+fixed seeds with every estimator alone, fixed seeds as we test, and `seeds: auto`; and how many words are false.
 """
 
 import argparse
@@ -21,12 +26,13 @@ import json
 import os
 import tempfile
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
 
-from roarlib.answers import verdicts
+from roarlib.answers import looks, spreads, verdicts
 from roarlib.data import datasets
 from roarlib.engine import rank, train
 from roarlib.engine.rank import Explainer
@@ -34,7 +40,7 @@ from roarlib.grid.cells import Grid
 from roarlib.study import params, rankings, results, yaml12
 from roarlib.study.machine import hardware
 
-ESTIMATORS, DIFFERENCES = 18, (0.01, 0.02)
+ESTIMATORS, DIFFERENCES, MOST = 18, (0.01, 0.02), 40
 NAMES, PERCENTS = ["random", "grad", "grad-sgsq"], [50, 90]
 
 
@@ -55,12 +61,65 @@ def price(table: pd.DataFrame, unit: str, mode: str) -> dict:
         "seconds": rows.seconds.median(),
     }
     for difference in DIFFERENCES:
-        needed = verdicts.seeds_needed(difference, spread, verdicts.LEVEL / ESTIMATORS)
+        needed = verdicts.seeds_needed(difference, spread, ESTIMATORS)
+        strict = verdicts.LEVEL / ESTIMATORS
+        alone = next((n for n in range(2, 200) if verdicts.power(difference, spread, n, strict) >= 0.8), 200)
         one = needed * found["seconds"]
         points = f"{100 * difference:g}"
-        found |= {f"seeds for {points}": needed, f"seconds for {points}": one}
+        found |= {f"seeds for {points}, alone": alone, f"seeds for {points}": needed, f"seconds for {points}": one}
         found[f"hours for {points}, all"] = one * (ESTIMATORS + 1) * found["percents"] / 3600
     return found
+
+
+def simulated(table: pd.DataFrame, unit: str, mode: str, studies: int) -> dict:
+    """Seeds that tell a true difference of 1 and 2 points, by design: see the module's docstring."""
+    spread, found = verdicts.spread_of_differences(table, unit, mode), verdicts.verdicts(table, unit, mode)
+    noise = np.random.default_rng(0).standard_normal((studies, ESTIMATORS + 1, MOST)) * spread / np.sqrt(2)
+    out = {}
+    for difference in DIFFERENCES:
+        truth = np.resize(found["mean"], ESTIMATORS)
+        truth[0] = difference
+        values = truth[:, None] + noise[:, 1:] - noise[:, :1]
+        for name, design in {"alone": _alone, "fixed": _fixed, "auto": _auto}.items():
+            low, high = 2, MOST  # the fewest seeds with which power is reached, by halving
+            while high - low > 1:
+                middle = (low + high) // 2
+                told = np.mean([design(one, middle)[0][0] == verdicts.WORSE for one in values])
+                low, high = (low, middle) if told >= 0.8 else (middle, high)
+            words, used = map(np.array, zip(*(design(one, high) for one in values), strict=True))
+            better, worse, equal = (words == word for word in (verdicts.BETTER, verdicts.WORSE, verdicts.EQUAL))
+            false = better & (truth >= 0) | worse & (truth <= 0) | equal & (abs(truth) >= verdicts.MARGIN)
+            points = f"{name}, {100 * difference:g}"
+            out |= {points: (used.sum(1) + used.max(1)).mean() / (ESTIMATORS + 1), f"{points}: most": high}
+            out |= {f"{points}: told": (words != verdicts.OPEN).mean(), f"{points}: false": false.any(1).mean()}
+    return out
+
+
+def _alone(values, seeds: int, others=None) -> tuple[np.ndarray, np.ndarray]:
+    """Words on differences (estimators, seeds) after so many, and the seeds used."""
+    found = spreads.tested(values[:, :seeds], verdicts.MARGIN, others or spreads.ALONE)
+    word = verdicts.words(found["mean"] < 0, *verdicts.corrected(found["p"], found["p_equal"]))
+    return word, np.full(len(values), seeds)
+
+
+def _fixed(values, seeds: int):
+    return _alone(values, seeds, spreads.of_study(values[:, :seeds]))
+
+
+def _auto(values, seeds: int):
+    names = [f"e{i}" for i in range(len(values))]
+    rows = pd.DataFrame(np.vstack([values[:, :seeds], np.zeros(seeds)]), index=[*names, "random"]).stack().reset_index()
+    rows.columns = ["estimator", "seed", "accuracy"]
+    rows = rows.assign(measure="retrain", unit="pixel", mode="remove", percent=50, seconds=1.0)
+    study = SimpleNamespace(
+        estimators=[*names, "random"], units=["pixel"], modes=["remove"], percents=[50], margin=1.0, hours=0,
+        seeds_max=seeds,
+    )  # fmt: skip
+    last = looks.made(rows, study)[-1]
+    return tuple(
+        np.array(part)
+        for part in zip(*(last.told.get(name, (verdicts.OPEN, last.seeds)) for name in names), strict=True)
+    )
 
 
 def side_by_side(
@@ -111,6 +170,7 @@ def main():
     parser.add_argument("--recipe", action="append", default=[], metavar='"KEY=VALUE .."')
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--tests", type=int, action="append", default=[], metavar="IMAGES")
+    parser.add_argument("--simulate", type=int, default=0, metavar="STUDIES")
     options = parser.parse_args()
     study = params.load(options.study)
     params.agree(study)
@@ -128,8 +188,11 @@ def main():
     print(f"{where}; of one estimator at one percent, and of all {ESTIMATORS} and Random at all percents")
     shown = pd.DataFrame(found)
     print(shown.to_string(float_format="{:.2f}".format))
-    cost = {name: one["spread"] ** 2 * one["seconds"] for name, one in found.items()}
-    first, last = found[study.name], list(found)[-1]
+    if options.simulate:
+        found |= {"simulated": simulated(tables[study.name], study.units[0], study.modes[0], options.simulate)}
+        print(pd.Series(found["simulated"]).to_string(float_format="{:.3f}".format))
+    cost = {name: one["spread"] ** 2 * one["seconds"] for name, one in found.items() if name in tables}
+    first, last = found[study.name], list(tables)[-1]
     ratio = cost[study.name] / cost[last] if options.run else (first["unpaired"] / first["spread"]) ** 2
     print(json.dumps({"benchmark": "verdict", "ratio": round(ratio, 2)} | {n: _short(one) for n, one in found.items()}))
 

@@ -155,8 +155,8 @@ def seed_areas(own: pd.DataFrame, random: pd.DataFrame, mode: str, chance: float
     return gained[room] / possible[room]
 
 
-def differences(rows: pd.DataFrame, estimator: str, reference: str) -> np.ndarray:
-    """Accuracy of an estimator minus the reference's, mean over percents, for each seed complete in both: (seeds,).
+def differences(rows: pd.DataFrame, estimator: str, reference: str) -> pd.Series:
+    """Accuracy of an estimator minus the reference's, mean over percents, of each seed complete in both, by seed.
 
     rows: of one measure, unit and mode.
     """
@@ -164,31 +164,7 @@ def differences(rows: pd.DataFrame, estimator: str, reference: str) -> np.ndarra
         rows = rows.assign(seed=rows.seed.astype(str) + rows.precision.astype(object).fillna("").astype(str))
     own, other = (by_seed(rows[rows.estimator == name]) for name in (estimator, reference))
     percents = own.columns.intersection(other.columns)
-    return (own[percents] - other[percents]).dropna().mean(axis=1).to_numpy() if len(percents) else np.empty(0)
-
-
-def p_values(values, margin: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of paired differences (.., n): p of a difference (their mean is 0), p of equality (it is `margin` or more off).
-
-    The first from the two-sided t test; the second is the larger p of two one-sided ones, against -margin and margin.
-    Source: Student's paired test, scipy.stats.ttest_1samp; Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15
-    (1987), for the two one-sided tests (TOST).
-    """
-    above = scipy_stats.ttest_1samp(values, -margin, axis=-1, alternative="greater").pvalue
-    below = scipy_stats.ttest_1samp(values, margin, axis=-1, alternative="less").pvalue
-    return scipy_stats.ttest_1samp(values, 0, axis=-1).pvalue, np.maximum(above, below)
-
-
-def tested(values, margin: float) -> dict:
-    """`spread` of paired differences (n,), and their `p_values` as p and p_equal.
-
-    No p value and no interval (NaN) where they do not vary: a few seeds that agree by chance do not know the spread.
-    """
-    numbers = spread(values)
-    if not (numbers["n"] > 1 and numbers["std"] > 1e-12):
-        return numbers | dict.fromkeys(("low", "high", "p", "p_equal"), np.nan)
-    p, p_equal = map(float, p_values(values, margin))
-    return numbers | {"p": p, "p_equal": p_equal}
+    return (own[percents] - other[percents]).dropna().mean(axis=1) if len(percents) else pd.Series(dtype=float)
 
 
 def goodness(wide: pd.DataFrame, mode: str) -> pd.Series:

@@ -1,8 +1,9 @@
 """From curves to words: is an estimator better than Random, than Sobel, than the base it wraps? And do rankings agree?
 
 Every comparison is paired by seed (same first weights, same order of images), takes one number a seed (the difference
-of accuracy, mean over the percents that both have), and is corrected for the number of estimators compared. Two
-questions are asked of each: is there a difference, and is it smaller than a margin? `corrected` answers for both.
+of accuracy, mean over the percents that both have), borrows from the others how far such numbers spread
+(`roarlib.answers.spreads`), and is corrected for the number of estimators compared. Two questions are asked of each: is
+there a difference, and is it smaller than a margin? `corrected` answers for both.
 """
 
 from itertools import combinations
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from roarlib.answers import stats
+from roarlib.answers import spreads, stats
 from roarlib.study.names import MODES, UNITS, keeps, label, mixed_share, parent_of
 
 LEVEL = 0.05  # chance of any false finding among all estimators of one comparison
@@ -30,18 +31,23 @@ def verdicts(
     table: one study's tidy table. reference: an estimator, or `base` for what each is made from (the base an ensemble
     wraps, the estimator that a variant varies). margin: the difference of accuracy (0..1) below which two are equal.
     level: chance of any false word among all rows. Columns: estimator, reference, n (seeds), mean, std, low, high
-    (difference of accuracy, -1..1, mean over percents; its standard deviation over seeds, its 95 percent t interval),
-    effect (Hedges' g of the paired differences), p and p_equal (`stats.p_values`), p_holm and p_equal_holm (`corrected`
+    (difference of accuracy, -1..1, mean over percents; its standard deviation over seeds, its 95 percent interval),
+    effect (Hedges' g of the paired differences), p and p_equal (`spreads.tested`), p_holm and p_equal_holm (`corrected`
     for all rows), verdict (`words`), margin. Lower accuracy is better in the modes that remove, higher in those that
     keep. Sorted, best first.
     """
     rows = _retrained(table, unit, mode)
+    pairs = {name: parent_of(name) if reference == "base" else reference for name in rows.estimator.unique()}
+    values = {
+        pair: by_seed
+        for pair in pairs.items()
+        if pair[1] not in ("", pair[0]) and len(by_seed := stats.differences(rows, *pair))
+    }
+    others = spreads.of_study(pd.concat(values, axis=1).to_numpy().T) if values else spreads.ALONE
     found = []
-    for estimator in rows.estimator.unique():
-        against = parent_of(estimator) if reference == "base" else reference
-        if against not in ("", estimator) and (values := stats.differences(rows, estimator, against)).size:
-            tested = stats.tested(values, margin) | {"effect": hedges_g(values)}
-            found.append({"estimator": estimator, "reference": against, **tested})
+    for (estimator, against), by_seed in values.items():
+        tested = spreads.tested(by_seed, margin, others) | {"effect": hedges_g(by_seed)}
+        found.append({"estimator": estimator, "reference": against, **tested})
     out = pd.DataFrame(found, columns=COLUMNS).assign(margin=margin)
     out["p_holm"], out["p_equal_holm"] = corrected(*out[["p", "p_equal"]].to_numpy(dtype=float).T)
     good = out["mean"] > 0 if keeps(mode) else out["mean"] < 0
@@ -103,27 +109,29 @@ def holm(p) -> np.ndarray:
     return out
 
 
-def power(difference: float, std: float, n: int, level: float = LEVEL) -> float:
-    """Chance that a two-sided paired t test at `level` on n seeds sees a true difference, given the differences' std.
+def power(difference: float, std: float, n: int, level: float = LEVEL, among: int = 1) -> float:
+    """Chance that a two-sided paired test at `level` on n seeds sees a true difference, given the differences' std.
 
-    1 - F(t) + F(-t) of the noncentral t distribution with n - 1 degrees and noncentrality sqrt(n) difference / std.
+    1 - F(t) + F(-t) of the noncentral t distribution with noncentrality sqrt(n) difference / std, and the degrees of
+    freedom that a study of so many estimators gives (`spreads.expected`): n - 1 for one alone.
     Source: scipy.stats.nct; Cohen, Statistical Power Analysis (1988).
     """
     if n < 2 or not np.isfinite(std):
         return 0.0 if n < 2 else np.nan
     if std == 0:  # nothing varies: any difference is seen
         return 1.0 if difference else level
-    edge, shift = scipy_stats.t.ppf(1 - level / 2, n - 1), np.sqrt(n) * abs(difference) / std
-    tails = scipy_stats.nct.sf(edge, n - 1, shift), scipy_stats.nct.cdf(-edge, n - 1, shift)
+    degrees = spreads.expected(n, among)
+    edge, shift = scipy_stats.t.ppf(1 - level / 2, degrees), np.sqrt(n) * abs(difference) / std
+    tails = scipy_stats.nct.sf(edge, degrees, shift), scipy_stats.nct.cdf(-edge, degrees, shift)
     return float(np.nan_to_num(tails[0], nan=1.0) + np.nan_to_num(tails[1]))  # SciPy gives NaN far out
 
 
-def seeds_needed(difference: float, std: float, level: float = LEVEL, wanted: float = 0.8, most: int = 200) -> int:
-    """Fewest seeds with which a difference is seen with chance `wanted`; `most` stands for that many or more.
+def seeds_needed(difference: float, std: float, among: int = 1, wanted: float = 0.8, most: int = 200) -> int:
+    """Fewest seeds that tell a difference, among so many estimators, with chance `wanted`; `most`: that many or more.
 
-    std: of the paired differences. For m estimators under Holm's correction take level / m, its strictest step.
+    std: of the paired differences. The level is that of Holm's strictest step, LEVEL / among.
     """
-    return next((n for n in range(2, most) if power(difference, std, n, level) >= wanted), most)
+    return next((n for n in range(2, most) if power(difference, std, n, LEVEL / among, among) >= wanted), most)
 
 
 def spread_of_differences(table: pd.DataFrame, unit: str, mode: str) -> float:
@@ -139,7 +147,7 @@ def advice(table: pd.DataFrame, unit: str, mode: str, found: pd.DataFrame) -> st
     spread = spread_of_differences(table, unit, mode)
     if np.isnan(spread) or not found.verdict.isin([OPEN, FEW]).any():
         return ""
-    seeds = [seeds_needed(points / 100, spread, LEVEL / len(found)) for points in (5, 2)]
+    seeds = [seeds_needed(points / 100, spread, len(found)) for points in (5, 2)]
     more = ["200 seeds or more" if count == 200 else f"about {count} seeds" for count in seeds]
     return (
         f"An interval that leaves out 0 is not a verdict yet: among {len(found)} estimators, and with the spread seen "

@@ -1,0 +1,122 @@
+"""How much differences vary over seeds: what the estimators of a study say of it together (moderated t tests).
+
+Few seeds hardly know a spread, and a t test pays for that; but the estimators of a study mostly vary alike, so each can
+borrow from the others, as far as their spreads agree. All share Random's retrainings, so that together they know less
+than as many estimators apart would.
+Source: Smyth, Statistical Applications in Genetics and Molecular Biology 3 (2004), for moderated t tests; Bai and
+Saranadasa, Statistica Sinica 6 (1996), for the squared correlation without its bias. Ours: both corrections below that
+keep the chance of a false word at the level where spreads do not agree (tests, LOG.md).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+from scipy import stats as scipy_stats
+
+ALIKE = 1 / 4  # squared correlation of two differences where Random varies like the others
+FEWEST = 3  # estimators, and seeds, below which there is nothing to borrow
+
+
+class Shared(NamedTuple):
+    """What the differences of all estimators say of the variance of each: arrays (..,).
+
+    variance: typical of all. degrees: for how many degrees of freedom of one's own it counts, 0: not at all.
+    most: degrees of freedom with which it is known itself.
+    """
+
+    variance: np.ndarray
+    degrees: np.ndarray
+    most: np.ndarray
+
+
+ALONE = Shared(np.zeros(()), np.zeros(()), np.zeros(()))  # of a test by its own seeds alone
+
+
+def shared(values) -> Shared:
+    """From differences (.., estimators, seeds), every estimator with the same seeds.
+
+    variance: the geometric mean, unbiased in logs. degrees: from the spread of log variances beyond what so few seeds
+    explain, at its upper 95 percent limit, as a few estimators cannot show that they are alike. most: Satterthwaite's
+    of a mean of correlated variances, whose squared correlation counts as at least ALIKE. ALONE for fewer than FEWEST
+    estimators or seeds, and where one does not vary.
+    """
+    values = np.asarray(values, dtype=float)
+    m, own = values.shape[-2], values.shape[-1] - 1
+    if m < FEWEST or own + 1 < FEWEST:
+        return ALONE
+    apart = values - values.mean(-1, keepdims=True)
+    covariance = apart @ np.swapaxes(apart, -1, -2) / own
+    variances = np.diagonal(covariance, axis1=-2, axis2=-1)
+    if not variances.all():
+        return ALONE
+    total, itself = variances.sum(-1), np.square(variances).sum(-1) * own / (own + 2)
+    squares = own**2 / (own - 1) / (own + 2) * (np.square(covariance).sum((-1, -2)) - total**2 / own)
+    between = total**2 - 2 * squares / own - itself
+    correlation = np.clip((squares - itself) / between, ALIKE, 1)
+    logs = np.log(variances) - special.digamma(own / 2) + np.log(own / 2)
+    most = own * (itself + between) / (itself + correlation * between)
+    return Shared(np.exp(logs.mean(-1)), _degrees(logs.var(-1, ddof=1), own, m, correlation), most)
+
+
+def of_study(values: np.ndarray) -> Shared:
+    """From differences (estimators, seeds), NaN where a seed is missing; those that do not vary say nothing.
+
+    Where some have more seeds: of those with so many, over the seeds they share, the group that promises most degrees.
+    """
+    counts = np.sum(~np.isnan(values), axis=1)
+    varies = np.nanmax(values, axis=1) - np.nanmin(values, axis=1) > 1e-12
+    groups = [values[varies & (counts >= count)] for count in np.unique(counts[varies])]
+    whole = [group[:, ~np.isnan(group).any(axis=0)] for group in groups]
+    return shared(max(whole, key=lambda group: expected(group.shape[1], len(group)))) if whole else ALONE
+
+
+def expected(n: int, m: int) -> float:
+    """Degrees of freedom of a `moderated` variance over n seeds of m estimators, where all of them vary alike."""
+    own = n - 1
+    if m < FEWEST or n < FEWEST:
+        return own
+    more = _degrees(special.polygamma(1, own / 2) * (1 - ALIKE), own, m, ALIKE)
+    return float(min(own + more, own / (1 / m + ALIKE * (1 - 1 / m))))
+
+
+def _degrees(seen, own: int, m: int, correlation):
+    """Degrees of freedom of what others say, from the variance of m log variances, each over `own` degrees."""
+    explained = special.polygamma(1, own / 2) * (1 - correlation)
+    beyond = seen * (m - 1) / scipy_stats.chi2.ppf(0.05, m - 1) - explained
+    return 2 * _trigamma_inverse(np.maximum(beyond, 1e-8))
+
+
+def _trigamma_inverse(y):
+    """x > 0 with polygamma(1, x) = y > 0: Newton's steps from below, where the function is convex."""
+    x = (1 + np.sqrt(1 + 2 * y)) / (2 * y)
+    for _ in range(6):
+        x -= (special.polygamma(1, x) - y) / special.polygamma(2, x)
+    return x
+
+
+def moderated(variances, n, others: Shared = ALONE) -> tuple[np.ndarray, np.ndarray]:
+    """Variances over n seeds (..,) and what others say, weighted by degrees of freedom; and the result's degrees."""
+    own = np.asarray(n) - 1
+    whole = others.degrees + own
+    mixed = (others.degrees * others.variance + own * np.asarray(variances)) / np.maximum(whole, 1e-300)
+    return mixed, np.minimum(whole, np.maximum(others.most, own))
+
+
+def tested(values, margin: float, others: Shared = ALONE) -> dict:
+    """Paired differences over seeds (.., n): n, mean, std (ddof 1), low, high (95 percent t interval), p and p_equal.
+
+    p: of no difference, two-sided. p_equal: of a difference of `margin` or more, the larger of two one-sided ones. Both
+    with the `moderated` variance; NaN, as the interval, where it is 0 or undefined: a few seeds that agree by chance
+    do not know the spread. Leave out others and they are Student's.
+    Source: Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15 (1987), for the two one-sided tests (TOST).
+    """
+    values = np.asarray(values, dtype=float)
+    n, mean = values.shape[-1], values.mean(-1)
+    std = values.std(-1, ddof=1) if n > 1 else np.full_like(mean, np.nan)
+    variance, degrees = moderated(np.square(std), n, others)
+    error = np.sqrt(np.where(variance > 1e-24, variance, np.nan) / n)
+    half = scipy_stats.t.ppf(0.975, degrees) * error
+    p = 2 * scipy_stats.t.sf(abs(mean) / error, degrees)
+    p_equal = scipy_stats.t.sf((margin - abs(mean)) / error, degrees)
+    return dict(n=n, mean=mean, std=std, low=mean - half, high=mean + half, p=p, p_equal=p_equal)
