@@ -8,6 +8,7 @@ Saranadasa, Statistica Sinica 6 (1996), for the squared correlation without its 
 keep the chance of a false word at the level where spreads do not agree (tests, LOG.md).
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ def shared(values) -> Shared:
     """From differences (.., estimators, seeds), every estimator with the same seeds.
 
     variance: the geometric mean, unbiased in logs. degrees: from the spread of log variances beyond what so few seeds
-    explain, at its upper 95 percent limit, as a few estimators cannot show that they are alike. most: Satterthwaite's
+    explain, at its upper 90 percent limit, as a few estimators cannot show that they are alike. most: Satterthwaite's
     of a mean of correlated variances, whose squared correlation counts as at least ALIKE. ALONE for fewer than FEWEST
     estimators or seeds, and where one does not vary.
     """
@@ -56,7 +57,9 @@ def shared(values) -> Shared:
     correlation = np.clip((squares - itself) / between, ALIKE, 1)
     logs = np.log(variances) - special.digamma(own / 2) + np.log(own / 2)
     most = own * (itself + between) / (itself + correlation * between)
-    return Shared(np.exp(logs.mean(-1)), _degrees(logs.var(-1, ddof=1), own, m, correlation), most)
+    seen = logs.var(-1, ddof=1) * (m - 1) / scipy_stats.chi2.ppf(0.1, m - 1)
+    beyond = np.maximum(seen - special.polygamma(1, own / 2) * (1 - correlation), 1e-8)
+    return Shared(np.exp(logs.mean(-1)), 2 * _trigamma_inverse(beyond), most)
 
 
 def of_study(values: np.ndarray) -> Shared:
@@ -71,20 +74,16 @@ def of_study(values: np.ndarray) -> Shared:
     return shared(max(whole, key=lambda group: expected(group.shape[1], len(group)))) if whole else ALONE
 
 
+@lru_cache
 def expected(n: int, m: int) -> float:
-    """Degrees of freedom of a `moderated` variance over n seeds of m estimators, where all of them vary alike."""
-    own = n - 1
+    """Degrees of freedom of a `moderated` variance over n seeds of m estimators, where they and Random vary alike.
+
+    The harmonic mean over 200 simulated studies.
+    """
     if m < FEWEST or n < FEWEST:
-        return own
-    more = _degrees(special.polygamma(1, own / 2) * (1 - ALIKE), own, m, ALIKE)
-    return float(min(own + more, own / (1 / m + ALIKE * (1 - 1 / m))))
-
-
-def _degrees(seen, own: int, m: int, correlation):
-    """Degrees of freedom of what others say, from the variance of m log variances, each over `own` degrees."""
-    explained = special.polygamma(1, own / 2) * (1 - correlation)
-    beyond = seen * (m - 1) / scipy_stats.chi2.ppf(0.05, m - 1) - explained
-    return 2 * _trigamma_inverse(np.maximum(beyond, 1e-8))
+        return n - 1
+    noise = np.random.default_rng(0).standard_normal((200, m + 1, n))
+    return float(scipy_stats.hmean(moderated(1.0, n, shared(noise[:, 1:] - noise[:, :1]))[1]))
 
 
 def _trigamma_inverse(y):
