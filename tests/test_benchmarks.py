@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, simulated
 
 sys.path.append(str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
 import gpu_parts  # noqa: E402
+import road  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,10 @@ def test_the_projection_by_hand():
         "under_30_minutes": False,
         "under_15_minutes": False,
     }
+
+
+def test_our_rows_lie_beside_roads():
+    found = road.beside(simulated(["ig", "ig-sg", "random"], percents=(10, 50)))  # of Random there is nothing there
+    assert found.estimator.tolist() == ["ig", "ig", "ig-sg", "ig-sg"] and set(found.fill) == {"image-mean"}
+    assert found.theirs.tolist() == [72.2, 67.4, 74.9, 75.0]
+    assert (found.difference == found.ours - found.theirs).all() and found.ours.between(0, 100).all()

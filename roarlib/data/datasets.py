@@ -33,7 +33,8 @@ VERSION = 1  # of the prepared arrays; raise it when a loader gives other bytes 
 class Data:
     """A train and a test split and their class names; mean and std per channel, in 0..1 units, of the train split.
 
-    scaled_by: the mean and std that images are normalised by, where they are not the train split's.
+    scaled_by: the mean and std that images are normalised by, where they are not the train split's. image_mean: whether
+    removed inputs become their own image's mean instead of `fill`.
     """
 
     train: Split
@@ -43,6 +44,7 @@ class Data:
     std: np.ndarray
     scaled_by: tuple[np.ndarray, np.ndarray] | None = None
     digest: str = ""  # of all images and labels
+    image_mean: bool = False
 
     @property
     def scale(self) -> tuple[np.ndarray, np.ndarray]:
@@ -54,6 +56,10 @@ class Data:
         """What removed inputs become, normalised, float32 (C,): the train split's mean; 0 where that scales them."""
         mean, std = self.scale
         return (self.mean - mean) / std
+
+    def shown_fill(self, pixels: np.ndarray) -> np.ndarray:
+        """What inputs removed from an image uint8 (C, H, W) become, in 0..255: float (C,)."""
+        return pixels.mean((1, 2)) if self.image_mean else 255 * self.mean
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -81,7 +87,7 @@ def load(study: Study, progress: Callable[[int, int], None] | None = None) -> Da
     labels = b"".join(split.labels.tobytes() for split in splits)
     digest = hashlib.sha256(labels + json.dumps([meta[name]["crc32"] for name in SPLITS]).encode()).hexdigest()[:16]
     moments = np.float32(meta["mean"]), np.float32(meta["std"])
-    return Data(*splits, meta["classes"], *moments, _scale(study, splits[0]), digest)
+    return Data(*splits, meta["classes"], *moments, _scale(study, splits[0]), digest, study.fill == "image-mean")
 
 
 def _scale(study: Study, split: Split) -> tuple[np.ndarray, np.ndarray] | None:

@@ -47,10 +47,10 @@ class Degraded:
     """A split of the data (`train` or `test`) with its removal: gives normalised, degraded batches and their labels.
 
     ranking: uint8 (N, C, H, W) or (N, 1, H, W), or None for untouched images. Removed inputs become `data.fill`, the
-    training set's mean of their channel, which is 0 where it normalises the images; in the modes that impute, 8-bit
-    values from their neighbours with noise (standard deviation, 0..1) of a seed; in mode `mask` the mask is all there
-    is. room: bytes it may keep on the device, None for any; a larger split streams from its file, the next batches
-    being read while the last is used.
+    training set's mean of their channel, which is 0 where it normalises the images, or their own image's; in the modes
+    that impute, 8-bit values from their neighbours with noise (standard deviation, 0..1) of a seed; in mode `mask` the
+    mask is all there is. room: bytes it may keep on the device, None for any; a larger split streams from its file, the
+    next batches being read while the last is used.
     """
 
     part: str
@@ -130,7 +130,9 @@ class Degraded:
             images = normalise(self._imputed(images, gone, index), self.mean, self.std)
         else:
             images = normalise(images, self.mean, self.std)  # channels last in memory, as what was read
-            if ranks and self.fill is not None:
+            if ranks and self.data.image_mean:
+                images = torch.where(gone, images.mean((2, 3), keepdim=True), images)
+            elif ranks and self.fill is not None:
                 images = torch.where(gone, self.fill[:, None, None], images)
             elif ranks:
                 images.mul_(~gone)  # a third of the time of masked_fill_

@@ -98,7 +98,7 @@ def _baselines(kind: type, word: str, many: bool, images: torch.Tensor, baseline
     found = torch.as_tensor(baseline_of(word)).to(images)
     count = len(found) if found.ndim == 4 else 1
     if count > 1 and not many:
-        raise InputError(f"captum:{kind.__name__} takes one baseline, mean or black, and not {word}")
+        raise InputError(f"captum:{kind.__name__} takes one baseline, mean, black or grey, and not {word}")
     if count == 1 and "DeepLiftShap" in kind.__name__:
         raise InputError(f"captum:{kind.__name__} takes several baselines, such as train:20, and not {word}")
     return found.broadcast_to(count, *images.shape[1:])

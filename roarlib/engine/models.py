@@ -20,7 +20,6 @@ from torch.nn.utils.parametrize import is_parametrized
 from roarlib.engine import zoo
 from roarlib.engine.transformers import vit_tiny
 from roarlib.study import own
-from roarlib.study.names import USERS_OWN
 from roarlib.study.params import InputError
 
 
@@ -124,7 +123,8 @@ class Scale(nn.Module):
 def resnet18(classes: int, channels: int) -> nn.Module:
     """ResNet-18 with the CIFAR stem (3 x 3, stride 1, no pooling) and blurs before its strides, for 32 x 32 images.
 
-    For images of 64 pixels and more `build` takes torchvision's, which has the original stem (7 x 7, stride 2).
+    For images of 64 pixels and more `build` takes torchvision's, which has the original stem (7 x 7, stride 2), as does
+    `torchvision:resnet18` for all.
     """
     layers = [Residual(64, 64), Residual(64, 64)]
     for inputs, outputs in pairwise((64, 128, 256, 512)):
@@ -184,11 +184,11 @@ def constructor(name: str, size: tuple[int, int]) -> Callable:
         return MODELS[name]
     if name.startswith("timm:"):
         return zoo.from_timm(name.removeprefix("timm:"), size)
-    if USERS_OWN.fullmatch(name):
+    if own.is_own(name):
         return own.load(name)
-    if name in (known := zoo.of_torchvision()):
-        return zoo.from_torchvision(name, size)
-    hint = f"; did you mean {near[0]}?" if (near := difflib.get_close_matches(name, [*MODELS, *known], 1)) else ""
+    if (theirs := name.removeprefix("torchvision:")) in (known := zoo.of_torchvision()):
+        return zoo.from_torchvision(theirs, size)
+    hint = f"; did you mean {near[0]}?" if (near := difflib.get_close_matches(theirs, [*MODELS, *known], 1)) else ""
     raise InputError(
         f"unknown model '{name}'{hint} Known: {', '.join(MODELS)}, any torchvision classifier, timm:NAME, or your own"
         " as module:function"

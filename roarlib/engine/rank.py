@@ -71,7 +71,8 @@ class Explainer:
     Our own estimators explain a faster copy of it, checked to be the same function: `models.folded`.
 
     model: the network to explain, which is moved to the study's device. predictions: split -> int64 (N,), the classes
-    that are explained. batch: inputs a model pass takes; 0: what suits the device. untrained: as in a rehearsal.
+    that are explained, but where the study asks for the label. batch: inputs a model pass takes; 0: what suits the
+    device. untrained: as in a rehearsal.
     """
 
     study: Study
@@ -91,17 +92,23 @@ class Explainer:
     def ids(self, split: str, index: slice) -> torch.Tensor:
         return image_ids(split, index, self.device)
 
+    def targets(self, split: str, index: slice) -> torch.Tensor:
+        """The classes that are explained of these images, int64 (B,)."""
+        explained = self.predictions[split] if self.study.target == "predicted" else self.data.split(split).labels
+        return torch.from_numpy(np.array(explained[index])).to(self.device)
+
     def baseline(self, word: str) -> torch.Tensor:
         """What a word for a baseline stands for, normalised, broadcastable to images; InputError for any other word.
 
-        mean: the training set's. black. train:20: so many training images, spread evenly over the set.
+        mean: the training set's. black. grey: halfway to white. train:20: so many training images, spread evenly.
         """
         kind, _, count = word.partition(":")
-        if word in ("mean", "black"):
-            mean, std = self.data.scale
-            return torch.from_numpy(self.data.fill if word == "mean" else -mean / std).to(self.device)[:, None, None]
+        mean, std = self.data.scale
+        values = {"mean": self.data.fill, "black": -mean / std, "grey": (np.float32(0.5) - mean) / std}
+        if word in values:
+            return torch.from_numpy(values[word]).to(self.device)[:, None, None]
         if kind != "train" or not count.isdecimal() or int(count) == 0:
-            raise InputError(f"baselines: '{word}' is none of mean, black and train:20 (so many training images)")
+            raise InputError(f"baselines: '{word}' is none of mean, black, grey and train:20 (so many training images)")
         chosen = np.unique(np.linspace(0, len(self.data.train) - 1, int(count)).astype(int))
         return torch.cat([self._images("train", slice(k, k + 1)) for k in chosen.tolist()])
 
@@ -114,8 +121,7 @@ class Explainer:
 
         gone, percent: a ranking and how much of it is removed from the images first; None: they are untouched.
         """
-        images = self._images(split, index, gone, percent)
-        targets = torch.from_numpy(self.predictions[split][index]).to(self.device)
+        images, targets = self._images(split, index, gone, percent), self.targets(split, index)
         masks = self.data.split(split).masks
         masks = None if masks is None else torch.from_numpy(masks[index]).to(self.device)
         inputs = attribute.Batch(images, targets, self.ids(split, index), masks)
@@ -139,7 +145,7 @@ class Explainer:
         """How far a base that promises completeness misses it on a few test images: `from_captum.gap`."""
         count = min(8, images_at_once(self.batch), len(self.data.test))
         index, options = slice(0, count), self.study.estimator_options.get(base, {})
-        targets = torch.from_numpy(self.predictions["test"][index]).to(self.device)
+        targets = self.targets("test", index)
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with models.evaluating(self.model), draws.seeded(self.study.base_seed), exact:
             return gap(base, options, self.model, self._images("test", index).contiguous(), targets, self.baseline)

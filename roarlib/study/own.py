@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from roarlib.study import brought
 from roarlib.study.files import root
-from roarlib.study.names import USERS_OWN, split_name
+from roarlib.study.names import PACKAGES, USERS_OWN, split_name
 from roarlib.study.params import InputError, Study
 
 NOT_OWN = {"site-packages", "dist-packages"}
@@ -48,7 +48,7 @@ def load(name: str) -> Callable:
 
 def is_own(name: str) -> bool:
     """Whether a name of a model or base is `module:function` of the user's, and not of Captum's or timm's."""
-    return bool(USERS_OWN.fullmatch(name)) and not name.startswith(("captum:", "timm:"))
+    return bool(USERS_OWN.fullmatch(name)) and not name.startswith(PACKAGES)
 
 
 def said(error: BaseException) -> str:

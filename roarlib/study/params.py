@@ -47,7 +47,7 @@ class Study(BaseModel):
     resize: Annotated[StrictInt, Field(ge=0)] = 0  # px of their short side before it; 0: 8/7 of image_size
     normalise: Literal["train", "imagenet", "0.5"] = "train"  # mean and std 0 and 1 by: the train set, ImageNet's, 0.5
     # model and training recipe, the same for the base model and every retraining
-    model: str = "resnet-tiny"  # a name of models.MODELS or torchvision, timm:name, or module:function
+    model: str = "resnet-tiny"  # a name of models.MODELS or torchvision (torchvision:NAME), timm:NAME, module:function
     base_weights: str | None = None  # a trained network to explain, .safetensors or .pt; None: train one
     epochs: Count = 8
     batch_size: Count = 128
@@ -65,16 +65,20 @@ class Study(BaseModel):
     # estimators
     estimators: list[str] = Field(min_length=1)  # names; `paper`: its 18 and 2 controls; `*-blur`: see expand
     estimator_options: dict[str, dict] = {}  # base -> keyword arguments; not for the paper's bases
+    target: Literal["predicted", "label"] = (
+        "predicted"  # the class that is explained: the base model's, or the true one
+    )
     units: list[Literal["value", "pixel"]] = Field(["pixel"], min_length=1)  # what is ranked and removed
     noise_samples: Count = 15  # J of the SmoothGrad family
     noise_level: Real = Field(0.15, ge=0)  # sigma as a share of each image's (max - min), normalised space
     ig_steps: Count = 25
-    ig_reference: Literal["black", "mean"] = "black"
+    ig_reference: Literal["black", "mean", "grey"] = "black"  # grey: halfway to white
     attribution_precision: Literal["float32", "bfloat16", "auto"] = "float32"
     recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [10, 30, 50, 70]  # `-recursive` explains anew
     # grid
     modes: list[Mode] = Field(["remove"], min_length=1)  # retrained; scored without it, too, but for mask
     scored_modes: list[Scored] = []  # more modes, only scored without retraining
+    fill: Literal["train-mean", "image-mean"] = "train-mean"  # of holes, per channel, in the modes that do not impute
     imputation_noise: Real = Field(0.01, ge=0)  # standard deviation added to imputed inputs, in 0..1 units
     sanity_images: Annotated[StrictInt, Field(ge=0)] = 0  # test images explained with random weights too; 0: no check
     percents: list[Percent] = Field([10, 30, 50, 70, 90], min_length=1)  # t; 0 (untouched) is always run too

@@ -130,7 +130,8 @@ class Images(Chooser):
 
     def draw(self) -> Figure:
         """A row an estimator: image, importance, what is removed and what is kept."""
-        pixels, percent, fill = self.pixels(), self.percent.value, 255 * self.data.mean
+        pixels, percent = self.pixels(), self.percent.value
+        fill = self.data.shown_fill(pixels)
         modes = [mode + self.fill.value for mode in ("remove", "keep")]
         rows = {
             label(name): [pixels, heat(ranking), *(as_seen(pixels, ranking, percent, mode, fill) for mode in modes)]

@@ -7,7 +7,19 @@ import pandas as pd
 from roarlib.answers import stats, verdicts
 from roarlib.data import datasets, photos
 from roarlib.study import results
-from roarlib.study.names import FIXED, MAPS, MODES, UNITS, USERS_OWN, imputes, in_order, label, split_name, variant_of
+from roarlib.study.names import (
+    FIXED,
+    MAPS,
+    MODES,
+    PACKAGES,
+    UNITS,
+    USERS_OWN,
+    imputes,
+    in_order,
+    label,
+    split_name,
+    variant_of,
+)
 from roarlib.study.params import InputError, Study
 from roarlib.views import report
 
@@ -110,7 +122,7 @@ def data(study: Study) -> dict:
 def brought(study: Study, used: list[str]) -> list[str]:
     """What nobody else has, and a paper's readers need: the names of own data, models, weights, functions and maps."""
     named = [study.model, *(split_name(name)[0] for name in used)]
-    own = [name for name in named if ":" in name and not name.startswith(("captum:", "timm:"))]
+    own = [name for name in named if ":" in name and not name.startswith(PACKAGES)]
     weights = [Path(study.base_weights).name] if study.base_weights else []
     return list(dict.fromkeys([data(study)["name"]] * data(study)["own"] + own + weights))
 

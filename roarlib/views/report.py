@@ -77,6 +77,12 @@ def summary(study: Study) -> str:
     )
 
 
+LABELS_TOLD = (
+    "Test images lose what explains their true label (`target: label`), so holes may tell it: accuracies may be higher "
+    "than where the predicted class is explained."
+)
+
+
 def covered(table: pd.DataFrame) -> str:
     """Whether intervals cover the choice of the network, as a sentence: `stats.reach`."""
     return f"{stats.reach(table).capitalize()}."
@@ -87,7 +93,8 @@ def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     unit, better = study.units[0], list(found[found.verdict == verdicts.BETTER].estimator)
     lattice = patterns.warning(patterns.lattice(study, unit))
     shape = "" if keeps(study.modes[0]) else patterns.solid(study, unit, better)
-    return list(filter(None, [resolution.warning(table, unit, study.modes[0]), lattice, shape]))
+    told = "" if study.target == "predicted" else LABELS_TOLD
+    return list(filter(None, [told, resolution.warning(table, unit, study.modes[0]), lattice, shape]))
 
 
 def explained(study: Study, table: pd.DataFrame) -> str:

@@ -153,8 +153,8 @@ def test_beyond_the_edge_lies_the_fill(kind):
     torch.testing.assert_close(augment(images, kind, torch.Generator().manual_seed(0), fill), images)
 
 
-@pytest.mark.parametrize("reference, wanted", [("black", 0.0), ("mean", None)])
-def test_igs_reference_is_black_or_the_training_mean(outputs, reference, wanted):
+@pytest.mark.parametrize("reference, wanted", [("black", 0.0), ("grey", 0.5), ("mean", None)])
+def test_igs_reference_is_black_grey_or_the_training_mean(outputs, reference, wanted):
     study = tiny_study(normalise="imagenet", ig_reference=reference)
     data = datasets.load(study)
     predictions = {"train": np.zeros(100, np.int64), "test": np.zeros(50, np.int64)}

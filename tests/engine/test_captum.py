@@ -139,9 +139,9 @@ def test_baselines_by_name():
     torch.testing.assert_close(found("captum:DeepLiftShap"), shap)
     assert not torch.equal(found("captum:GradientShap", baselines="black"), found("captum:GradientShap"))
     for name, word, says in [
-        ("IntegratedGradients", "train:20", "takes one baseline, mean or black, and not train:20"),
+        ("IntegratedGradients", "train:20", "takes one baseline, mean, black or grey, and not train:20"),
         ("DeepLiftShap", "black", "takes several baselines, such as train:20, and not black"),
-        ("DeepLift", "white", "baselines: 'white' is none of mean, black and train:20"),
+        ("DeepLift", "white", "baselines: 'white' is none of mean, black, grey and train:20"),
         ("GradientShap", "train:0", "'train:0' is none of"),
     ]:
         with pytest.raises(InputError, match=says):

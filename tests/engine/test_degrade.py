@@ -30,8 +30,9 @@ def test_one_image_by_hand():
 
 
 @pytest.mark.parametrize("mode", ["remove", "keep", "remove-imputed", "keep-imputed", "mask"])
-def test_what_is_shown_is_what_models_see(mode):
-    study = tiny_study(imputation_noise=0)
+@pytest.mark.parametrize("fill", ["train-mean", "image-mean"])
+def test_what_is_shown_is_what_models_see(mode, fill):
+    study = tiny_study(imputation_noise=0, fill=fill)
     prepared = datasets.load(study)
     ranking = np.random.default_rng(0).integers(0, 100, (len(prepared.test.images), 1, *prepared.shape[1:]), np.uint8)
     images, _ = degraded(study, prepared, "test", ranking, 40, mode).batch(slice(0, 5))
@@ -40,5 +41,21 @@ def test_what_is_shown_is_what_models_see(mode):
     else:
         wanted = 255 * (images.numpy() * prepared.std[:, None, None] + prepared.mean[:, None, None])
     for k in range(5):
-        made = as_seen(prepared.test.images[k], ranking[k], 40, mode, 255 * prepared.mean)
+        pixels = prepared.test.images[k]
+        filled = pixels.mean((1, 2)) if fill == "image-mean" else 255 * prepared.mean
+        np.testing.assert_allclose(filled, prepared.shown_fill(pixels))
+        made = as_seen(pixels, ranking[k], 40, mode, filled)
         assert np.abs(made - wanted[k]).max() <= 1.01  # 8 bits, rounded once or twice
+
+
+def test_holes_of_the_image_mean_whatever_scales_the_images():
+    found = []
+    for scale in ("train", "0.5"):
+        study = tiny_study(fill="image-mean", normalise=scale)
+        data = datasets.load(study)
+        ranking = np.zeros((len(data.train), 1, *data.shape[1:]), np.uint8)  # all of it goes
+        images, _ = degraded(study, data, "train", ranking, 50).batch(slice(0, 4))
+        mean, std = data.scale
+        found.append(255 * (images.numpy() * std[:, None, None] + mean[:, None, None]))
+        wanted = np.broadcast_to(data.train.images[:4].mean((2, 3), keepdims=True), images.shape)
+        np.testing.assert_allclose(found[-1], wanted, atol=0.01)

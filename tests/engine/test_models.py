@@ -34,6 +34,13 @@ def test_a_torchvision_classifier_by_name():
     assert models.build("squeezenet1_1", 5, (3, 64, 64))(torch.randn(2, 3, 64, 64)).shape == (2, 5)
 
 
+def test_the_resnet18_for_small_images_is_ours_unless_torchvisions_is_asked_for():
+    ours, theirs = (models.build(name, 10, (3, 32, 32)) for name in ("resnet18", "torchvision:resnet18"))
+    assert ours[0].kernel_size == (3, 3) and theirs.conv1.kernel_size == (7, 7) and theirs.conv1.stride == (2, 2)
+    with pytest.raises(InputError, match="unknown model 'torchvision:resnet19'; did you mean"):
+        models.build("torchvision:resnet19", 10, (3, 32, 32))
+
+
 @pytest.mark.parametrize("name", ["vit_b_32", "swin_t"])
 def test_torchvisions_transformers_fit_small_images(name):
     assert models.build(name, 5, (3, 64, 64))(torch.randn(2, 3, 64, 64)).shape == (2, 5)

@@ -108,7 +108,8 @@ def _(device, kind):
 @case("degrade", *((mode, room) for mode in names.MODES for room in ("resident", "streamed")))
 def _(device, p):
     room = None if p[1] == "resident" else 0
-    made = [Degraded("train", data, torch.device(device), RANKS["train"], 40, p[0], room) for data in (DATA, OTHER)]
+    sets = DATA, OTHER, dataclasses.replace(DATA, image_mean=True)
+    made = [Degraded("train", data, torch.device(device), RANKS["train"], 40, p[0], room) for data in sets]
     return [list(images.batches([slice(0, 5), torch.tensor([7, 2, 9])])) for images in made]
 
 
@@ -241,7 +242,7 @@ def test_a_gpu_gives_the_processors_numbers(name, tmp_path, apart):
     for there, here in zip(found, wanted, strict=True):
         assert type(there) is type(here)
         np.testing.assert_array_equal(there, here)
-    assert pinned == 8 or "streamed" not in name  # images and ranks of two batches, twice
+    assert pinned == 12 or "streamed" not in name  # images and ranks of two batches, of three sets
     RUN.add(name)
 
 

@@ -95,6 +95,19 @@ def setting(**changes):
     return study, Explainer(study, found, model, predictions)
 
 
+def test_the_class_that_is_explained_is_the_predicted_or_the_true_one(outputs):
+    scores, index = {}, slice(0, 40)
+    for target in ("predicted", "label"):
+        _, explainer = setting(target=target)
+        classes = explainer.predictions["test"] if target == "predicted" else explainer.data.test.labels
+        assert explainer.targets("test", index).tolist() == classes[index].tolist()
+        scores[target] = explainer.scores("test", index, ["grad"])["grad"]
+    same = (explainer.predictions["test"] == explainer.data.test.labels)[index]
+    assert 0 < same.sum() < 40  # an untrained model is right now and then
+    equal = (scores["predicted"] == scores["label"]).flatten(1).all(1).numpy()
+    assert (equal == same).all()
+
+
 def files_of(study):
     return {(e, u, s): rankings.path(study, e, u, s) for e in study.estimators for u in study.units for s in SPLITS}
 
