@@ -2,8 +2,8 @@
 
 An estimator that a look has told (better, worse or equal) gets no more seeds, and its word stays. Every look has a part
 of the level for itself, and Holm's correction within: so the chance of any false word, over all estimators and looks,
-stays at the level however looks and estimators depend on each other. Looks judge the study's first unit and mode.
-Everything is a function of rows and study, so that all who run a study plan the same.
+stays at the level however looks depend on each other, as far as single tests keep theirs. Looks judge the study's first
+unit and mode. Everything is a function of rows and study, so that all who run a study plan the same.
 """
 
 from dataclasses import dataclass

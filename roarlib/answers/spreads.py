@@ -8,7 +8,7 @@ Saranadasa, Statistica Sinica 6 (1996), for the squared correlation without its 
 keep the chance of a false word at the level where spreads do not agree (tests, LOG.md).
 """
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,7 @@ def shared(values) -> Shared:
     variances = np.diagonal(covariance, axis1=-2, axis2=-1)
     if not variances.all():
         return ALONE
+    # without bias: sums of squared variances, of all squared covariances, and of products of two variances
     total, itself = variances.sum(-1), np.square(variances).sum(-1) * own / (own + 2)
     squares = own**2 / (own - 1) / (own + 2) * (np.square(covariance).sum((-1, -2)) - total**2 / own)
     between = total**2 - 2 * squares / own - itself
@@ -62,19 +63,19 @@ def shared(values) -> Shared:
     return Shared(np.exp(logs.mean(-1)), 2 * _trigamma_inverse(beyond), most)
 
 
-def of_study(values: np.ndarray) -> Shared:
-    """From differences (estimators, seeds), NaN where a seed is missing; those that do not vary say nothing.
+def of_study(values: np.ndarray) -> list[Shared]:
+    """For each row of differences (estimators, seeds; NaN: no such seed) what those with the same seeds say.
 
-    Where some have more seeds: of those with so many, over the seeds they share, the group that promises most degrees.
+    Where an estimator lacks seeds, all others are taken without them. Those that do not vary say nothing.
     """
-    counts = np.sum(~np.isnan(values), axis=1)
-    varies = np.nanmax(values, axis=1) - np.nanmin(values, axis=1) > 1e-12
-    groups = [values[varies & (counts >= count)] for count in np.unique(counts[varies])]
-    whole = [group[:, ~np.isnan(group).any(axis=0)] for group in groups]
-    return shared(max(whole, key=lambda group: expected(group.shape[1], len(group)))) if whole else ALONE
+    there, found = ~np.isnan(values), {}
+    for mask in np.unique(there, axis=0):
+        group = values[(there >= mask).all(axis=1)][:, mask]
+        found[mask.tobytes()] = shared(group[np.ptp(group, axis=1) > 1e-12]) if mask.any() else ALONE
+    return [found[mask.tobytes()] for mask in there]
 
 
-@lru_cache
+@cache
 def expected(n: int, m: int) -> float:
     """Degrees of freedom of a `moderated` variance over n seeds of m estimators, where they and Random vary alike.
 
@@ -103,7 +104,8 @@ def moderated(variances, n, others: Shared = ALONE) -> tuple[np.ndarray, np.ndar
 
 
 def tested(values, margin: float, others: Shared = ALONE) -> dict:
-    """Paired differences over seeds (.., n): n, mean, std (ddof 1), low, high (95 percent t interval), p and p_equal.
+    """Paired differences over seeds (.., n): n, mean, std (ddof 1), low, high (95 percent t interval), p and p_equal,
+    and degrees (of freedom).
 
     p: of no difference, two-sided. p_equal: of a difference of `margin` or more, the larger of two one-sided ones. Both
     with the `moderated` variance; NaN, as the interval, where it is 0 or undefined: a few seeds that agree by chance
@@ -118,4 +120,4 @@ def tested(values, margin: float, others: Shared = ALONE) -> dict:
     half = scipy_stats.t.ppf(0.975, degrees) * error
     p = 2 * scipy_stats.t.sf(abs(mean) / error, degrees)
     p_equal = scipy_stats.t.sf((margin - abs(mean)) / error, degrees)
-    return dict(n=n, mean=mean, std=std, low=mean - half, high=mean + half, p=p, p_equal=p_equal)
+    return dict(n=n, mean=mean, std=std, low=mean - half, high=mean + half, p=p, p_equal=p_equal, degrees=degrees)

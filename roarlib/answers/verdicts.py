@@ -20,7 +20,7 @@ MARGIN = 0.01  # of accuracy, from which on a difference matters; a study's own 
 # open: the data neither tell the estimator apart from its reference nor show that they are equal within the margin
 BETTER, WORSE, EQUAL, OPEN, FEW = "better", "worse", "equal", "open", "too few seeds"
 VOID = "nothing learnt"  # clean accuracy is no better than knowing nothing
-COLUMNS = "estimator reference n mean std low high effect p p_equal p_holm p_equal_holm verdict margin".split()
+COLUMNS = "estimator reference n mean std low high effect p p_equal degrees p_holm p_equal_holm verdict margin".split()
 
 
 def verdicts(
@@ -32,9 +32,9 @@ def verdicts(
     wraps, the estimator that a variant varies). margin: the difference of accuracy (0..1) below which two are equal.
     level: chance of any false word among all rows. Columns: estimator, reference, n (seeds), mean, std, low, high
     (difference of accuracy, -1..1, mean over percents; its standard deviation over seeds, its 95 percent interval),
-    effect (Hedges' g of the paired differences), p and p_equal (`spreads.tested`), p_holm and p_equal_holm (`corrected`
-    for all rows), verdict (`words`), margin. Lower accuracy is better in the modes that remove, higher in those that
-    keep. Sorted, best first.
+    effect (Hedges' g of the paired differences), p, p_equal and degrees (`spreads.tested`), p_holm and p_equal_holm
+    (`corrected` for all rows), verdict (`words`), margin. Lower accuracy is better in the modes that remove, higher in
+    those that keep. Sorted, best first.
     """
     rows = _retrained(table, unit, mode)
     pairs = {name: parent_of(name) if reference == "base" else reference for name in rows.estimator.unique()}
@@ -43,9 +43,8 @@ def verdicts(
         for pair in pairs.items()
         if pair[1] not in ("", pair[0]) and len(by_seed := stats.differences(rows, *pair))
     }
-    others = spreads.of_study(pd.concat(values, axis=1).to_numpy().T) if values else spreads.ALONE
-    found = []
-    for (estimator, against), by_seed in values.items():
+    found, shared = [], spreads.of_study(pd.concat(values, axis=1).to_numpy().T) if values else []
+    for ((estimator, against), by_seed), others in zip(values.items(), shared, strict=True):
         tested = spreads.tested(by_seed, margin, others) | {"effect": hedges_g(by_seed)}
         found.append({"estimator": estimator, "reference": against, **tested})
     out = pd.DataFrame(found, columns=COLUMNS).assign(margin=margin)
@@ -60,9 +59,9 @@ def corrected(p, p_equal) -> tuple[np.ndarray, np.ndarray]:
     """p values of a difference and of equality (.., m) on m estimators, corrected: by Holm, and times 2 m.
 
     The second counts only for estimators without a difference (`words`), of which at most one statement can be false.
-    So the chance of any false word is at most the level for differences, and half of it more for equality; together
-    they stay at the level in simulations of all sorts of truths, as false differences get rarer where there are others
-    to be told equal (tests, LOG.md).
+    So, where single p values keep theirs, the chance of any false word is at most the level for differences, and half
+    of it more for equality; together they stay at the level in simulations of all sorts of truths, as false differences
+    get rarer where there are others to be told equal (tests, LOG.md).
     """
     p_equal = np.asarray(p_equal, dtype=float)
     return holm(p), np.minimum(1, 2 * np.sum(~np.isnan(p_equal), axis=-1, keepdims=True) * p_equal)
@@ -126,12 +125,15 @@ def power(difference: float, std: float, n: int, level: float = LEVEL, among: in
     return float(np.nan_to_num(tails[0], nan=1.0) + np.nan_to_num(tails[1]))  # SciPy gives NaN far out
 
 
-def seeds_needed(difference: float, std: float, among: int = 1, wanted: float = 0.8, most: int = 200) -> int:
+def seeds_needed(
+    difference: float, std: float, among: int = 1, level: float | None = None, wanted: float = 0.8, most: int = 200
+) -> int:
     """Fewest seeds that tell a difference, among so many estimators, with chance `wanted`; `most`: that many or more.
 
-    std: of the paired differences. The level is that of Holm's strictest step, LEVEL / among.
+    std: of the paired differences. level: if it is not that of Holm's strictest step, LEVEL / among.
     """
-    return next((n for n in range(2, most) if power(difference, std, n, LEVEL / among, among) >= wanted), most)
+    level = LEVEL / among if level is None else level
+    return next((n for n in range(2, most) if power(difference, std, n, level, among) >= wanted), most)
 
 
 def spread_of_differences(table: pd.DataFrame, unit: str, mode: str) -> float:

@@ -190,8 +190,8 @@ def constructor(name: str, size: tuple[int, int]) -> Callable:
         return zoo.from_torchvision(theirs, size)
     hint = f"; did you mean {near[0]}?" if (near := difflib.get_close_matches(theirs, [*MODELS, *known], 1)) else ""
     raise InputError(
-        f"unknown model '{name}'{hint} Known: {', '.join(MODELS)}, any torchvision classifier, timm:NAME, or your own"
-        " as module:function"
+        f"unknown model '{name}'{hint} Known: {', '.join(MODELS)}, torchvision's (torchvision:NAME), timm:NAME, or"
+        " your own as module:function"
     )
 
 

@@ -86,7 +86,7 @@ def compare(
 
     estimators: of one group, ranked already (names.asks_model). Yields (estimator, unit, depth) and {"rho": Spearman's
     correlation, mean over the images, "overlap": `rankings.overlap` at t = 1 .. 100}. The class that is explained stays
-    the base model's prediction; noise, ties and Random are drawn anew (base seed + 1), at depth 0 alone. So depth 0 is
+    that of the base model; noise, ties and Random are drawn anew (base seed + 1), at depth 0 alone. So depth 0 is
     as alike as rankings of this estimator can be, and Random as unlike as unrelated ones.
     """
     study = explainer.study

@@ -32,8 +32,8 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
     """Rank every image of both splits by one recursive estimator, in all units of the study; write the files.
 
     explainer: of the base model, which explains the first removal; later ones are explained by models retrained at each
-    of the study's recursive_steps, with the classes that these predict. Arguments and result are those of `rank.make`.
-    An interrupted unit starts again. Source: Madsen et al. (2022).
+    of the study's recursive_steps, and the classes that these predict unless the study explains labels. Arguments and
+    result are those of `rank.make`. An interrupted unit starts again. Source: Madsen et al. (2022).
     """
     (estimator,) = estimators
     keep_memory()
@@ -70,7 +70,7 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
 
 
 def _retrained(explainer: Explainer, found: dict[str, np.ndarray], percent: int) -> Explainer:
-    """The same data explained by a model retrained without the top `percent`, with the classes that it predicts."""
+    """The same data explained by a model retrained without the top `percent`, and the classes that it predicts."""
     study, data = explainer.study, explainer.data
     model = train.train(study, data, study.base_seed, found["train"], percent)
     images = {split: degraded(study, data, split, found[split], percent) for split in SPLITS}

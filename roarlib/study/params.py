@@ -65,9 +65,7 @@ class Study(BaseModel):
     # estimators
     estimators: list[str] = Field(min_length=1)  # names; `paper`: its 18 and 2 controls; `*-blur`: see expand
     estimator_options: dict[str, dict] = {}  # base -> keyword arguments; not for the paper's bases
-    target: Literal["predicted", "label"] = (
-        "predicted"  # the class that is explained: the base model's, or the true one
-    )
+    target: Literal["predicted", "label"] = "predicted"  # the class explained: the base model's, or the true one
     units: list[Literal["value", "pixel"]] = Field(["pixel"], min_length=1)  # what is ranked and removed
     noise_samples: Count = 15  # J of the SmoothGrad family
     noise_level: Real = Field(0.15, ge=0)  # sigma as a share of each image's (max - min), normalised space

@@ -82,6 +82,7 @@ def facts(study: Study) -> dict:
         "seeds": sorted({int(seed) for seed in judged.seed}),
         "n": span(judged.groupby(["unit", "mode", "estimator", "percent"]).seed.nunique()),
         "compared": int(found.p.notna().sum()),
+        "borrowed": bool((found.degrees > found.n - 1).any()),
         "level": verdicts.LEVEL,
         **estimators(study, used),
         **cost(rows),

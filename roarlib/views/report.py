@@ -78,8 +78,8 @@ def summary(study: Study) -> str:
 
 
 LABELS_TOLD = (
-    "Test images lose what explains their true label (`target: label`), so holes may tell it: accuracies may be higher "
-    "than where the predicted class is explained."
+    "Test images are masked by what explains their true label (`target: label`), so masks may tell it: accuracies may "
+    "be higher than where the predicted class is explained."
 )
 
 

@@ -78,8 +78,8 @@ def maps(pixels: np.ndarray, rankings: dict[str, np.ndarray]) -> Sheet:
 def degraded_sheet(pixels, rankings: dict, percents, mode="remove", fill=(0, 0, 0)) -> Sheet:
     """One image as each estimator degrades it: estimators in rows, percents in columns (paper, Figure 1).
 
-    pixels: uint8 (C, H, W). rankings: name -> this image's ranking. fill: training mean per channel, 0..255.
-    First come the image and its importance. Raises LookupError where no ranking is given.
+    pixels: uint8 (C, H, W). rankings: name -> this image's ranking. fill: of holes, per channel, 0..255: see
+    `Data.shown_fill`. First come the image and its importance. Raises LookupError where no ranking is given.
     """
     if not rankings:
         raise LookupError("no rankings to show yet: run `roar run params/<name>.yaml`")

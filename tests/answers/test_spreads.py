@@ -75,21 +75,42 @@ def test_random_that_all_share_limits_what_they_know_together():
     assert np.median(loud.most) == pytest.approx(9, rel=0.05)
 
 
-@pytest.mark.parametrize("values", [np.ones((1, 5)), np.ones((5, 2)), np.ones((4, 5)), np.full((4, 5), np.nan)])
+@pytest.mark.parametrize("values", [np.eye(1, 5), np.eye(5, 2), np.ones((4, 5)), np.full((4, 5), np.nan)])
 def test_too_few_and_too_equal_say_nothing(values):
-    assert spreads.of_study(values + 0 * values) == spreads.ALONE
+    assert all(one is spreads.ALONE for one in spreads.of_study(values)) and len(spreads.of_study(values)) == len(
+        values
+    )
 
 
-def test_missing_seeds_and_differences_that_do_not_vary():
-    values = drawn(6, 5, WIDTHS["even"](6), studies=1)[0]
-    whole = spreads.shared(values[:5])
-    ragged = np.vstack([values[:5], np.full(5, 0.2), np.r_[values[5, :2], [np.nan] * 3]])
-    assert spreads.of_study(ragged) == whole
-    found = spreads.tested(np.full(5, 0.2), 1.0, whole)  # agrees by chance: others know what it may vary
+def test_each_borrows_from_those_with_its_seeds():
+    values = drawn(7, 5, WIDTHS["even"](7), studies=1)[0]
+    values[5] = 0.2  # does not vary
+    values[6, :2] = np.nan
+    found = spreads.of_study(values)
+    assert found[:6] == [spreads.shared(values[:5])] * 6
+    assert found[6] == spreads.shared(values[[0, 1, 2, 3, 4, 6], 2:])
+    later = np.full((7, 9), np.nan)
+    later[:, :5], later[6, 5:] = values, 1.0  # others have none of its seeds
+    assert spreads.of_study(later)[6] is spreads.ALONE and spreads.of_study(later)[:6] == found[:6]
+
+
+def test_differences_that_agree_by_chance():
+    others = spreads.shared(drawn(5, 5, WIDTHS["even"](5), studies=1)[0])
+    found = spreads.tested(np.full(5, 0.2), 1.0, others)  # others know what it may vary
     assert 0 < found["p"] < 1 and found["low"] < 0.2 < found["high"]
     alone = spreads.tested(np.full(5, 0.2), 1.0)
     assert np.isnan([alone["p"], alone["low"], alone["p_equal"]]).all() and alone["mean"] == pytest.approx(0.2)
     assert np.isnan(spreads.tested([0.3], 1.0)["p"])
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_an_estimator_of_its_own_kind_with_fewer_seeds_borrows_no_certainty(seeds):
+    """18 with 5 seeds, and one that varies five times as much, of which there are only so many."""
+    values = drawn(19, 5, np.r_[WIDTHS["even"](18), 1.5])
+    values[:, 18, seeds:] = np.nan
+    others = [spreads.of_study(one)[18] for one in values]
+    false = [spreads.tested(v[18, :seeds], 1.0, o)["p"] < 0.05 / 19 for v, o in zip(values, others, strict=True)]
+    assert np.mean(false) < 0.05
 
 
 @pytest.mark.parametrize("kind", WIDTHS)
@@ -105,6 +126,9 @@ def test_no_false_word_however_unlike_the_spreads(kind, m, seeds):
             word = verdicts.words(found["mean"] < 0, *verdicts.corrected(found["p"], found["p_equal"]))
             false = word == verdicts.EQUAL if truth else np.isin(word, [verdicts.BETTER, verdicts.WORSE])
             worst = max(worst, false.any(1).mean())
-    print(f"| {kind} | {m} | {seeds} | {worst:.3f} |")
+    noise = drawn(m, seeds, WIDTHS[kind](m))
+    found = spreads.tested(noise + 5, 1.0, over_studies(spreads.shared(noise)))
+    seen = (verdicts.holm(found["p"]) < 0.05).mean()
+    print(f"| {kind} | {m} | {seeds} | {worst:.3f} | {seen:.2f} |")
     error = np.sqrt(0.05 * 0.95 / 2000)
-    assert worst <= 0.05 + 2.6 * error
+    assert worst <= 0.05 + 2.6 * error and seen > 0.5

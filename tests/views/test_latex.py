@@ -142,6 +142,7 @@ def test_the_methods_say_the_studys_numbers(cifar):
         r"$t \in \{50, 90\}$",
         "the same 5 seeds (0, 1, 2, 3, 4)",
         "for 6 comparisons",
+        r"whose variance borrows from those of the other estimators as far as they agree (moderated $t$ tests~\citep{",
         "the choice of the network that is explained, with its noise, ties and random removal",
         "69.3\\% of the test images",
     ):
@@ -151,6 +152,18 @@ def test_the_methods_say_the_studys_numbers(cifar):
         "75 retrainings (median 31 s), 5 base models (median 33 s), 35 rankings" in compute
         and "took 46.3 min on AMD EPYC, 2 cores (CPU)" in compute
     )
+
+
+def test_what_other_protocols_ask_for_is_said(tmp_path):
+    other = dict(model="torchvision:resnet18", target="label", fill="image-mean", ig_reference="grey")
+    said = latex.render("methods.tex", **methods.facts(study_in(tmp_path, "resnet-textures", **other)))
+    for part in (
+        r"The network is \texttt{resnet18} of torchvision",
+        "of the true class, for training and test images alike.\nSo what is removed from test images rests on their",
+        "steps from a grey image.",
+        "A removed value becomes the image's mean of its channel.",
+    ):
+        assert part in said
 
 
 def test_one_seed_has_no_intervals_and_base_models_of_their_own_are_said(tmp_path):
@@ -163,6 +176,7 @@ def test_one_seed_has_no_intervals_and_base_models_of_their_own_are_said(tmp_pat
     rows[rows.seed == 0].to_csv(file, index=False)
     told = methods.facts(study)
     assert "With one seed, no interval can be given" in latex.render("methods.tex", **told)
+    assert "moderated" not in latex.render("methods.tex", **told)
     assert r"\answerNo{}" in latex.render("checklist.tex", studies=[told]).partition("error bars")[2]
     table = latex.render("table.tex", **latex.accuracies(told, "pixel", "remove"))
     assert r"\pm" not in table and "$n = 1$ seed." in table and "--: too few seeds" in table

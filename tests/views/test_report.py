@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 from bs4 import BeautifulSoup
-from conftest import ROAR, tiny_study
+from conftest import ROAR, simulated, tiny_study
 
+from roarlib.answers import verdicts
 from roarlib.data import textures
 from roarlib.engine import models
 from roarlib.study import params, results
@@ -120,6 +121,14 @@ def test_machines_are_told_apart_and_what_is_not_known_is_a_dash():
     ]
     assert (found.python == "–").all() and (found.torch == "2.14.1").all()
     assert (report.machines(rows().assign(python="3.11.7")).python == "3.11.7").all()
+
+
+def test_where_labels_are_explained_the_verdicts_are_doubted():
+    table = simulated(["grad", "random"])
+    found = verdicts.verdicts(table, "pixel", "remove")
+    assert report.doubts(tiny_study(), table, found) == []
+    (said,) = report.doubts(tiny_study(target="label"), table, found)
+    assert said.startswith("Test images are masked by what explains their true label (`target: label`)")
 
 
 def test_how_it_was_made_is_told_in_readable_numbers(monkeypatch):
