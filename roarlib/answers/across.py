@@ -71,9 +71,8 @@ def compare(parts: dict[str, Part], unit: str = "", mode: str = "") -> Compared:
     rest = {name: ", ".join(map(str, sorted(percents[name] - {*shared}))) for name in here}
     left_out += [f"t = {t} of {', '.join(n for n in here if rest[n] == t)}" for t in sorted(set(rest.values())) if t]
     found = pd.concat([_verdicts(*parts[name], side, shared).assign(study=name) for name in here])
-    scores = (1 if keeps(side[1]) else -1) * found.pivot(index="study", columns="estimator", values="mean").reindex(
-        here
-    )
+    wide = found.pivot(index="study", columns="estimator", values="mean").reindex(here)
+    scores = wide if keeps(side[1]) else -wide
     reach = {name: stats.reach(parts[name][0]) for name in here}
     shortened = [n for n in here if parts[n][1].seeds == "auto" and {*shared} != {*parts[n][1].percents}]
     if shortened:
@@ -111,13 +110,10 @@ def _verdicts(table: pd.DataFrame, study: params.Study, side: tuple[str, str], p
 
 def _differ_in_networks(parts: list[Part]) -> list[tuple[str, str]]:
     """Names of studies that differ in `base_models` alone: the one with one network first, then that with several."""
-    free, same = (
-        {"name", "base_models", "base_seed", *params.SELECTION, *params.MACHINE},
-        ["data", "source", "precision"],
-    )
+    free = {"name", "base_models", "base_seed", *params.SELECTION, *params.MACHINE}
     alike = []
     for table, study in parts:
-        made = table[table.measure == "retrain"].reindex(columns=same).drop_duplicates()
+        made = table[table.measure == "retrain"].reindex(columns=["data", "source", "precision"]).drop_duplicates()
         alike.append((study, (study.model_dump(exclude=free), sorted(map(str, made.to_numpy().tolist())))))
     ones, others = ([(s, said) for s, said in alike if (s.base_models == "one") == one] for one in (True, False))
     return [(one.name, each.name) for one, said in ones for each, other in others if said == other]

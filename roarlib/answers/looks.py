@@ -64,7 +64,8 @@ def made(table: pd.DataFrame, study: Study) -> list[Look]:
         rows = table[(table.measure != "retrain") | (table.seed < count)]
         if not _whole(rows, study, still, count):
             break
-        words = _words(rows, study, float(level))
+        tested = verdicts.verdicts(rows, study.units[0], study.modes[0], margin=study.margin / 100, level=float(level))
+        words = dict(zip(tested.estimator, tested.verdict, strict=True))
         new = {name: words[name] for name in still if words.get(name) in TOLD}
         told = told | {name: (word, count) for name, word in new.items()}
         still = tuple(name for name in still if name not in new)
@@ -82,12 +83,6 @@ def _whole(rows: pd.DataFrame, study: Study, names: tuple[str, ...], count: int)
     wanted = {(name, *point, seed) for name in (*names, "random") for point in points for seed in range(count)}
     retrained = rows[rows.measure == "retrain"][["estimator", "unit", "mode", "percent", "seed"]]
     return wanted <= set(retrained.itertuples(index=False, name=None))
-
-
-def _words(rows: pd.DataFrame, study: Study, level: float) -> dict[str, str]:
-    """Estimator -> its word after tests at this level."""
-    found = verdicts.verdicts(rows, study.units[0], study.modes[0], margin=study.margin / 100, level=level)
-    return dict(zip(found.estimator, found.verdict, strict=True))
 
 
 def _hours(rows: pd.DataFrame, still: tuple[str, ...], share: float) -> tuple[float, float]:

@@ -49,18 +49,11 @@ class Source:
 
 def table2() -> pd.DataFrame:
     """Table 2 with our names: dataset, estimator, mode, percent, accuracy (0..1), suspect (the likely misprint)."""
-    table = pd.read_csv(TABLE2, comment="#")
+    table = pd.read_csv(TABLE2, comment="#").rename(columns={"threshold_pct": "percent", "top1_acc": "accuracy"})
     ours = {label(name): name for name in PAPER}
     datasets = {there: here for here, (there, _, _) in DATASETS.items()}
-    table = pd.DataFrame(
-        {
-            "dataset": table["dataset"].map(datasets),
-            "estimator": table["estimator"].map(ours),
-            "mode": table["mode"],
-            "percent": table["threshold_pct"],
-            "accuracy": table["top1_acc"] / 100,
-        }
-    )
+    table["dataset"], table["estimator"] = table.dataset.map(datasets), table.estimator.map(ours)
+    table["accuracy"] /= 100
     keys = table[["dataset", "estimator", "mode", "percent"]].apply(tuple, axis=1)
     return table.assign(suspect=keys == MISPRINT)
 

@@ -206,12 +206,9 @@ def seeds_and_test_set(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFram
     Columns: estimator, percent, n (seeds), mean (accuracy 0..1), std (over seeds, ddof 1; NaN for one seed),
     binomial (`binomial_error` of the mean on the test set's images).
     """
-    one_study(table)
     rows = table[(table["measure"] == "retrain") & (table["unit"] == unit) & (table["mode"] == mode)]
-    groups = rows.groupby(["estimator", "percent"])
-    out = groups["accuracy"].agg(n="count", mean="mean", std="std")
-    out["binomial"] = binomial_error(out["mean"], groups["n_test"].max())
-    return out.reset_index()
+    found = summary(rows)[["estimator", "percent", "n", "mean", "std"]]
+    return found.assign(binomial=binomial_error(found["mean"], rows["n_test"].max()))
 
 
 def spearman(one, other) -> dict:

@@ -125,15 +125,13 @@ def power(difference: float, std: float, n: int, level: float = LEVEL, among: in
     return float(np.nan_to_num(tails[0], nan=1.0) + np.nan_to_num(tails[1]))  # SciPy gives NaN far out
 
 
-def seeds_needed(
-    difference: float, std: float, among: int = 1, level: float | None = None, wanted: float = 0.8, most: int = 200
-) -> int:
-    """Fewest seeds that tell a difference, among so many estimators, with chance `wanted`; `most`: that many or more.
+def seeds_needed(difference: float, std: float, among: int = 1, level: float | None = None) -> int:
+    """Fewest seeds that tell a difference, among so many estimators, with a chance of 0.8; 200: that many or more.
 
     std: of the paired differences. level: if it is not that of Holm's strictest step, LEVEL / among.
     """
     level = LEVEL / among if level is None else level
-    return next((n for n in range(2, most) if power(difference, std, n, level, among) >= wanted), most)
+    return next((n for n in range(2, 200) if power(difference, std, n, level, among) >= 0.8), 200)
 
 
 def spread_of_differences(table: pd.DataFrame, unit: str, mode: str) -> float:

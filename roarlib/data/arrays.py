@@ -3,7 +3,6 @@
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +13,6 @@ from roarlib.study.names import USERS_OWN
 from roarlib.study.params import InputError, Study
 
 NEEDED = ("train_images", "train_labels", "test_images", "test_labels")
-
-
-@dataclass(frozen=True)
-class FromFile(Split):
-    """A split whose arrays come from a file, so that a change of the file is noticed: see `prepare.digests`."""
-
-    paths: list[Path] = field(default_factory=list)
-
-    def first(self, count: int) -> "FromFile":
-        return FromFile(**vars(super().first(count)), paths=self.paths)
 
 
 def of_function(dataset: str) -> bool:
@@ -55,7 +44,7 @@ def load(study: Study) -> tuple[Split, Split, list[str]]:
         labels = found[f"{part}_labels"]
         if np.shape(labels)[:1] != (len(images),):
             raise InputError(f"{study.dataset} {part}: {len(images)} images but {np.size(labels)} labels")
-        splits.append(FromFile(images, _labels(f"{study.dataset}: {part}_labels", labels), None, files))
+        splits.append(Split(images, _labels(f"{study.dataset}: {part}_labels", labels), None, files))
     count = 1 + max(int(split.labels.max(initial=0)) for split in splits)
     if odd := set(range(count)).symmetric_difference(splits[0].labels.tolist()):
         raise InputError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from roarlib.data import datasets, photos, prepare
+from roarlib.data import datasets, photos
 from roarlib.study.files import write_atomically
 from roarlib.study.params import Study
 
@@ -25,14 +25,9 @@ def images(study: Study, hashes: bool = True) -> pd.DataFrame:
         here = data.split(split)
         names = [photos.shown(path.relative_to(common)) for path in paths.get(split, [])] or [""] * len(here)
         parts[split] = pd.DataFrame({"split": split, "file": names, "label": here.labels})
-        parts[split]["sha256"] = "" if not hashes else list(_hashes(paths.get(split), here))
+        content = (path.read_bytes() for path in paths[split]) if paths else (image.tobytes() for image in here.images)
+        parts[split]["sha256"] = [hashlib.sha256(c).hexdigest() for c in content] if hashes else ""
     return pd.concat(parts.values()).rename_axis("index").reset_index()[COLUMNS]
-
-
-def _hashes(paths: list[Path] | None, split: prepare.Split):
-    for number in range(len(split)):
-        content = paths[number].read_bytes() if paths else split.images[number].tobytes()
-        yield hashlib.sha256(content).hexdigest()
 
 
 def write(study: Study) -> Path:

@@ -10,7 +10,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ class Split:
     images: np.ndarray
     labels: np.ndarray
     masks: np.ndarray | None = None
+    paths: tuple | list = ()  # files that the arrays come from: see `digests`
 
     def __len__(self):
         return len(self.images)
@@ -45,7 +46,8 @@ class Split:
     def first(self, count: int) -> "Split":
         """The first `count` images; 0 means all."""
         cut = slice(count or None)
-        return Split(self.images[cut], self.labels[cut], None if self.masks is None else self.masks[cut])
+        masks = None if self.masks is None else self.masks[cut]
+        return replace(self, images=self.images[cut], labels=self.labels[cut], masks=masks)
 
 
 def write(folder: Path, splits: dict, classes: list[str], progress: Callable | None) -> None:

@@ -60,11 +60,11 @@ def make(n: int, seed: int, size: int = 32, kind: str = "") -> Arrays:
 def _block(rng: np.random.Generator, size: int, kind: str) -> Arrays:
     """Draw BLOCK images: background, disc or discs over it, noise over all; shapes and types as in `make`."""
     labels = rng.permuted(np.tile(np.arange(10), (BLOCK // 10, 1)), axis=1).ravel()
-    if kind == "outline":
-        place = _ellipses(rng, labels, size)
-        masks = place[2]
-        objects = [(_object(rng, rng.integers(0, 10, BLOCK), place)[0], masks)]
-    elif kind:
+    if kind in ("", "outline"):
+        place = _ellipses(rng, labels, size) if kind else _discs(rng, size)
+        masks, shown = place[2], rng.integers(0, 10, BLOCK) if kind else labels
+        objects = [(_object(rng, shown, place)[0], masks)]
+    else:
         first, second = _pairs(rng, size)
         pixels, contrast = _object(rng, labels, first)
         if kind == "twice":
@@ -76,10 +76,6 @@ def _block(rng: np.random.Generator, size: int, kind: str) -> Arrays:
         faint = FAINT * contrast if kind == "against" else None
         objects = [(pixels, first[2]), (_object(rng, others, second, faint, kind == "distractor")[0], second[2])]
         masks = first[2] if kind == "distractor" else first[2] | second[2]
-    else:
-        place = _discs(rng, size)
-        masks = place[2]
-        objects = [(_object(rng, labels, place)[0], masks)]
     images = _clutter(rng, size)
     for pixels, where in objects:
         images = np.where(where[:, None], pixels, images)
@@ -131,11 +127,10 @@ def _pairs(rng: np.random.Generator, size: int) -> tuple[Arrays, Arrays]:
     free = rng.integers(margin, size - margin, (2, BLOCK, 1, 1), endpoint=True) - 0.5
     swapped, upright = rng.integers(0, 2, (2, BLOCK, 1, 1)).astype(bool)
     one, other = np.where(swapped, far, near), np.where(swapped, near, far)
-    first, second = (
+    return tuple(
         _around(np.where(upright, loose, tied), np.where(upright, tied, loose), size, radius)
         for tied, loose in zip((one, other), free, strict=True)
     )
-    return first, second
 
 
 def _ellipses(rng: np.random.Generator, labels: np.ndarray, size: int) -> Arrays:

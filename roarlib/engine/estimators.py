@@ -6,7 +6,6 @@ explained class, scores of the images' shape, larger = more important. It may as
 """
 
 import functools
-import inspect
 import re
 from collections.abc import Callable
 
@@ -132,11 +131,3 @@ def base_function(name: str, options: dict | None = None) -> Callable:
         return functools.partial(from_captum.attribute, from_captum.method(name), options or {})
     function = BASES[name] if name in BASES else own.load(name)
     return functools.partial(function, **options) if options else function
-
-
-def layer_of(name: str, options: dict, model: torch.nn.Module, images: torch.Tensor) -> str | None:
-    """The layer that a base reads by itself; None where it reads none, or its options name one."""
-    function = from_captum.method(name).__init__ if name.startswith("captum:") else cams.READY.get(name)
-    if function is None or "layer" in options or "layer" not in inspect.signature(function).parameters:
-        return None
-    return layers.find(model, images[:1])[0]

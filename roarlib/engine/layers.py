@@ -1,6 +1,7 @@
 """Looking into a model while it runs: the layer that an estimator reads, its maps, and every ReLU."""
 
 import difflib
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +38,10 @@ class Guided(TorchFunctionMode):
 def relus_are_modules(model: nn.Module, image: torch.Tensor) -> bool:
     """Whether every ReLU that the model calls is an nn.ReLU module, called once, and there is one."""
     calls, relus = [], [module for module in model.modules() if isinstance(module, nn.ReLU)]
-    hooks = [module.register_forward_hook(lambda *_: calls.append(1)) for module in relus]
-    with Guided() as mode, torch.enable_grad():
+    with ExitStack() as hooks, Guided() as mode, torch.enable_grad():
+        for module in relus:
+            hooks.enter_context(module.register_forward_hook(lambda *_: calls.append(1)))
         model(image.detach().requires_grad_())
-    for hook in hooks:
-        hook.remove()
     return 0 < mode.guided == len(calls) == len(relus)
 
 
@@ -62,13 +62,10 @@ def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tupl
         if isinstance(out, torch.Tensor) and out.ndim == 4 and out.shape[2:].numel() > 1 and like(out, image):
             ended.append(module)
 
-    hooks = [module.register_forward_hook(note) for module in modules.values()]
-    try:
-        with torch.no_grad():
-            model(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for module in modules.values():
+            hooks.enter_context(module.register_forward_hook(note))
+        model(image)
     if not ended:
         raise InputError(f"no layer of {type(model).__name__} has spatial output, maps (N, K, h, w), to explain")
     return next((n, m) for n, m in modules.items() if m is ended[-1])
@@ -82,12 +79,8 @@ def maps(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, layer: s
         kept.append(out)
         return out.clone() if isinstance(out, torch.Tensor) else out  # what follows may overwrite it
 
-    hook = module.register_forward_hook(keep)
-    try:
-        with torch.enable_grad():
-            logits = model(images.detach().requires_grad_())
-    finally:
-        hook.remove()
+    with module.register_forward_hook(keep), torch.enable_grad():
+        logits = model(images.detach().requires_grad_())
     if len(kept) != 1:
         raise InputError(f"layer {name} is called {len(kept)} times in a pass; name one that is called once")
     (out,) = kept

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
 from roarlib.engine import zoo
-from roarlib.engine.transformers import vit_tiny
+from roarlib.engine.transformers import ViT
 from roarlib.study import own
 from roarlib.study.params import InputError
 
@@ -139,7 +139,7 @@ MODELS: dict[str, Callable] = {
     "resnet9": resnet9,
     "resnet18": resnet18,
     "resnet-tiny-strided": resnet_tiny_strided,
-    "vit-tiny": vit_tiny,
+    "vit-tiny": ViT,
 }
 
 

@@ -6,6 +6,7 @@ Layers get fresh weights from the top down, ever more of them and in the end all
 
 import copy
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 
@@ -33,13 +34,10 @@ def layers(model: nn.Module, images: torch.Tensor) -> list[str]:
     def reached(name: str):
         return lambda *_: called.update({name: called.get(name, len(called))})  # None: the inputs go on as they are
 
-    hooks = [module.register_forward_pre_hook(reached(name)) for name, module in model.named_modules()]
-    try:
-        with models.evaluating(model), torch.no_grad():
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, models.evaluating(model), torch.no_grad():
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(reached(name)))
+        model(images)
 
     def when(name: str) -> int:
         return called[name] if name in called else when(name.rpartition(".")[0])

@@ -3,6 +3,7 @@
 `study.rankings` says what a ranking is and where it lies.
 """
 
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +14,9 @@ import numpy as np
 import torch
 
 from roarlib.data.datasets import SPLITS, Data, Split
-from roarlib.engine import attribute, draws, models
+from roarlib.engine import attribute, cams, draws, from_captum, layers, models
 from roarlib.engine.degrade import Degraded, image_ids
-from roarlib.engine.estimators import built_in, layer_of
-from roarlib.engine.from_captum import gap
+from roarlib.engine.estimators import built_in
 from roarlib.study import own, rankings
 from roarlib.study.files import new_array, part_of, release, write_atomically
 from roarlib.study.machine import device_of, keep_memory
@@ -148,13 +148,17 @@ class Explainer:
         targets = self.targets("test", index)
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with models.evaluating(self.model), draws.seeded(self.study.base_seed), exact:
-            return gap(base, options, self.model, self._images("test", index).contiguous(), targets, self.baseline)
+            images = self._images("test", index).contiguous()
+            return from_captum.gap(base, options, self.model, images, targets, self.baseline)
 
     def layer(self, base: str) -> str | None:
-        """The layer that a base reads where its options name none: `estimators.layer_of`."""
+        """The layer that a base reads by itself; None where it reads none, or its options name one."""
+        function = from_captum.method(base).__init__ if base.startswith("captum:") else cams.READY.get(base)
+        given = self.study.estimator_options.get(base, {})
+        if function is None or "layer" in given or "layer" not in inspect.signature(function).parameters:
+            return None
         with models.evaluating(self.model):
-            options = self.study.estimator_options.get(base, {})
-            return layer_of(base, options, self.model, self._images("train", slice(0, 1)))
+            return layers.find(self.model, self._images("train", slice(0, 1)))[0]
 
     def rankings(self, split: str, index: slice, estimators: list[str], unit: str) -> dict[str, np.ndarray]:
         """Rankings of a few images, computed now and kept nowhere: name -> uint8 (B, C or 1, H, W).

@@ -175,12 +175,9 @@ def _read(file) -> dict[str, torch.Tensor]:
         raise InputError(f"{file} cannot be read as weights: {' '.join(str(error).split())[:90]}") from None
     for key in ("state_dict", "model_state_dict", "model"):  # checkpoints of training loops
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    dense = (
-        [isinstance(k, str) and isinstance(v, torch.Tensor) and not v.is_sparse for k, v in found.items()]
-        if isinstance(found, dict)
-        else [False]
-    )
-    if not all(dense):
+    if not isinstance(found, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) and not v.is_sparse for k, v in found.items()
+    ):
         raise InputError(f"{file} holds no state dict (name -> tensor): save model.state_dict()")
     return found
 

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,10 @@ from torch import nn
 from roarlib.study.params import InputError
 
 
-def vit_tiny(classes: int, channels: int) -> nn.Module:
-    """A small vision transformer (Dosovitskiy et al., ICLR 2021) for images of 32 to 64 px, 138,000 weights."""
-    return ViT(classes, channels)
-
-
 class ViT(nn.Module):
-    """Patches of 4 x 4 px and a class token through four layers of attention, normalised first.
+    """A small vision transformer (Dosovitskiy et al., ICLR 2021) for images of 32 to 64 px, 138,000 weights.
+
+    Patches of 4 x 4 px and a class token go through four layers of attention, normalised first.
 
     Places are sines of row and column, computed for the grid that comes in: sides of any multiple of 4 px will do. A
     side of 32 makes 64 patches; one of 64 makes 256, which cost about six times as much.
@@ -75,7 +73,7 @@ def rollout(model, images, targets):
 
 def _attentions(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     """Attention (N, tokens, tokens), the mean over heads, of every nn.MultiheadAttention in the order of calls."""
-    seen, hooks = [], []
+    seen = []
 
     def ask(module, args, kwargs):  # its caller may have given the weights up, for speed
         call = inspect.signature(nn.MultiheadAttention.forward).bind(module, *args, **kwargs)
@@ -85,16 +83,12 @@ def _attentions(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     def keep(module, args, out):
         seen.append(out[1] if out[1].dtype == torch.float64 else out[1].float())
 
-    try:
+    with ExitStack() as hooks, torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.MultiheadAttention):
-                hooks += [module.register_forward_pre_hook(ask, with_kwargs=True), module.register_forward_hook(keep)]
-        if hooks:
-            with torch.no_grad():
-                model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+                hooks.enter_context(module.register_forward_pre_hook(ask, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(keep))
+        model(images)
     if not seen:
         raise InputError(
             f"rollout found no nn.MultiheadAttention in {type(model).__name__}: it explains vit-tiny, torchvision's "

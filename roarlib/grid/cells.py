@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 from roarlib.study import rankings, results
@@ -163,7 +163,7 @@ class Grid:
 
     def notebook(self, cell: Cell) -> Path:
         """The executed notebook of a cell."""
-        return results.folder(self.study, cell.name) / f"{cell.part}.ipynb"
+        return self.study.folder / cell.name / f"{cell.part}.ipynb"
 
     def error_file(self, cell: Cell) -> Path:
         """Where the last failure of a cell is told in one line; gone once it succeeds."""
@@ -195,13 +195,7 @@ def _attribute(study: Study, base: Cell, estimators: list[str]) -> Cell:
 def _degrade(study: Study, base: Cell, attribute: Cell) -> Cell:
     estimators = attribute.parameters["estimators"]
     modes = [m for m in dict.fromkeys([*study.modes, *study.scored_modes]) if m != "mask"]  # no image to score
-    made = [
-        Key("deletion", e, u, m, p, study.base_seed)
-        for e in estimators
-        for u in study.units
-        for m in modes
-        for p in study.percents
-    ]
+    made = [Key("deletion", *key, study.base_seed) for key in product(estimators, study.units, modes, study.percents)]
     parameters = {"estimators": estimators, "modes": modes, "percents": study.percents, **base.parameters}
     return Cell(tuple(made), parameters, (base.id, attribute.id), base.part)
 
@@ -209,13 +203,7 @@ def _degrade(study: Study, base: Cell, attribute: Cell) -> Cell:
 def _randomise(study: Study, base: Cell, attribute: Cell) -> list[Cell]:
     """The sanity check of a group, in a list; none where the study does not ask for it, or no estimator can have it."""
     names = [e for e in attribute.parameters["estimators"] if asks_model(e)] if study.sanity_images else []
-    made = [
-        Key("sanity", e, u, depth, p, study.base_seed)
-        for e in names
-        for u in study.units
-        for depth in DEPTHS
-        for p in OVERLAPS
-    ]
+    made = [Key("sanity", *key, study.base_seed) for key in product(names, study.units, DEPTHS, OVERLAPS)]
     parameters = {"estimators": names, **base.parameters}
     return [Cell(tuple(made), parameters, (base.id, attribute.id), base.part)] if made else []
 

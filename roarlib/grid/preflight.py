@@ -148,26 +148,22 @@ def _trial(study: Study, found: datasets.Data, threads: int) -> tuple[float, flo
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return _timed(study, found)
+        few = datasets.Split(found.train.images[: 8 * study.batch_size], found.train.labels[: 8 * study.batch_size])
+        little = dataclasses.replace(found, train=few, test=few)
+        short = study.model_copy(update={"epochs": 1, "batch_size": min(study.batch_size, len(few))})
+        train.train(short, little, 0)  # warm up
+        started = time.perf_counter()
+        model = train.train(short, little, 0)
+        steps = max(1, len(few) // short.batch_size)
+        step = (time.perf_counter() - started) / steps * study.batch_size / short.batch_size
+        device = device_of(study)
+        count = rank.batch_size(device, found.shape)
+        x = torch.zeros(count, *found.shape, device=device).contiguous(memory_format=models.layout(model))
+        y = torch.zeros(count, dtype=torch.int64, device=device)
+        for repeat in range(4):
+            if repeat == 1:
+                started = time.perf_counter()
+            grad(model, x, y)
+        return step, (time.perf_counter() - started) / (3 * count)
     finally:
         torch.set_num_threads(before)
-
-
-def _timed(study: Study, found: datasets.Data) -> tuple[float, float]:
-    few = datasets.Split(found.train.images[: 8 * study.batch_size], found.train.labels[: 8 * study.batch_size])
-    little = dataclasses.replace(found, train=few, test=few)
-    short = study.model_copy(update={"epochs": 1, "batch_size": min(study.batch_size, len(few))})
-    train.train(short, little, 0)  # warm up
-    started = time.perf_counter()
-    model = train.train(short, little, 0)
-    steps = max(1, len(few) // short.batch_size)
-    step = (time.perf_counter() - started) / steps * study.batch_size / short.batch_size
-    device = device_of(study)
-    count = rank.batch_size(device, found.shape)
-    x = torch.zeros(count, *found.shape, device=device).contiguous(memory_format=models.layout(model))
-    y = torch.zeros(count, dtype=torch.int64, device=device)
-    for repeat in range(4):
-        if repeat == 1:
-            started = time.perf_counter()
-        grad(model, x, y)
-    return step, (time.perf_counter() - started) / (3 * count)

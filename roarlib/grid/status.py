@@ -3,7 +3,6 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -43,14 +42,6 @@ def bar(total: int, unit: str, **options) -> tqdm.tqdm:
     if os.environ.get("ROAR_HEADLESS"):
         return tqdm.tqdm(total=total, unit=unit, file=sys.stderr, mininterval=30, maxinterval=60, **options)
     return tqdm.auto.tqdm(total=total, unit=unit, **options)
-
-
-def each(items: list, unit: str) -> Iterator:
-    """The items one by one under a bar."""
-    with bar(len(items), unit) as shown:
-        for item in items:
-            yield item
-            shown.update()
 
 
 def table(grid: Grid) -> pd.DataFrame:

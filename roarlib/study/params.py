@@ -4,16 +4,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    StrictInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, StrictInt, ValidationError, field_validator, model_validator
 
 from roarlib.study import earlier, yaml12
 from roarlib.study.files import outputs, root, write_atomically
@@ -31,10 +22,8 @@ class InputError(ValueError):
     """Something the user gave is wrong; the message is one line that names it and says what would be right."""
 
 
-class Study(BaseModel):
+class Study(BaseModel, extra="forbid", frozen=True):
     """One study: what to explain, how to remove, what to retrain. Field order is the order of the YAML files."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)  # folder under outputs/
     # data
@@ -150,7 +139,7 @@ class Study(BaseModel):
                 raise ValueError(f"estimators: {name} needs the true informative pixels, which only textures has")
         return self
 
-    _home: Path | None = PrivateAttr(None)  # of a study from a file: see `earlier.home_of`
+    _home: Path | None = None  # of a study from a file: see `earlier.home_of`
 
     @property
     def home(self) -> Path:
@@ -227,9 +216,13 @@ def load(path: str | Path) -> Study:
 def read(file: str | Path) -> dict:
     """The `key: value` lines of a YAML 1.2 file; InputError, with the file and the line, for anything else."""
     try:
-        return yaml12.read(Path(file))
-    except ValueError as error:
-        raise InputError(str(error)) from None
+        values = yaml12.load(Path(file).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise InputError(f"{file}: not readable as YAML: must be a mapping of 'key: value' lines, but is a {kind}")
+    return values
 
 
 def dump(study: Study) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from roarlib.study.names import keeps, safe
 from roarlib.study.params import Study
-from roarlib.study.results import Key, folder
+from roarlib.study.results import Key
 
 
 def path(study: Study, estimator: str, unit: str, split: str) -> Path:
@@ -19,7 +19,7 @@ def path(study: Study, estimator: str, unit: str, split: str) -> Path:
 
     Before .npy stands `-b<seed>` where every seed has a base model of its own.
     """
-    return folder(study, Key("ranking", estimator).cell) / f"{safe(estimator)}-{unit}-{split}{study.of_base}.npy"
+    return study.folder / Key("ranking", estimator).cell / f"{safe(estimator)}-{unit}-{split}{study.of_base}.npy"
 
 
 def ready(study: Study, unit: str, split: str) -> list[str]:

@@ -23,8 +23,7 @@ COLUMNS = (
 ).split()
 NUMBERS = (
     "percent seed accuracy n_train n_test n_classes epochs seconds constant base_seed balanced floor gap overlap rho"
-)
-NUMBERS = NUMBERS.split()
+).split()
 TEXT = {name: str for name in COLUMNS if name not in NUMBERS}  # a commit of digits alone is no number
 
 
@@ -54,33 +53,19 @@ class Key(NamedTuple):
         """The name of its row's file."""
         return f"{self.measure}_{safe(self.estimator)}_{self.unit}_{self.mode}_p{self.percent}_s{self.seed}.json"
 
-    @classmethod
-    def of_file(cls, name: str) -> "Key":
-        """The key that a row's file is named after."""
-        measure, rest = name.removesuffix(".json").split("_", 1)
-        estimator, unit, mode, percent, seed = rest.rsplit("_", 4)
-        module, _, function = estimator.rpartition(".")  # a user's own: module:function
-        estimator = f"{module}:{function}" if module else estimator
-        return cls(measure, estimator, unit, mode, int(percent[1:]), int(seed[1:]))
-
 
 KEY = list(Key._fields)
-
-
-def folder(study: Study, cell: str) -> Path:
-    """Where a cell (`Key.cell`) keeps its executed notebook, its arrays and its rows."""
-    return study.folder / cell
 
 
 def base_file(study: Study, name: str) -> Path:
     """Where a file of the base model lies: `model.safetensors`, `predictions-train.npy`, `predictions-test.npy`."""
     stem, _, kind = name.rpartition(".")
-    return folder(study, Key("base").cell) / f"{stem}{study.of_base}.{kind}"
+    return study.folder / Key("base").cell / f"{stem}{study.of_base}.{kind}"
 
 
 def row_file(study: Study, key: Key) -> Path:
     """Where a measurement's row lies."""
-    return folder(study, key.cell) / "rows" / key.file
+    return study.folder / key.cell / "rows" / key.file
 
 
 def has(study: Study, key: Key) -> bool:
@@ -183,8 +168,7 @@ def studies() -> list[Path]:
 
 def check_sources(study: Study) -> None:
     """InputError where rows here were made by another version of a user's function or model than there is now."""
-    there = rows(study).reindex(columns=["estimator", "source"])
-    for name, made in there.groupby("estimator").source.unique().items():
+    for name, made in rows(study).groupby("estimator").source.unique().items():
         now = own.source(study, name)
         if now is None or {source for source in made if isinstance(source, str)} <= {now}:
             continue
@@ -203,8 +187,7 @@ def check_sources(study: Study) -> None:
 
 def check_data(study: Study, data) -> None:
     """InputError where rows here are of other images or labels than the data now."""
-    there = known(study)
-    made = set(there["data"].dropna()) if "data" in there else set()
+    made = set(known(study)["data"].dropna())
     if made - {data.digest, ""}:
         raise InputError(
             f"{study.folder} holds results of other images or labels than {study.dataset} has now: give the study "
@@ -239,9 +222,8 @@ def collect(study: Study) -> Path:
     found = known(study)
     if found.empty:
         raise InputError(f"no results under {study.folder} yet; `roar run params/{study.name}.yaml` makes them")
-    found = found[COLUMNS].astype(
-        {name: float for name in NUMBERS if found[name].isna().any()} | TEXT
-    )  # None is no number
+    types = {name: float for name in NUMBERS if found[name].isna().any()} | TEXT  # None is no number
+    found = found[COLUMNS].astype(types)
     file = study.folder / "results.csv"
     write_atomically(file.with_suffix(".parquet"), found.to_parquet(index=False))
     write_atomically(file, found.to_csv(index=False))

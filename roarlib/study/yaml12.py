@@ -5,7 +5,6 @@ PyYAML reads YAML 1.1, where 010 is 8, 1:30 is 90, `1e-3` a text and `no` false,
 
 import re
 from collections.abc import Hashable
-from pathlib import Path
 
 import yaml
 
@@ -15,20 +14,6 @@ FORMS = {  # the core schema, https://yaml.org/spec/1.2.2/#103-core-schema; all 
     "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
     "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
-
-
-def read(file: Path) -> dict:
-    """The `key: value` lines of a file. Raises ValueError, one line that names the file, for anything else."""
-    try:
-        values = load(file.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{file}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    if not isinstance(values, dict):
-        kind = type(values).__name__
-        raise ValueError(f"{file}: not readable as YAML: must be a mapping of 'key: value' lines, but is a {kind}")
-    return values
 
 
 def load(text: bytes) -> object:

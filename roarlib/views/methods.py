@@ -6,20 +6,8 @@ import pandas as pd
 
 from roarlib.answers import stats, verdicts
 from roarlib.data import datasets, photos
-from roarlib.study import results
-from roarlib.study.names import (
-    FIXED,
-    MAPS,
-    MODES,
-    PACKAGES,
-    UNITS,
-    USERS_OWN,
-    imputes,
-    in_order,
-    label,
-    split_name,
-    variant_of,
-)
+from roarlib.study import own, results
+from roarlib.study.names import FIXED, MAPS, MODES, PACKAGES, UNITS, imputes, in_order, label, split_name, variant_of
 from roarlib.study.params import InputError, Study
 from roarlib.views import report
 
@@ -123,9 +111,9 @@ def data(study: Study) -> dict:
 def brought(study: Study, used: list[str]) -> list[str]:
     """What nobody else has, and a paper's readers need: the names of own data, models, weights, functions and maps."""
     named = [study.model, *(split_name(name)[0] for name in used)]
-    own = [name for name in named if ":" in name and not name.startswith(PACKAGES)]
+    theirs = [name for name in named if ":" in name and not name.startswith(PACKAGES)]
     weights = [Path(study.base_weights).name] if study.base_weights else []
-    return list(dict.fromkeys([data(study)["name"]] * data(study)["own"] + own + weights))
+    return list(dict.fromkeys([data(study)["name"]] * data(study)["own"] + theirs + weights))
 
 
 def estimators(study: Study, used: list[str]) -> dict:
@@ -142,7 +130,7 @@ def estimators(study: Study, used: list[str]) -> dict:
         "variants": {variant_of(name) for name in used},
         "captum": {base: CAPTUM.get(base.partition(":")[2], "") for base in other if base.startswith("captum:")},
         "maps": [base for base in other if MAPS.fullmatch(base)],
-        "own": [base for base in other if USERS_OWN.fullmatch(base) and not base.startswith("captum:")],
+        "own": [base for base in other if own.is_own(base)],
         "options": [
             f"{label(base)}: {key} = {value}"
             for base, given in study.estimator_options.items()

@@ -73,7 +73,7 @@ def summary(study: Study) -> str:
         f"mean of {seeds}\n\n"
         f"{grid.to_string(float_format='{:.1f}'.format, col_space=7)}\n\n{explained(study, table)}"
         f"{verdicts.in_words(found)} {verdicts.advice(table, unit, mode, found)}\n{looks.design(study)}"
-        f"{covered(table)}\nminus Random's: points, mean over t, with the 95 percent interval"
+        f"{stats.reach(table).capitalize()}.\nminus Random's: points, mean over t, with the 95 percent interval"
     )
 
 
@@ -81,11 +81,6 @@ LABELS_TOLD = (
     "Test images are masked by what explains their true label (`target: label`), so masks may tell it: accuracies may "
     "be higher than where the predicted class is explained."
 )
-
-
-def covered(table: pd.DataFrame) -> str:
-    """Whether intervals cover the choice of the network, as a sentence: `stats.reach`."""
-    return f"{stats.reach(table).capitalize()}."
 
 
 def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
@@ -135,7 +130,7 @@ def _head(study: Study, table: pd.DataFrame) -> dict:
         **{name: int(retrained[name].max()) for name in ("n_train", "n_test", "n_classes")},
         "clean": clean,
         "explained": explained(study, table) + looks.design(study),
-        "covered": covered(table),
+        "covered": f"{stats.reach(table).capitalize()}.",
         "floor": stats.floor(table),
         "floor_is": "chance" if stats.floor(table) == 1 / retrained.n_classes.max() else "the largest class alone",
         "error": stats.binomial_error(clean, retrained.n_test.max()),

@@ -208,7 +208,7 @@ def test_lrp_says_what_it_needs(monkeypatch):
 
 def test_rollout_is_an_estimator_by_name():
     torch.manual_seed(0)
-    model, (x, targets) = transformers.vit_tiny(4, 3).eval(), inputs(8)
+    model, (x, targets) = transformers.ViT(4, 3).eval(), inputs(8)
     found = explained(model, x, targets, "rollout")["rollout"]
     torch.testing.assert_close(found, transformers.rollout(model, x, targets).expand_as(x))
     assert float(found.flatten(1).std(1).min()) > 0
