@@ -90,7 +90,7 @@ def retraining(device, small, out):
         started = time.perf_counter()
         model = train.train(study, data, seed)
         seconds.append(time.perf_counter() - started)
-        accuracy.append(train.evaluate(study, model, data))
+        accuracy.append(train.tested(study, model, data)["accuracy"])
     images = study.epochs * (len(data.train) // study.batch_size) * study.batch_size
     share, peak = share_of_peak(study, data, images / np.median(seconds), torch.device(device))
     real = kind == "CIFAR-10"
@@ -125,7 +125,7 @@ def one_of_several(seed):
     train.train(study.model_copy(update={"epochs": 1}), data, seed)  # warm up
     BEGUN["barrier"].wait(60)
     started = time.time()
-    train.evaluate(study, train.train(study, data, seed), data)
+    train.tested(study, train.train(study, data, seed), data)
     return started, time.time()
 
 

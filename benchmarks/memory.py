@@ -89,7 +89,7 @@ def stage(name: str, options) -> None:
     else:
         ranking = {split: rankings.load(study, "grad-sgsq", "pixel", split) for split in datasets.SPLITS}
         model = train.train(study, data, 1, ranking["train"], 50)
-        accuracy = train.evaluate(study, model, data, ranking["test"], 50)
+        accuracy = train.tested(study, model, data, ranking["test"], 50)["accuracy"]
         weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()
         (study.folder / "retrained.json").write_text(json.dumps([accuracy, weights]))
 

@@ -120,7 +120,7 @@ def ours(seed, epochs=None):
     study, found, rankings = WORKER["setting"]
     study = study.model_copy(update={"epochs": epochs or study.epochs})
     model = train.train(study, found, seed, rankings["train"], PERCENT)
-    return train.evaluate(study, model, found, rankings["test"], PERCENT)
+    return train.tested(study, model, found, rankings["test"], PERCENT)["accuracy"]
 
 
 def share_of_peak(study, found, rate, device):

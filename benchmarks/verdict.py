@@ -153,8 +153,8 @@ def side_by_side(
                     key = results.Key("retrain", estimator, unit, mode, percent, seed)
                     for count in dict.fromkeys([asked, *more_tests]):
                         started, few = time.process_time(), _first(data, count)
-                        right = train.evaluate(other, model, few, made[estimator, "test"][:count], percent, mode)
-                        more = {"accuracy": right, "seconds": trained + time.process_time() - started}
+                        found = train.tested(other, model, few, made[estimator, "test"][:count], percent, mode)
+                        more = {"accuracy": found["accuracy"], "seconds": trained + time.process_time() - started}
                         called = name if count == asked else f"{name}, {count} tests"
                         rows.setdefault(called, []).append(key._asdict() | more)
     return {name: pd.DataFrame(found) for name, found in rows.items()}

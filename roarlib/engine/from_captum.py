@@ -61,7 +61,10 @@ def attribute(kind, options, model, images, targets, *, baseline_of, **more):
         options["target"] = targets
     explainer = kind(model, **{k: options.pop(k) for k in made if k in options})
     found = _run(explainer, images, options | more)
-    return found if more or not issubclass(kind, captum.attr.LayerAttribution) else _of_layer(kind, found, images)
+    if more or not issubclass(kind, captum.attr.LayerAttribution):
+        return found
+    layers.refuse(f"captum:{kind.__name__}: the layer", found, images)
+    return layers.enlarged(found, images)
 
 
 def _refuse(kind: type, model: nn.Module, image: torch.Tensor) -> None:
@@ -102,11 +105,6 @@ def _baselines(kind: type, word: str, many: bool, images: torch.Tensor, baseline
     if count == 1 and "DeepLiftShap" in kind.__name__:
         raise InputError(f"captum:{kind.__name__} takes several baselines, such as train:20, and not {word}")
     return found.broadcast_to(count, *images.shape[1:])
-
-
-def _of_layer(kind: type, found, images: torch.Tensor) -> torch.Tensor:
-    layers.refuse(f"captum:{kind.__name__}: the layer", found, images)
-    return layers.enlarged(found, images)
 
 
 def gap(

@@ -124,20 +124,11 @@ def predict(study: Study, model: nn.Module, images: Degraded, flip: bool = False
     return torch.cat(found).cpu().numpy()
 
 
-def evaluate(
-    study: Study,
-    model: nn.Module,
-    data: Data,
-    ranking: np.ndarray | None = None,
-    percent: int = 0,
-    mode: str = "remove",
-) -> float:
-    """Share of the degraded test images that the model classifies correctly, 0 to 1. ranking: of the test split."""
-    return tested(study, model, data, ranking, percent, mode)["accuracy"]
-
-
 def tested(study: Study, model: nn.Module, data: Data, ranking=None, percent: int = 0, mode: str = "remove") -> dict:
-    """What a row says of a test: `evaluate`'s accuracy, and `balanced`, the mean over classes of their accuracies."""
+    """What a row says of a test: accuracy, the share of the degraded test images that are classified correctly (0..1).
+
+    And `balanced`, the mean over classes of their accuracies. ranking: of the test split.
+    """
     images, labels = degraded(study, data, "test", ranking, percent, mode), data.test.labels
     right = predict(study, model, images, study.flip_average) == labels
     classes = [float(right[labels == label].mean()) for label in np.unique(labels)]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torchvision
 from torch import nn
 
 from roarlib.study.params import InputError
@@ -14,15 +15,11 @@ Size = tuple[int, int]  # height and width of the images, in px
 
 def of_torchvision() -> list[str]:
     """The names of torchvision's classifiers."""
-    import torchvision
-
     return torchvision.models.list_models(module=torchvision.models)
 
 
 def from_torchvision(name: str, size: Size) -> Callable:
     """The function (classes, channels) -> module of one of torchvision's classifiers, with random weights."""
-    import torchvision
-
     more: dict[str, Any] = {}
     if name.startswith("vit_"):
         _patches_fit(name, int(name.rpartition("_")[2]), size)

@@ -44,7 +44,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
         with _told(f"model {study.model} fails in training"):
             train.save_base(study, few, train.base_model(study, few))
             base = train.load_base(study, few)
-            train.evaluate(study, base[0], few)
+            train.tested(study, base[0], few)
         explainer = Explainer(study, few, *base, untrained=not study.base_weights)
         for group in Grid(study).groups.values():
             seconds = _rank(explainer, group) * (len(data.train) + len(data.test)) / len(few.train)
@@ -62,7 +62,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
             found = {split: rankings.load(study, name, unit, split) for split in SPLITS}
             with _told(f"model {study.model} fails in retraining, mode {mode}"):
                 model = train.train(study, few, study.base_seed, found["train"], 50, mode)
-                train.evaluate(study, model, few, found["test"], 50, mode)
+                train.tested(study, model, few, found["test"], 50, mode)
     finally:
         shutil.rmtree(study.folder, ignore_errors=True)
         with suppress(OSError):  # the study's own folder, if there is nothing else in it

@@ -17,8 +17,7 @@ from roarlib.study.names import MODES, UNITS, keeps, label
 from roarlib.study.params import InputError, Study
 from roarlib.views import page
 
-NOTEBOOKS = sorted((root() / "notebooks").glob("1?-*.ipynb"))
-ANALYSES = [file.stem for file in NOTEBOOKS if "study_file:" in file.read_text()]  # of one study, that is
+ANALYSES = [f.stem for f in sorted((root() / "notebooks").glob("1?-*.ipynb")) if "study_file:" in f.read_text()]
 AGAINST_PAPER = "12-against-the-paper"
 MACHINE = ["hardware", "device", "precision", "torch", "roarlib", "commit", "python"]
 WHAT = {"retrain": "retraining", "base": "base model", "ranking": "ranking", "deletion": "deletion score"}

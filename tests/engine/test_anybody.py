@@ -161,7 +161,7 @@ def test_views_of_a_users_forward_work_everywhere(mine, outputs, how):
     rank.make(explainer, ["grad"])
     ranking = {split: rankings.load(study, "grad", "pixel", split) for split in ("train", "test")}
     again = train.train(study, data, 0, ranking["train"], 50)
-    assert 0 <= train.evaluate(study, again, data, ranking["test"], 50) <= 1
+    assert 0 <= train.tested(study, again, data, ranking["test"], 50)["accuracy"] <= 1
 
 
 SPOILERS = {

@@ -179,7 +179,7 @@ def _(device, p):
     optimiser, mode, kind, micro = p
     study = study_on(device, optimiser=optimiser, augment=kind, micro_batch=micro, flip_average=True)
     model = train.train(study, DATA, 0, RANKS["train"], 50, mode)
-    return list(model.parameters()), train.evaluate(study, model, DATA, RANKS["test"], 50, mode)
+    return list(model.parameters()), train.tested(study, model, DATA, RANKS["test"], 50, mode)["accuracy"]
 
 
 @case("base")

@@ -21,7 +21,8 @@ def test_it_overfits_32_images():
     losses = []
     model = train.train(overfitting(), found, 0, progress=losses.append)
     whole = datasets.Data(found.train, found.train, found.classes, found.mean, found.std)
-    assert train.evaluate(overfitting(), model, whole) == 1 and len(losses) == 40 and losses[-1] < 0.05 < losses[0]
+    assert train.tested(overfitting(), model, whole)["accuracy"] == 1
+    assert len(losses) == 40 and losses[-1] < 0.05 < losses[0]
 
 
 def test_same_seed_same_numbers_to_the_bit_whatever_ran_before():
@@ -112,7 +113,7 @@ def test_evaluation_counts_right_answers_on_degraded_test_images():
             return torch.nn.functional.one_hot(torch.full((len(x),), 2), 4).float() + x.mean() * 0
 
     share = (found.test.labels == 2).mean()
-    assert train.evaluate(tiny_study(), Constant(), found) == share
+    assert train.tested(tiny_study(), Constant(), found)["accuracy"] == share
 
 
 def test_base_model_comes_back_as_it_was(outputs):
@@ -202,7 +203,7 @@ def test_streamed_training_gives_the_very_numbers_of_a_resident_one(outputs, uni
     for memory in (1.0, 1e-9):
         chosen = study.model_copy(update={"memory_gb": memory})
         model = train.train(chosen, found, 0, ranking["train"], 50)
-        made.append((train.evaluate(chosen, model, found, ranking["test"], 50), *model.state_dict().values()))
+        made.append((train.tested(chosen, model, found, ranking["test"], 50)["accuracy"], *model.state_dict().values()))
     assert made[0][0] == made[1][0]
     assert all(torch.equal(a, b) for a, b in zip(made[0][1:], made[1][1:], strict=True))
     few = Degraded("train", found, CPU, ranking["train"], 50, room=room(chosen, CPU))
