@@ -109,16 +109,12 @@ def prepared(study: Study) -> Path:
         hint = f"; did you mean {near[0]}?" if near else "."
         others = "folder:PATH, npz:FILE, or your own module:function"
         raise InputError(f"unknown dataset '{study.dataset}'{hint} Known: {', '.join(DATASETS)}, {others}")
-    names = [(study.dataset, *([] if study.dataset.startswith("textures") else [str(data_dir(study).resolve())]))]
-    if kind in ("folder", "npz"):  # by what it comes to; earlier versions went by what the study says
-        names.append((f"{kind}:{brought.where(study, path)}",))
-    for dataset, *where in names:
-        wanted = [VERSION, dataset, study.train_images, study.test_images, study.image_size, study.resize, *where]
-        word = re.sub("[^a-z0-9]+", "-", dataset.lower()).strip("-")[-40:]
-        folder = study.home / "_prepared" / f"{word}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
-        if folder.is_dir():
-            break
-    return folder
+    dataset, where = study.dataset, [] if study.dataset.startswith("textures") else [str(data_dir(study).resolve())]
+    if kind in ("folder", "npz"):  # by what it comes to
+        dataset, where = f"{kind}:{brought.where(study, path)}", []
+    wanted = [VERSION, dataset, study.train_images, study.test_images, study.image_size, study.resize, *where]
+    word = re.sub("[^a-z0-9]+", "-", dataset.lower()).strip("-")[-40:]
+    return study.home / "_prepared" / f"{word}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
 
 
 def changed(study: Study, thorough: bool = False, progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -138,9 +134,8 @@ def changed(study: Study, thorough: bool = False, progress: Callable[[int, int],
         return []
     for name, split in splits.items():
         now = prepare.digests(split)
-        key = "names" if "names" in meta[name] else "of"  # prepared by an earlier version, which noted no times
-        doubtful = thorough or meta[name].get("times", now["times"]) != now["times"]
-        if meta[name].get(key, now[key]) != now[key] or doubtful and prepare.differs(folder, {name: split}, progress):
+        doubtful = thorough or meta[name]["times"] != now["times"]
+        if meta[name]["names"] != now["names"] or doubtful and prepare.differs(folder, {name: split}, progress):
             found.append(name)
         else:
             meta[name] |= now

@@ -112,7 +112,7 @@ def _finish_split(folder: Path, name: str, split, state: dict) -> dict:
     if getattr(split, "masks", None) is not None:
         np.save(folder / f"{name}-masks.npy", split.masks)
     said = {"count": state["kept"], "unreadable": list(state["bad"].values())}
-    said |= {key: state[key] for key in ("of", "names", "times", "crc32")}
+    said |= {key: state[key] for key in ("names", "times", "crc32")}
     return said | {"missing": getattr(split, "missing", []), "others": getattr(split, "others", {})}
 
 
@@ -121,16 +121,15 @@ def digests(split) -> dict[str, str]:
 
     names: sizes, and paths from the files' common folder on. times: when they were last written as well.
     """
-    # of: sizes, and paths as the study spells them; folders of earlier versions have it alone, with no times to differ
     size = [len(split), list(split.shape), getattr(split, "resize", 0)]
     head = json.dumps(size).encode() + split.labels.tobytes()
-    found = {key: hashlib.sha256(head) for key in ("of", "names", "times")}
+    found = {key: hashlib.sha256(head) for key in ("names", "times")}
     paths = [str(path) for path in getattr(split, "paths", ())]
     common = len(os.path.dirname(os.path.commonprefix(paths)))
     for path in paths:
         stat = os.stat(path)
         name = f"{path[common:]} {stat.st_size}"
-        for key, line in (("of", f"{path} {stat.st_size}"), ("names", name), ("times", f"{name} {stat.st_mtime_ns}")):
+        for key, line in (("names", name), ("times", f"{name} {stat.st_mtime_ns}")):
             found[key].update(f"{line}\n".encode(errors="surrogateescape"))
     return {key: digest.hexdigest() for key, digest in found.items()}
 

@@ -1,7 +1,5 @@
 """Folders as people have them: clutter, odd names, other kinds of files; and when prepared pictures have changed."""
 
-import hashlib
-import json
 import os
 import shutil
 
@@ -177,39 +175,6 @@ def test_touched_pictures_are_decoded_once_and_stay(bitmaps, monkeypatch):
     assert after["test"].pop("times") != before["test"].pop("times") and after == before
 
 
-def earlier_version(study):
-    """Make meta.json what the version before wrote: with neither times nor names, levels or other kinds."""
-    file = datasets.prepared(study) / "meta.json"
-    meta = json.loads(file.read_text())
-    for split in ("train", "test"):
-        for key in ("names", "times", "levels", "others"):
-            del meta[split][key]
-    file.write_text(json.dumps(meta))
-
-
-def test_what_an_earlier_version_prepared_stays(bitmaps):
-    study, file = bitmaps
-    earlier_version(study)
-    later(file)
-    assert datasets.notes(study) == ["train: 3 images", "test: 3 images"]
-    assert datasets.changed(study) == []  # touched since, but nothing tells
-    assert "times" in meta_of(study)["test"]  # from now on, it does
-    later(file)
-    paint(file, seed=77)
-    assert datasets.changed(study) == ["test"]
-
-
-def test_what_an_earlier_version_prepared_is_still_compared(bitmaps):
-    study, file = bitmaps
-    earlier_version(study)
-    paint(file, seed=77)  # the same size
-    assert datasets.changed(study, thorough=True) == ["test"]
-    earlier = meta_of(study)["test"]
-    assert "times" not in earlier and earlier["of"]
-    paint(file.with_name("new.bmp"), seed=5)
-    assert datasets.changed(study) == ["test"]
-
-
 def test_a_renamed_class_and_a_renamed_picture_are_changes(bitmaps):
     study, file = bitmaps
     file.rename(file.with_name("1.bmp"))
@@ -243,18 +208,3 @@ def test_every_spelling_of_a_folder_shares_one_prepared_copy(tmp_path, monkeypat
         assert meta_of(studies[-1])[part]["times"] == before[part]["times"]
     folder_of(tmp_path / "data" / "others")
     assert datasets.prepared(study_of(tmp_path / "data", "folder:others")) != datasets.prepared(studies[0])
-
-
-def test_a_folder_under_its_earlier_name_is_found(tmp_path, outputs):
-    folder_of(tmp_path / "photos")
-    study = study_of(tmp_path, "folder:photos", train_images=3)
-    datasets.load(study)
-    now = datasets.prepared(study)
-    asked = [1, "folder:photos", 3, 0, 16, 20, str(tmp_path.resolve())]  # what the version before hashed
-    name = f"folder-photos-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
-    now.rename(outputs / "_prepared" / name)
-    assert datasets.prepared(study) == outputs / "_prepared" / name
-    earlier_version(study)
-    assert datasets.changed(study) == [] and len(datasets.load(study).train) == 3
-    assert not now.exists()
-    assert datasets.prepared(study_of(tmp_path, f"folder:{tmp_path / 'photos'}", train_images=3)) == now
