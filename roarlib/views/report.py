@@ -66,7 +66,7 @@ def summary(study: Study) -> str:
     grid["minus Random's"] = verdicts.cells(found.set_index("estimator"))
     grid = grid.fillna({"minus Random's": ""}).rename(index=label).rename_axis(index=None, columns="estimator")
     few, most = points.n.min(), points.n.max()
-    seeds = "1 seed" if most == 1 else f"{few} to {most} seeds" if study.seeds == "auto" else f"{few} seeds"
+    seeds = f"{few} to {most} seeds" if few < most else "1 seed" if most == 1 else f"{most} seeds"
     return (
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
         f"mean of {seeds}\n\n"
