@@ -124,7 +124,7 @@ def test_machines_are_told_apart_and_what_is_not_known_is_a_dash():
 
 
 def test_where_labels_are_explained_the_verdicts_are_doubted():
-    table = simulated(["grad", "random"])
+    table = simulated(["grad", "random"]).assign(n_classes=10)
     found = verdicts.verdicts(table, "pixel", "remove")
     assert report.doubts(tiny_study(), table, found) == []
     (said,) = report.doubts(tiny_study(target="label"), table, found)
