@@ -69,6 +69,7 @@ def execute(
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part.ipynb")
     env = os.environ | (env or {}) | {"ROAR_HEADLESS": "1"}  # see status.bar
+    env.pop("MPLBACKEND", None)  # figures show in the notebook, whatever the terminal prefers
     if threads:
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(threads)
     try:

@@ -55,8 +55,9 @@ def gone(pids: list[int]) -> bool:
     return not any(map(alive, pids))
 
 
-def test_every_notebook_starts_fresh(notebook, tmp_path):
+def test_every_notebook_starts_fresh(notebook, tmp_path, monkeypatch):
     """Parameters arrive, state and random numbers of one run are not those of the next, pictures are kept."""
+    monkeypatch.setenv("MPLBACKEND", "agg")  # as on many servers
     source = notebook(
         "import os, builtins, matplotlib, numpy, torch\nseen = hasattr(builtins, 'mark')\nbuiltins.mark = 1",
         "print(value, words, seen, torch.cuda.is_initialized(), os.getpid(), numpy.random.rand())",
