@@ -104,12 +104,11 @@ def moderated(variances, n, others: Shared = ALONE) -> tuple[np.ndarray, np.ndar
 
 
 def tested(values, margin: float, others: Shared = ALONE) -> dict:
-    """Paired differences over seeds (.., n): n, mean, std (ddof 1), low, high (95 percent t interval), p and p_equal,
-    and degrees (of freedom).
+    """Paired differences over seeds (.., n): n, mean, std (ddof 1), low, high, p, p_equal and degrees (of freedom).
 
-    p: of no difference, two-sided. p_equal: of a difference of `margin` or more, the larger of two one-sided ones. Both
-    with the `moderated` variance; NaN, as the interval, where it is 0 or undefined: a few seeds that agree by chance
-    do not know the spread. Leave out others and they are Student's.
+    low, high: the 95 percent t interval of the mean. p: of no difference, two-sided. p_equal: of a difference of
+    `margin` or more, the larger of two one-sided ones. All with the `moderated` variance, and NaN where it is 0 or
+    undefined: a few seeds that agree by chance do not know the spread. Leave out others and they are Student's.
     Source: Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15 (1987), for the two one-sided tests (TOST).
     """
     values = np.asarray(values, dtype=float)

@@ -134,8 +134,8 @@ def changed(study: Study, thorough: bool = False, progress: Callable[[int, int],
         return []
     for name, split in splits.items():
         now = prepare.digests(split)
-        doubtful = thorough or meta[name]["times"] != now["times"]
-        if meta[name]["names"] != now["names"] or doubtful and prepare.differs(folder, {name: split}, progress):
+        doubtful = thorough or meta[name].get("times") != now["times"]
+        if meta[name].get("names") != now["names"] or doubtful and prepare.differs(folder, {name: split}, progress):
             found.append(name)
         else:
             meta[name] |= now
