@@ -1,6 +1,7 @@
 """Sheets of small images: what estimators find important, what is removed of an image, and what is left."""
 
 import os
+import re
 import textwrap
 from io import BytesIO
 
@@ -52,7 +53,8 @@ def sheet(rows: dict[str, list[np.ndarray]], columns: list[str], tile: int = TIL
             shown = np.moveaxis(image, 0, -1).repeat(times, 0).repeat(times, 1)  # grey spreads over the three channels
             pixels[r * down : (r + 1) * down - GAP, c * across : (c + 1) * across - GAP] = shown
     left = round(0.68 * max(map(len, rows)) * TEXT / 72 * DPI) + GAP  # room for labels
-    titles = [textwrap.fill(title.replace(":", ": "), max(12, across // 7)) for title in columns]
+    apart = (re.sub(r":\b", ": ", title) for title in columns)  # module:function breaks at its colon
+    titles = [textwrap.fill(title, max(12, across // 7), break_on_hyphens=False) for title in apart]
     top = TITLE * max(1 + 0.6 * title.count("\n") for title in titles)
     size = np.array([left + pixels.shape[1], top + pixels.shape[0] + below * DPI])  # dots
     figure = Sheet(size / DPI, float(os.environ.get("ROAR_DPI") or DPI), facecolor="white")
