@@ -24,7 +24,7 @@ from roarlib.views.across import Across
 from roarlib.views.compare import Compare
 from roarlib.views.curves import Curves
 from roarlib.views.images import FIRST, Images, TryEstimator
-from roarlib.views.view import View, run
+from roarlib.views.view import RUN, View
 
 Studied = params.Study | str | Path
 CHOSEN: dict[str, str] = {}  # what the menu of `study` says, in this process
@@ -60,7 +60,7 @@ def table(study: params.Study) -> pd.DataFrame:
     """The accuracies of a study (`results.table`); NothingYet before the first retraining."""
     found = results.table(study)
     if not (found.measure == "retrain").any():
-        raise NothingYet(f"There are no retrainings of {study.name} yet: {run(study.name)}.")
+        raise NothingYet(f"There are no retrainings of {study.name} yet: {RUN}.")
     return found
 
 
@@ -88,7 +88,7 @@ def compare(study: Studied, a: str | None = None, b: str | None = None) -> View:
     def make(data, predictions, found):
         names = in_order({name for name, _, _ in found})
         for name in {a, b} - {None, *names}:
-            return View(f"there is no ranking by {name} yet: put it in its estimators and {run(_study(study).name)}")
+            return View(f"there is no ranking by {name} yet: put it in its estimators and {RUN}")
         rest = [name for name in (*FIRST, *names) if name in names and name not in (a, b)]
         first = a or next(iter(rest), b)
         return Compare(data, predictions, found, first, b or next((name for name in rest if name != first), first))
@@ -109,7 +109,7 @@ def try_estimator(
         if not callable(fn):
             raise params.InputError(f"{name} must be a function of model, images and targets, not {fn!r}")
         if not results.base_file(study, "model.safetensors").is_file():
-            raise LookupError(f"there is no base model of {study.name} to explain yet: {run(study.name)}")
+            raise LookupError(f"there is no base model of {study.name} to explain yet: {RUN}")
         data = datasets.load(study)
         return TryEstimator(Explainer(study, data, *train.load_base(study, data)), _found(study), fn, name, known)
     except (LookupError, ValueError) as problem:  # InputError is a ValueError
@@ -125,7 +125,7 @@ def _of_rankings(study: Studied, make: Callable) -> View:
     study = _study(study)
     found = _found(study)
     if not found:
-        return View(f"there are no rankings of {study.name} yet: {run(study.name)}")
+        return View(f"there are no rankings of {study.name} yet: {RUN}")
     files = {split: results.base_file(study, f"predictions-{split}.npy") for split in datasets.SPLITS}
     predictions = {split: np.load(file, allow_pickle=False) for split, file in files.items() if file.is_file()}
     try:

@@ -202,7 +202,7 @@ def save_base(study: Study, data: Data, model: nn.Module) -> dict[str, np.ndarra
 def load_base(study: Study, data: Data) -> tuple[nn.Module, dict[str, np.ndarray]]:
     """The base model on the device, in evaluation mode, and its predictions. LookupError if it is not trained."""
     if not (file := base_file(study, "model.safetensors")).is_file():
-        raise LookupError(f"no base model yet; `roar run params/{study.name}.yaml` trains it")
+        raise LookupError(f"no base model of {study.name} yet; `roar run` with its YAML trains it")
     model = models.build(study.model, len(data.classes), data.shape)
     model.load_state_dict(safetensors.torch.load_file(file))
     model = model.to(device_of(study), memory_format=models.layout(model)).eval()

@@ -31,7 +31,7 @@ def load(study: Study, estimator: str, unit: str, split: str) -> np.ndarray:
     """A ranking, memory-mapped (writing changes a private copy). LookupError if it is not there."""
     file = path(study, estimator, unit, split)
     if not file.is_file():
-        raise LookupError(f"no {unit} ranking by {estimator} yet; `roar run params/{study.name}.yaml` makes it")
+        raise LookupError(f"no {unit} ranking by {estimator} of {study.name} yet; `roar run` with its YAML makes it")
     return np.load(file, mmap_mode="c", allow_pickle=False)
 
 

@@ -221,7 +221,7 @@ def collect(study: Study) -> Path:
     """
     found = known(study)
     if found.empty:
-        raise InputError(f"no results under {study.folder} yet; `roar run params/{study.name}.yaml` makes them")
+        raise InputError(f"no results under {study.folder} yet; `roar run` with the study's YAML makes them")
     types = {name: float for name in NUMBERS if found[name].isna().any()} | TEXT  # None is no number
     found = found[COLUMNS].astype(types)
     file = study.folder / "results.csv"

@@ -15,7 +15,7 @@ from roarlib.answers import stats
 from roarlib.study.names import CURVES, ENSEMBLES, FIXED, MEASURES, MODES, NAMED, UNITS, in_order, label, split_name
 from roarlib.views import plots
 from roarlib.views.sheets import DPI
-from roarlib.views.view import FITS, View, named, run, several
+from roarlib.views.view import FITS, RUN, View, named, several
 
 OWN = "own"  # stands for the bases of users' own estimators
 WIDE, HIGH = 5.4, 4.0  # inches, of a panel with its names
@@ -33,7 +33,7 @@ class Curves(View):
     def __init__(self, tables: dict[str, pd.DataFrame]):
         self.tables, self.ids = tables, f"v{uuid4().hex[:8]}"
         if all(results(table).empty for table in tables.values()):
-            return super().__init__("; ".join(f"there are no results of {name} yet: {run(name)}" for name in tables))
+            return super().__init__("; ".join(f"there are no results of {name} yet: {RUN}" for name in tables))
         self.study = Dropdown(options=list(tables), tooltip="whose results")
         tip = "models retrained on degraded images (ROAR) or not, or both"
         super().__init__(
@@ -85,7 +85,7 @@ class Curves(View):
         name, highlight = self.study.value, self.estimator.value
         table = self.tables[name]
         if results(table).empty:
-            raise LookupError(f"there are no results of {name} yet: {run(name)}")
+            raise LookupError(f"there are no results of {name} yet: {RUN}")
         same = {"unit": self.unit.value, "mode": self.mode.value}
         each = [{"measure": m, "estimators": self.wanted(table, measure=m, **same)} for m in self.measures()]
         figure = Figure((WIDE * len(each), HIGH), layout="constrained")

@@ -42,7 +42,7 @@ def facts(study: Study) -> dict:
     retrained = table[table.measure == "retrain"]
     judged = retrained[retrained.estimator != "clean"]
     if judged.empty:
-        raise InputError(f"no retrainings of {study.name} yet; `roar run params/{study.name}.yaml` makes them")
+        raise InputError(f"no retrainings of {study.name} yet; `roar run` with its YAML makes them")
     used = in_order(set(judged.estimator))
     there = set(judged[["unit", "mode"]].itertuples(index=False, name=None))
     sides = [(unit, mode) for unit in UNITS for mode in MODES if (unit, mode) in there]

@@ -31,7 +31,7 @@ def render(study: Study) -> str:
     """
     table = results.table(study)
     if not (table.measure == "retrain").any():
-        raise InputError(f"no retrainings of {study.name} yet; `roar run params/{study.name}.yaml` makes them")
+        raise InputError(f"no retrainings of {study.name} yet; `roar run` with its YAML makes them")
     agreed = (study.folder / "study.yaml").is_file()
     file = params.save(study) if agreed else root() / "params" / f"{study.name}.yaml"
     chapters, failed = {}, []

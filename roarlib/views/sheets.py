@@ -84,7 +84,7 @@ def degraded_sheet(pixels, rankings: dict, percents, mode="remove", fill=(0, 0, 
     `Data.shown_fill`. First come the image and its importance. Raises LookupError where no ranking is given.
     """
     if not rankings:
-        raise LookupError("no rankings to show yet: run `roar run params/<name>.yaml`")
+        raise LookupError("no rankings to show yet: `roar run` makes them")
     rows = {
         label(name): [pixels, heat(rankings[name]), *(as_seen(pixels, rankings[name], t, mode, fill) for t in percents)]
         for name in in_order(rankings)

@@ -15,6 +15,7 @@ from roarlib.study.params import InputError
 from roarlib.views.plots import LOOK
 from roarlib.views.sheets import png
 
+RUN = "run `roar run` with its YAML"  # what to do about missing results of a study
 WIDTH, NARROW = "270px", "130px"  # of a control, of a button
 FITS = "max-width: 100%; height: auto; background: white"  # white paper in JupyterLab's dark theme too
 
@@ -77,11 +78,6 @@ class View(VBox):
         text = re.sub("`(.+?)`", r"<code>\1</code>", html.escape(sentence[:1].upper() + sentence[1:]))
         self.figure, self.message.value = None, f"<p>{text}</p>"
         self.message.layout.display, self.picture.layout.display = None, "none"
-
-
-def run(name: str) -> str:
-    """What to do about missing results of a study."""
-    return f"run `roar run params/{name}.yaml`"
 
 
 def several(titles: dict, tip: str) -> SelectMultiple:

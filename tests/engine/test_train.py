@@ -127,7 +127,7 @@ def test_base_model_comes_back_as_it_was(outputs):
 
 
 def test_without_a_base_model_the_error_says_what_to_run(outputs):
-    with pytest.raises(LookupError, match="roar run params/tiny.yaml"):
+    with pytest.raises(LookupError, match="of tiny yet; `roar run`"):
         train.load_base(tiny_study(), random_data())
 
 

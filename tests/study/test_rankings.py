@@ -9,7 +9,7 @@ from roarlib.study.rankings import removed
 
 
 def test_a_missing_ranking_says_what_to_run(outputs):
-    with pytest.raises(LookupError, match="roar run params/tiny.yaml"):
+    with pytest.raises(LookupError, match="of tiny yet; `roar run`"):
         rankings.load(tiny_study(), "grad", "pixel", "test")
 
 

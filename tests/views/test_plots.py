@@ -235,11 +235,11 @@ def test_figures_show_in_a_notebook():
 
 def test_missing_results_are_said_and_leave_no_figure(table, sparse):
     before = plt.get_fignums()
-    with pytest.raises(LookupError, match=r"roar run params/made-up.yaml"):
+    with pytest.raises(LookupError, match=r"`roar run` with a YAML"):
         plots.by_base(sparse, unit="value")
     with pytest.raises(LookupError, match="deletion .*run `roar run"):
         plots.roar_and_deletion(table[table.measure != "deletion"])
-    with pytest.raises(LookupError, match="roar run params/<name>.yaml"):
+    with pytest.raises(LookupError, match="no retrain results"):
         plots.by_base(table.iloc[:0])
     with pytest.raises(LookupError, match="no rankings"):
         sheets.degraded_sheet(np.zeros((3, 4, 4), np.uint8), {}, (10,))
