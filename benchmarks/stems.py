@@ -50,13 +50,13 @@ def draw(found: dict[str, pd.DataFrame], percent: int, file: Path) -> None:
         for (study, table), colour, shift in zip(found.items(), colours, (0.13, -0.13), strict=True):
             rows, y = table.loc[names, metric], np.arange(len(names)) + shift
             ax.hlines(y, rows.low.fillna(rows["mean"]), rows.high.fillna(rows["mean"]), color=colour, linewidth=1.3)
-            ax.plot(rows["mean"], y, "o", color=colour, markersize=4, label=study)
+            ax.plot(rows["mean"], y, "o", color=colour, markersize=4, label=study.partition("-")[2])
         ax.axvline(0, color=plots.INK, linewidth=0.6, zorder=0)
         ax.set_title(metric, loc="left", fontsize=plots.TEXT + 1)
     axes[0][0].set_yticks(range(len(names)), map(label, names))
-    axes[0][0].set_xlabel("points between positions")
+    axes[0][0].set_xlabel("share removed, most minus\nleast by position (points)")
     for ax in axes[0][1:]:
-        ax.set_xlabel(f"minus Random's, t = {percent}")
+        ax.set_xlabel(f"accuracy minus Random's\n(points, t = {percent})")
     fig.legend(
         *axes[0][0].get_legend_handles_labels(),
         loc="outside lower center",

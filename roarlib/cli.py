@@ -46,7 +46,7 @@ def cli(debug: bool):
 @click.option("--model", default="resnet-tiny", help="A model's name, or module:function; resnet-tiny if left out.")
 @click.option("--estimator", multiple=True, help="One more estimator, such as mine:edges; as often as you like.")
 def new(study_file, dataset, model, estimator):
-    """Write a study of your own, with a word on each key that matters."""
+    """Write a commented study file of your own."""
     click.echo(fresh.write(study_file, dataset, model, estimator))
 
 
@@ -143,14 +143,14 @@ def plan(study_file, only):
     "--scheduler", metavar="ADDRESS", help="Use the Dask scheduler at tcp://host:port instead of this machine."
 )
 @click.option("--slurm", metavar="CLUSTER.yaml", type=Path, help="Start workers as SLURM jobs, as this file says.")
-@click.option("--anyway", is_flag=True, help="Go on though the base model has learnt nothing.")
+@click.option("--anyway", is_flag=True, help="Go on even if the base model has learnt nothing.")
 def run(study_file, only, scheduler, slurm, anyway):
     """Run every cell that is not done, through papermill; exit status 1 if one failed.
 
     Several runs may work on one study at a time, here or elsewhere: they share its cells.
     """
     if scheduler and slurm:
-        raise InputError("--scheduler and --slurm: one of them")
+        raise InputError("use --scheduler or --slurm, not both")
     started = time.perf_counter()
     study = _load(study_file)
     grid = Grid(study)
@@ -280,7 +280,7 @@ def paper(study_files, text_width):
 @cli.command()
 @click.argument("study_files", metavar="[STUDY.yaml ..]", nargs=-1)
 @click.option("--unit", default="", help="pixel or value; what most of the studies have if left out.")
-@click.option("--mode", default="", help="remove, keep ..; likewise.")
+@click.option("--mode", default="", help="remove, keep ..; default: what most of them have.")
 def compare(study_files, unit, mode):
     """Compare studies, all that have results if none is named: differences to Random, mean ranks, agreement."""
     from roarlib.answers import across

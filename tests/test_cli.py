@@ -294,7 +294,7 @@ def test_status_without_a_study_lists_all_that_have_results(study_file, outputs,
 
 def test_studies_are_compared_by_their_files_or_all_there_are(study_file, outputs, monkeypatch, capsys):
     status, _, said = roar(monkeypatch, capsys, "compare")
-    assert status == 2 and said == "roar: Two studies with results can be compared; so far there is none.\n"
+    assert status == 2 and said == "roar: Comparing needs two studies with results; so far there is none.\n"
     files = []
     for name in ("one", "two"):
         study = params.load(study_file(name=name))

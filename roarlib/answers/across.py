@@ -54,7 +54,7 @@ def compare(parts: dict[str, Part], unit: str = "", mode: str = "") -> Compared:
     LookupError, one sentence, where fewer than two do or where they share no percent.
     """
     if len(parts) < 2:
-        raise LookupError(f"Two studies with results can be compared; so far there is {', '.join(parts) or 'none'}.")
+        raise LookupError(f"Comparing needs two studies with results; so far there is {', '.join(parts) or 'none'}.")
     sides = {name: _sides(table) for name, (table, _) in parts.items()}
     asked = [(u, m) for u in UNITS for m in MODES if unit in ("", u) and mode in ("", m)]
     side = max(asked, key=lambda s: sum(s in there for there in sides.values()), default=(unit, mode))

@@ -31,7 +31,7 @@ SLACK = 0.5  # points by which "no better" may be missed
 class Source:
     """Mean accuracies (0..1) from the paper or a study: tables of estimators (rows) by percents (columns).
 
-    clean, chance: accuracy of untouched retrainings, and of guessing. n: retrainings a point.
+    clean, chance: accuracy of untouched retrainings, and of guessing. n: retrainings a point (median).
     """
 
     name: str
@@ -86,7 +86,7 @@ def of_study(table: pd.DataFrame, unit: str) -> Source | None:
         str(table.study.iloc[0]),
         float(clean.mean()),
         stats.floor(table),
-        int(retrained.groupby(["estimator", "mode", "percent"]).seed.nunique().min()),
+        int(retrained.groupby(["estimator", "mode", "percent"]).seed.nunique().median()),
         wide("retrain", "remove"),
         wide("retrain", "keep"),
         wide("deletion", "remove"),

@@ -1,4 +1,4 @@
-"""Does a metric put a known order right, and how small a difference between estimators can it tell?
+"""Does a metric recover a known order, and how small a difference between estimators can it tell?
 
 Nobody knows which estimator is best on photographs. But the more of an estimator's units stand in random order
 (variants `mix25` ..), the worse it must be, if it is any good itself. F-Fidelity (Zheng et al., ICLR 2025) checks

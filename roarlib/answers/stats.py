@@ -34,7 +34,7 @@ def reach(table: pd.DataFrame) -> str:
     """Whether intervals over seeds cover the choice of the network that is explained: a phrase, from the rows."""
     retrained = table[table["measure"] == "retrain"].reindex(columns=["base_seed", "seed"]).dropna().drop_duplicates()
     if retrained["base_seed"].nunique() < 2:
-        return "one base model: intervals speak of this network only"
+        return "one base model: intervals hold for this network only"
     return "each seed with a base model of its own: intervals cover the choice of the network"
 
 

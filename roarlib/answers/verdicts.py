@@ -150,8 +150,8 @@ def advice(table: pd.DataFrame, unit: str, mode: str, found: pd.DataFrame) -> st
     seeds = [seeds_needed(points / 100, spread, len(found)) for points in (5, 2)]
     more = ["200 seeds or more" if count == 200 else f"about {count} seeds" for count in seeds]
     return (
-        f"An interval that leaves out 0 is not a verdict yet: among {len(found)} estimators, and with the spread seen "
-        f"here, telling a true difference of 5 points takes {more[0]}, one of 2 points {more[1]}."
+        f"An interval that excludes 0 is not a verdict yet: with {len(found)} estimators and the spread seen here, "
+        f"detecting a true difference of 5 points takes {more[0]}, one of 2 points {more[1]}."
     )
 
 

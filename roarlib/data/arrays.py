@@ -48,7 +48,7 @@ def load(study: Study) -> tuple[Split, Split, list[str]]:
     count = 1 + max(int(split.labels.max(initial=0)) for split in splits)
     if odd := set(range(count)).symmetric_difference(splits[0].labels.tolist()):
         raise InputError(
-            f"{study.dataset}: train_labels must be 0 to K - 1, and every class must be there; not so for {min(odd)}"
+            f"{study.dataset}: train_labels must be 0 to K - 1 with every class present; not so for {min(odd)}"
         )
     names = np.atleast_1d(found["classes"]).astype(str).tolist() if "classes" in found else list(map(str, range(count)))
     if len(names) != count:

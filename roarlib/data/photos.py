@@ -87,7 +87,7 @@ def view(path: Path, resize: int, size: int) -> np.ndarray:
             if image.mode == "F" or values.min() < 0 or values.max() > 65535:
                 raise InputError(
                     f"{shown(path)}: mode {image.mode}, {values.min():g} to {values.max():g}; nothing says which value "
-                    "is white: save it with 8 bits (0 to 255) or 16 (0 to 65535), or take it away"
+                    "is white: save it with 8 bits (0 to 255) or 16 (0 to 65535), or remove it"
                 )
             values = np.where(values == image.info.get("transparency", -1), 65535, values)
             image = Image.fromarray((values / 257).round().astype(np.uint8))

@@ -86,7 +86,7 @@ def lrp(model, images, targets, *, epsilon=1e-6):
     try:
         from zennit import attribution, canonizers, composites, rules, torchvision
     except ImportError:
-        raise InputError("lrp needs zennit: pip install 'roarlib[lrp]'") from None
+        raise InputError("lrp needs zennit: pip install zennit") from None
     shapes = [torchvision.ResNetCanonizer(), canonizers.AttributeCanonizer(_with_sums)]
     composite = composites.EpsilonPlusFlat(
         epsilon, layer_map=[((models.Blur, models.Scale), rules.Norm())], canonizers=shapes

@@ -74,7 +74,7 @@ def _refuse(kind: type, model: nn.Module, image: torch.Tensor) -> None:
     if not hasattr(kind, "attribute"):
         raise InputError(f"captum:{name} is no method of attribution")
     if name in WITH_SKLEARN and not importlib.util.find_spec("sklearn"):
-        raise InputError(f"captum:{name} needs scikit-learn: pip install 'roarlib[lime]'")
+        raise InputError(f"captum:{name} needs scikit-learn: pip install scikit-learn")
     if name in HOOKING and not layers.relus_are_modules(model, image):
         raise InputError(
             f"captum:{name} hooks nn.ReLU modules, and this model has other ReLUs, or none: it would be the "

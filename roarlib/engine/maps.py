@@ -75,7 +75,7 @@ def _read(said: str, home: Path, file: Path, listed: Path, split: str, times: tu
     try:
         maps = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{file} is no array without pickle: {' '.join(str(error).split())[:90]}") from None
+        raise InputError(f"{file} is not a plain array (no pickles): {' '.join(str(error).split())[:90]}") from None
     if not isinstance(maps, np.ndarray) or not maps.ndim:
         raise InputError(f"{file} is no array of maps; np.save makes one")
     if maps.dtype.kind != "f":

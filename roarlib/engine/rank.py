@@ -108,7 +108,7 @@ class Explainer:
         if word in values:
             return torch.from_numpy(values[word]).to(self.device)[:, None, None]
         if kind != "train" or not count.isdecimal() or int(count) == 0:
-            raise InputError(f"baselines: '{word}' is none of mean, black, grey and train:20 (so many training images)")
+            raise InputError(f"baselines: '{word}' is not mean, black, grey or train:20 (so many training images)")
         chosen = np.unique(np.linspace(0, len(self.data.train) - 1, int(count)).astype(int))
         return torch.cat([self._images("train", slice(k, k + 1)) for k in chosen.tolist()])
 

@@ -15,7 +15,7 @@ def write(file: Path, dataset: str, model: str, estimators: list[str]) -> str:
     InputError, and no file, if it is there or the study is none.
     """
     if file.exists():
-        raise InputError(f"{file} is there already")
+        raise InputError(f"{file} exists already")
     size = "image_size: 64  # px a side, cut from the centre\n" * dataset.startswith("folder:")
     quoted = ", ".join(json.dumps(name) for name in ["random", "sobel", "grad", "grad-sgsq", *estimators])
     template = Path(__file__).with_name("new.yaml").read_text()

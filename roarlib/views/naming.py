@@ -59,8 +59,9 @@ def points_named(ax, x: pd.Series, y: pd.Series) -> None:
     ax.figure.canvas.draw()  # fixes the layout, which the places depend on
     half = 3 / 72 * ax.figure.dpi  # dots, of a point's side
     taken = [Bbox([at - half, at + half]) for at in ax.transData.transform(spots)]
-    for name, spot in zip(names, spots, strict=True):
-        text = ax.annotate(label(name), spot, (0, 0), textcoords="offset points", va="center", fontsize=6.5)
+    for name, spot in sorted(zip(names, spots, strict=True), key=lambda named: -named[1][0]):  # the right one's right
+        how = dict(va="center", fontsize=6.5, color=0.68 * np.array(to_rgb(style(name)["color"])))
+        text = ax.annotate(label(name), spot, (0, 0), textcoords="offset points", **how)
         for up, side in product((0, 8, -8, 16, -16, 24, -24, 32, -32), (1, -1)):
             text.set(position=(side * (6 + abs(up) / 3), up), ha="left" if side > 0 else "right")
             if not text.get_window_extent().count_overlaps(taken):

@@ -30,7 +30,7 @@ def test_studies_are_compared_over_the_percents_that_all_have():
         "Left out: t = 10 of b; t = 70 of a; from the ranks, 1 estimator that not every study has.",
     ]
     assert "no two can be, as ranks go from 1 to 5" in words[2]
-    assert words[3] == "a, b: one base model: intervals speak of this network only."
+    assert words[3] == "a, b: one base model: intervals hold for this network only."
     table = across.table(found)
     assert list(table.index) == ["GRAD", "GB", "IG", "SG-GRAD", "Random", "Sobel"]
     assert table["mean rank"].tolist() == ["1.0", "2.0", "3.0", "4.0", "5.0", "–"]

@@ -165,14 +165,14 @@ def test_differences_use_only_shared_seeds():
 @pytest.mark.parametrize(
     "bases, says",
     [
-        ([0, 0, 0], "one base model: intervals speak of this network only"),
-        ([np.nan] * 3, "one base model: intervals speak of this network only"),
+        ([0, 0, 0], "one base model: intervals hold for this network only"),
+        ([np.nan] * 3, "one base model: intervals hold for this network only"),
         ([0, 1, 2], "each seed with a base model of its own: intervals cover the choice of the network"),
     ],
 )
 def test_what_intervals_cover_is_read_from_the_rows(bases, says):
     table = simulated(["grad", "random"])
-    assert stats.reach(table) == "one base model: intervals speak of this network only"  # an earlier version's rows
+    assert stats.reach(table) == "one base model: intervals hold for this network only"  # an earlier version's rows
     assert stats.reach(table.assign(base_seed=table.seed.map(dict(enumerate(bases))))) == says
 
 

@@ -65,8 +65,8 @@ FAULTS = {
     "from one": (changed(train_labels=np.arange(40) % 4 + 1), "train_labels must be 0 to K - 1.* for 0"),
     "negative": (changed(test_labels=np.full(20, -1)), "labels -1..-1"),
     "sizes": (changed(test_images=np.zeros((20, 14, 14), np.uint8)), "train images are .*28, 28.* and test .*14, 14"),
-    "a gap": (changed(train_labels=np.arange(40) % 4 * 2), "train_labels must be 0 to K - 1, .* not so for 1"),
-    "only tested": (changed(test_labels=np.full(20, 5)), "every class must be there; not so for 4"),
+    "a gap": (changed(train_labels=np.arange(40) % 4 * 2), "train_labels must be 0 to K - 1 .* not so for 1"),
+    "only tested": (changed(test_labels=np.full(20, 5)), "with every class present; not so for 4"),
     "number of classes": (changed(classes=np.array(2)), "classes has 1 names, and there are 4 classes"),
     "pickle": (changed(train_labels=np.array([{}] * 40)), "cannot be read as .npz without pickle"),
 }

@@ -156,7 +156,7 @@ def test_occlusion_by_hand():
 
 @pytest.fixture
 def zennit():
-    pytest.importorskip("zennit", reason="LRP IS NOT TESTED: pip install 'roarlib[lrp]'")
+    pytest.importorskip("zennit", reason="LRP IS NOT TESTED: pip install zennit")
 
 
 def test_lrp_equals_captums_with_the_same_rules(zennit):

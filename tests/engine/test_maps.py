@@ -143,7 +143,7 @@ FAULTS = {
     "channels": (lambda x: x[:, None].repeat(2, 1), r"maps of \(2, 32, 32\)"),
     "integers": (lambda x: x.astype(np.int32), "holds int32; scores must be floats"),
     "nan": (nan_at_7, "train.npy, map 7 has NaN"),
-    "pickle": (lambda x: np.array([None, x], dtype=object), "no array without pickle"),
+    "pickle": (lambda x: np.array([None, x], dtype=object), "is not a plain array"),
 }
 
 

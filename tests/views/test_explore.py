@@ -244,7 +244,7 @@ def test_curves_name_the_choice(done):
     view = explore.curves(done)
     view.estimator.value = "ig-var"
     assert "made-up: models retrained, top single values removed, VAR-IG in colour" in view.picture.value
-    covers = "one base model: intervals speak of this network only"
+    covers = "one base model: intervals hold for this network only"
     assert covers in view.picture.value
     view.interval.value = False
     assert covers not in view.picture.value

@@ -133,7 +133,7 @@ def test_what_is_said_above_and_below_everything():
     facts = " ".join(soup.select_one(".facts").text.split())
     assert facts == (
         "Single values removed; 12 retrainings of resnet-tiny on textures, 1,000 train and 50 test images, 10 classes. "
-        "Clean accuracy 50.0, chance 10.0; one accuracy is good to ±14.0. "
+        "Clean accuracy 50.0, chance 10.0; each accuracy is good to ±14.0. "
         "It took 2.0 hours of one worker's time on a CPU. 2 January 2026"
     )
     (table,) = soup.find_all("table")  # one without rows is left out

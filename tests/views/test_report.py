@@ -62,9 +62,9 @@ def test_without_random_it_says_what_is_missing_and_shows_the_rest(alone):
     assert "note: maps:mine has no images.csv" in said
     for text in (printed, page):
         assert "No estimator shares its seeds with the reference" in text
-        assert "One base model: intervals speak of this network only." in text
+        assert "One base model: intervals hold for this network only." in text
     assert (
-        "one accuracy is good to ±" in page and "no better than knowing nothing" in page
+        "each accuracy is good to ±" in page and "no better than knowing nothing" in page
     )  # after one epoch on 100 images
 
 
