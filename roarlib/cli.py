@@ -111,7 +111,7 @@ def plan(study_file, only):
     counts, shape = datasets.sizes(study)
     ready = study.dataset in datasets.ARRAYS or (datasets.prepared(study) / "meta.json").is_file()
     images, ranked = preflight.disk_bytes(study)
-    found = (preflight.check if ready else preflight.try_out)(study, say=lambda line: click.echo(line, err=True))
+    found = preflight.check(study, say=lambda line: click.echo(line, err=True), whole=ready)
     grid = Grid(study)
     chosen = grid.select(only)
     todo = grid.to_do(chosen)
@@ -156,7 +156,6 @@ def run(study_file, only, scheduler, slurm, anyway):
     grid = Grid(study)
     chosen = grid.select(only)
     todo = grid.to_do(chosen)
-    owed = {row for cell in todo for row in grid.missing(cell)}
     if not todo:
         results.check_sources(study)
         seen = "".join(f"{study.name}: {look}\n" for look in grid.looks)
@@ -207,8 +206,7 @@ def run(study_file, only, scheduler, slurm, anyway):
         outcomes = going.run(only, report)
     if len(results.rows(study)):
         results.collect(study)
-    owed |= {row for outcome in outcomes if outcome.cell not in todo for row in outcome.cell.rows}
-    said, left, code = runner.ended(grid, outcomes, owed, time.perf_counter() - started)
+    said, left, code = runner.ended(study, outcomes, time.perf_counter() - started)
     click.echo(said)
     click.echo(left, err=True, nl=bool(left))
     if not code:
@@ -303,8 +301,7 @@ def main():
         if "--debug" in sys.argv or isinstance(error, (KeyError, IndexError)):
             raise
         named = isinstance(error, OSError) and error.filename
-        said = f"cannot write {error.filename}: {error.strerror}" if named else error
-        click.echo(f"roar: {said}", err=True)
+        click.echo(f"roar: {f'{error.filename}: {error.strerror}' if named else error}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()

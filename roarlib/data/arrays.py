@@ -9,20 +9,14 @@ import numpy as np
 
 from roarlib.data.prepare import Split
 from roarlib.study import brought, own
-from roarlib.study.names import USERS_OWN
 from roarlib.study.params import InputError, Study
 
 NEEDED = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-def of_function(dataset: str) -> bool:
-    """Whether a data set is a user's function, `module:function`."""
-    return dataset.partition(":")[0] not in ("folder", "npz") and bool(USERS_OWN.fullmatch(dataset))
-
-
 def brought_as(dataset: str) -> bool:
     """Whether a data set is arrays of the user's."""
-    return dataset.startswith("npz:") or of_function(dataset)
+    return dataset.startswith("npz:") or own.is_own(dataset)
 
 
 def load(study: Study) -> tuple[Split, Split, list[str]]:
@@ -31,7 +25,7 @@ def load(study: Study) -> tuple[Split, Split, list[str]]:
     Arrays: train_images, train_labels, test_images, test_labels, and `classes` (names) if there. Images: uint8 (N, H,
     W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W); labels: whole numbers (N,) or (N, 1). InputError: what does not fit.
     """
-    if of_function(study.dataset):
+    if own.is_own(study.dataset):
         files, found = [], _made(study.dataset)
     else:
         files = [brought.find(study, study.dataset.removeprefix("npz:"), study.dataset)]

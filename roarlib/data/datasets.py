@@ -18,10 +18,9 @@ import numpy as np
 
 from roarlib.data import arrays, photos, prepare, textures
 from roarlib.data.prepare import Split
-from roarlib.study import brought
+from roarlib.study import brought, own
 from roarlib.study.brought import data_dir
 from roarlib.study.files import write_atomically
-from roarlib.study.names import USERS_OWN
 from roarlib.study.params import InputError, Study
 
 SPLITS = ("train", "test")
@@ -104,7 +103,7 @@ def _scale(study: Study, split: Split) -> tuple[np.ndarray, np.ndarray] | None:
 def prepared(study: Study) -> Path:
     """The folder of a study's prepared arrays; studies that ask for the same images share it, however they spell it."""
     kind, _, path = study.dataset.partition(":")
-    if study.dataset not in DATASETS and kind not in ("folder", "npz") and not USERS_OWN.fullmatch(study.dataset):
+    if study.dataset not in DATASETS and kind not in ("folder", "npz") and not own.is_own(study.dataset):
         near = difflib.get_close_matches(f"{kind}:" if path else kind, [*DATASETS, "folder:", "npz:"], 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         others = "folder:PATH, npz:FILE, or your own module:function"
@@ -125,7 +124,7 @@ def changed(study: Study, thorough: bool = False, progress: Callable[[int, int],
     """
     if study.dataset in ARRAYS:
         return []
-    thorough |= arrays.of_function(study.dataset)  # nothing else tells what a function gives
+    thorough |= own.is_own(study.dataset)  # nothing else tells what a function gives
     folder = prepared(study)
     meta, found = prepare.meta(folder), []
     try:

@@ -101,13 +101,14 @@ def _object(rng, labels, place: Arrays, contrast=None, rings=False) -> tuple[np.
     return colour + contrast * tint * texture[:, None], contrast
 
 
-def _discs(rng: np.random.Generator, size: int) -> Arrays:
+def _discs(rng: np.random.Generator, size: int, reach: float = 1.0) -> Arrays:
     """Place the discs: x (BLOCK, 1, size) and y (BLOCK, size, 1) in pixels from the centre, y upwards; masks.
 
-    Centres lie on corners between pixels, so that all discs have the very same pixels and none is cut off.
+    Centres lie on corners between pixels, so that all discs have the very same pixels and none is cut off, even if it
+    reached so many radii.
     """
     radius = size * np.sqrt(DISC_SHARE / np.pi)
-    margin = int(np.ceil(radius))
+    margin = int(np.ceil(radius * reach))
     column, row = rng.integers(margin, size - margin, (2, BLOCK, 1, 1), endpoint=True) - 0.5
     return _around(column, row, size, radius)
 
@@ -136,9 +137,7 @@ def _pairs(rng: np.random.Generator, size: int) -> tuple[Arrays, Arrays]:
 def _ellipses(rng: np.random.Generator, labels: np.ndarray, size: int) -> Arrays:
     """Place ellipses whose direction, a multiple of 18 degrees, tells the class; x, y and masks as in `_discs`."""
     radius = size * np.sqrt(DISC_SHARE / np.pi)
-    margin = int(np.ceil(radius * np.sqrt(ASPECT)))
-    column, row = rng.integers(margin, size - margin, (2, BLOCK, 1, 1), endpoint=True) - 0.5
-    x, y, _ = _around(column, row, size, radius)
+    x, y, _ = _discs(rng, size, np.sqrt(ASPECT))
     angle = np.pi / 10 * labels[:, None, None]
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     return x, y, along**2 / ASPECT + across**2 * ASPECT < radius**2

@@ -4,6 +4,7 @@ The six members of a base (plain, squared, SG, SG squared, SG-SQ, VAR) come from
 share every model pass.
 """
 
+import functools
 import inspect
 import itertools
 import math
@@ -58,12 +59,7 @@ def max_filtered(scores: torch.Tensor) -> torch.Tensor:
 # what a name's last part does to any estimator's scores before they are ranked. Smoothing adds no information, so a
 # gain from it shows a weakness of ROAR (Song et al., "On Pitfalls of RemOve-And-Retrain", 2023); abs and reversed show
 # what the sign of scores is worth. `recursive` needs more than scores (see the module of that name); `mixed` is below.
-VARIANTS: dict[str, Callable] = {
-    "blur": blurred,
-    "max": max_filtered,
-    "abs": torch.abs,
-    "reversed": torch.neg,
-}
+VARIANTS: dict[str, Callable] = {"blur": blurred, "max": max_filtered, "abs": torch.abs, "reversed": torch.neg}
 
 
 def varied(name: str, scores: torch.Tensor) -> torch.Tensor:
@@ -158,7 +154,9 @@ def _with_extras(name: str, function: Callable, model: nn.Module, extras: dict) 
     """
     try:
         accepted = inspect.signature(function).parameters
-    except ValueError:  # keywords that it does not take
+    except ValueError:  # keywords that it does not take, or a builtin, which tells nothing
+        if not isinstance(function, functools.partial):
+            raise InputError(f"{name} is a builtin, whose arguments nobody knows: wrap it in a function") from None
         takes = ", ".join(inspect.signature(function.func).parameters)
         given = ", ".join(function.keywords)
         raise InputError(f"{name} takes {takes}; its estimator_options give {given}") from None

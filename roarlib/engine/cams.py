@@ -8,9 +8,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from captum.attr import Occlusion
+from captum.attr import LayerGradCam, LayerGradientXActivation, Occlusion
 
-from roarlib.engine import draws, layers, models
+from roarlib.engine import draws, from_captum, models
 from roarlib.engine.transformers import rollout
 from roarlib.study.params import InputError
 
@@ -20,14 +20,13 @@ def gradcam(model, images, targets, *, layer=None):
 
     layer: dotted name of a submodule; None: `layers.find`. Returns (N, 1, H, W).
     """
-    maps, slopes = layers.maps(model, images, targets, layer)
-    return layers.enlarged((maps * slopes.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu(), images)
+    options = {"layer": layer, "relu_attributions": True}
+    return from_captum.attribute(LayerGradCam, options, model, images, targets, baseline_of=None)
 
 
 def hirescam(model, images, targets, *, layer=None):
     """HiResCAM: a layer's maps times their gradients, place by place, summed (Draelos and Carin, 2020). Signed."""
-    maps, slopes = layers.maps(model, images, targets, layer)
-    return layers.enlarged(maps * slopes, images)
+    return from_captum.attribute(LayerGradientXActivation, {"layer": layer}, model, images, targets, baseline_of=None)
 
 
 def rise(model, images, targets, *, batch, seed, samples=500, grid=7):
@@ -66,14 +65,9 @@ def occlusion(model, images, targets, *, batch, baseline_of, window=0, stride=0)
     channels, height, width = images.shape[1:]
     window = window or max(1, min(height, width) // 8)
     step = stride or max(1, window // 2)
-    found = Occlusion(model).attribute(
-        images,
-        (channels, window, window),
-        (channels, step, step),
-        torch.as_tensor(baseline_of("mean")).to(images).expand(1, *images.shape[1:]),
-        target=targets,
-        perturbations_per_eval=max(1, batch // len(images)),
-    )
+    options = {"sliding_window_shapes": (channels, window, window), "strides": (channels, step, step)}
+    options["perturbations_per_eval"] = max(1, batch // len(images))
+    found = from_captum.attribute(Occlusion, options, model, images, targets, baseline_of=baseline_of)
     return found[:, :1].to(images.dtype)
 
 

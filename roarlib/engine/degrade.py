@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
@@ -98,13 +99,11 @@ class Degraded:
             yield from map(self.batch, indices)
             return
         with ThreadPoolExecutor(1) as reader:
-            ahead = deque()
-            for index in indices:
-                ahead.append((index, reader.submit(self._read, index)))
-                if len(ahead) > 2:
-                    index, found = ahead.popleft()
-                    yield self._degrade(index, found.result()), self._labels(index)
-            for index, found in ahead:
+            waiting = ((index, reader.submit(self._read, index)) for index in indices)
+            ahead = deque(islice(waiting, 2))
+            while ahead:
+                ahead.extend(islice(waiting, 1))
+                index, found = ahead.popleft()
                 yield self._degrade(index, found.result()), self._labels(index)
 
     def _labels(self, index) -> torch.Tensor:

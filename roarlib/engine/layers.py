@@ -49,16 +49,15 @@ def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tupl
     """A layer by its dotted name, or the last one whose output is maps (N, K, h, w), h w > 1: (name, module).
 
     image: (1, C, H, W). Last is what ends last in a pass, so the outermost of those that end together. InputError
-    for an unknown name, and where no layer has such an output.
+    for an unknown name, where no layer has such an output, and for one that a pass does not call exactly once.
     """
-    modules, ended = {n: m for n, m in model.named_modules() if n}, []
-    if name is not None:
-        if str(name) in modules:
-            return str(name), modules[str(name)]
+    modules, calls, ended = {n: m for n, m in model.named_modules() if n}, [], []
+    if name is not None and str(name) not in modules:
         near = difflib.get_close_matches(str(name), modules, 3) or [n for n, _ in model.named_children()]
         raise InputError(f"{type(model).__name__} has no layer '{name}'; it has {', '.join(near[:12])}")
 
     def note(module, args, out):
+        calls.append(module)
         if isinstance(out, torch.Tensor) and out.ndim == 4 and out.shape[2:].numel() > 1 and like(out, image):
             ended.append(module)
 
@@ -66,26 +65,12 @@ def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tupl
         for module in modules.values():
             hooks.enter_context(module.register_forward_hook(note))
         model(image)
-    if not ended:
+    if name is None and not ended:
         raise InputError(f"no layer of {type(model).__name__} has spatial output, maps (N, K, h, w), to explain")
-    return next((n, m) for n, m in modules.items() if m is ended[-1])
-
-
-def maps(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, layer: str | None) -> tuple:
-    """A layer's output (N, K, h, w) and the gradient of the target's logit with respect to it, both detached."""
-    (name, module), kept = find(model, images[:1], layer), []
-
-    def keep(module, args, out):
-        kept.append(out)
-        return out.clone() if isinstance(out, torch.Tensor) else out  # what follows may overwrite it
-
-    with module.register_forward_hook(keep), torch.enable_grad():
-        logits = model(images.detach().requires_grad_())
-    if len(kept) != 1:
-        raise InputError(f"layer {name} is called {len(kept)} times in a pass; name one that is called once")
-    (out,) = kept
-    refuse(f"layer {name}", out, images)
-    return out.detach(), torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), out)[0]
+    name = next(n for n, m in modules.items() if m is ended[-1]) if name is None else str(name)
+    if (times := calls.count(modules[name])) != 1:
+        raise InputError(f"layer {name} is called {times} times in a pass; name one that is called once")
+    return name, modules[name]
 
 
 def like(out: torch.Tensor, images: torch.Tensor) -> bool:

@@ -6,7 +6,6 @@ Every model maps normalised images (N, C, H, W) to pre-softmax logits (N, classe
 import copy
 import difflib
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -14,7 +13,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.fx.experimental.optimization import fuse
 from torch.nn.utils.parametrize import is_parametrized
 
 from roarlib.engine import zoo
@@ -76,11 +75,6 @@ def resnet_tiny(classes: int, channels: int, widths=(16, 32, 64)) -> nn.Module:
     return nn.Sequential(*stem, *blocks, *_head(widths[-1], classes))
 
 
-def resnet_small(classes: int, channels: int) -> nn.Module:
-    """The same with one more block, 16-32-64-96 channels, 223,000 weights: for images of 64 pixels and more."""
-    return resnet_tiny(classes, channels, (16, 32, 64, 96))
-
-
 def resnet_tiny_strided(classes: int, channels: int) -> nn.Module:
     """resnet-tiny with convolutions of stride 2 in stem and blocks, which print a lattice: to compare with."""
     stem = [*conv_bn(channels, 16, 3, 2), nn.ReLU(True)]
@@ -135,7 +129,7 @@ def resnet18(classes: int, channels: int) -> nn.Module:
 # name -> function (classes, channels) -> module
 MODELS: dict[str, Callable] = {
     "resnet-tiny": resnet_tiny,
-    "resnet-small": resnet_small,
+    "resnet-small": functools.partial(resnet_tiny, widths=(16, 32, 64, 96)),  # 223,000 weights: for 64 px and more
     "resnet9": resnet9,
     "resnet18": resnet18,
     "resnet-tiny-strided": resnet_tiny_strided,
@@ -186,7 +180,7 @@ def constructor(name: str, size: tuple[int, int]) -> Callable:
         return zoo.from_timm(name.removeprefix("timm:"), size)
     if own.is_own(name):
         return own.load(name)
-    if (theirs := name.removeprefix("torchvision:")) in (known := zoo.of_torchvision()):
+    if (theirs := name.removeprefix("torchvision:")) in (known := zoo.TORCHVISION):
         return zoo.from_torchvision(theirs, size)
     hint = f"; did you mean {near[0]}?" if (near := difflib.get_close_matches(theirs, [*MODELS, *known], 1)) else ""
     raise InputError(
@@ -224,22 +218,10 @@ def _hooked(model: nn.Module) -> bool:
 
 
 def _fold(model: nn.Module) -> fx.GraphModule:
-    traced = fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
-    modules, calls = dict(traced.named_modules()), Counter(node.target for node in traced.graph.nodes)
-    for node in list(traced.graph.nodes):
-        before = node.args[0] if node.op == "call_module" and node.args else None
-        if not (isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1):
-            continue
-        conv, norm = modules[before.target], modules[node.target]
-        alone = calls[before.target] == calls[node.target] == 1  # a module that is called twice must stay
-        if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats and alone:
-            parent, _, name = before.target.rpartition(".")
-            setattr(modules[parent], name, fuse_conv_bn_eval(conv, norm))
-            node.replace_all_uses_with(before)
-            traced.graph.erase_node(node)
-    traced.recompile()
-    traced.roar_folded = True
-    return traced.requires_grad_(False)
+    lean = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)  # its own trace would go into a Blur
+    lean = fx.GraphModule(lean, lean.graph, type(model).__name__)
+    lean.roar_folded = True
+    return lean.requires_grad_(False)
 
 
 def _same(model: nn.Module, other: nn.Module, images: torch.Tensor) -> bool:

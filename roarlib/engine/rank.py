@@ -195,7 +195,7 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
     if variant_of(estimators[0]) == "recursive":
         raise ValueError(f"{estimators[0]} is ranked by recursive.make: it needs models of its own")
     keep_memory()
-    study, data, computed, started = explainer.study, explainer.data, 0, time.perf_counter()
+    data, computed, started = explainer.data, 0, time.perf_counter()
     total = len(data.train) + len(data.test)
     for before, split in ((0, "train"), (len(data.train), "test")):
         steps = _split(explainer, split, estimators)
@@ -204,10 +204,16 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
             if progress:
                 progress(before + done, total)
     seconds = time.perf_counter() - started
+    constant = shares_of_constants(explainer, estimators)
+    return {"seconds": seconds, "images_per_second": computed / seconds, "constant": constant}
+
+
+def shares_of_constants(explainer: Explainer, estimators: list[str]) -> dict[tuple[str, str], float]:
+    """(estimator, unit) -> the share of all images in which there was nothing to rank, by what is `noted`."""
+    study, total = explainer.study, len(explainer.data.train) + len(explainer.data.test)
     counted = noted(study, estimators[0], "train") | noted(study, estimators[0], "test")
     files = {(e, u): [rankings.path(study, e, u, s).name for s in SPLITS] for e in estimators for u in study.units}
-    constant = {key: sum(counted.get(name, [0])[0] for name in names) / total for key, names in files.items()}
-    return {"seconds": seconds, "images_per_second": computed / seconds, "constant": constant}
+    return {key: sum(counted.get(name, [0])[0] for name in names) / total for key, names in files.items()}
 
 
 def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[int]:
@@ -250,9 +256,7 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
         if time.monotonic() - saved > 20:
             _checkpoint(checkpoint, parts, state | {"done": first, "batch": explainer.batch, "constant": constant})
             saved = time.monotonic()
-    if own.source(study, estimators[0]) != source:
-        raise InputError(f"{estimators[0]}: its file has changed while it was ranked; run it again")
-    note(study, estimators[0], name, {file: [count, source] for file, count in constant.items()})
+    note(study, estimators[0], name, constant, source)
     for key, part in parts.items():
         part.flush()
         part_of(files[key]).replace(files[key])
@@ -263,9 +267,14 @@ def _notes_file(study: Study, estimator: str, split: str) -> Path:
     return rankings.path(study, estimator, "", "").with_name(f"{split}{study.of_base}.constant.json")
 
 
-def note(study: Study, estimator: str, split: str, found: dict[str, list]) -> None:
-    """Keep what `noted` gives, before the rankings that it speaks of get their names."""
-    found = noted(study, estimator, split) | found
+def note(study: Study, estimator: str, split: str, counts: dict[str, int], source: str | None) -> None:
+    """Keep what `noted` gives, before the rankings that it speaks of get their names.
+
+    source: when ranking began; InputError if it is another by now.
+    """
+    if own.source(study, estimator) != source:
+        raise InputError(f"{estimator}: its file has changed while it was ranked; run it again")
+    found = noted(study, estimator, split) | {file: [count, source] for file, count in counts.items()}
     write_atomically(_notes_file(study, estimator, split), json.dumps(found, indent=1))
 
 

@@ -38,7 +38,6 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
     (estimator,) = estimators
     keep_memory()
     study, data = explainer.study, explainer.data
-    constants: dict[tuple[str, str], float] = {}
     started, done, (channels, height, width) = time.perf_counter(), 0, data.shape
     total = len(study.units) * (1 + len(study.recursive_steps)) * (len(data.train) + len(data.test))
     for unit in study.units:
@@ -60,13 +59,13 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
                     rank.refuse_constant(estimator, constant[split], len(found[split]))
                     if progress:
                         progress(done, total)
-        constants[estimator, unit] = sum(constant.values()) / (len(data.train) + len(data.test))
         for split, file in files.items():
-            rank.note(study, estimator, split, {file.name: [constant[split], source]})
+            rank.note(study, estimator, split, {file.name: constant[split]}, source)
             found[split].flush()
             Path(found[split].filename).replace(file)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "images_per_second": done / seconds, "constant": constants}
+    constant = rank.shares_of_constants(explainer, estimators)
+    return {"seconds": seconds, "images_per_second": done / seconds, "constant": constant}
 
 
 def _retrained(explainer: Explainer, found: dict[str, np.ndarray], percent: int) -> Explainer:

@@ -7,7 +7,6 @@ A base model may also be brought, trained elsewhere; retrainings start from scra
 import math
 import pickle
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import safetensors.torch
@@ -65,7 +64,8 @@ def _fit(study: Study, model: nn.Module, images: Degraded, seed: int, progress) 
     half = precision_of(study.precision, device) == "bfloat16"
     for epoch in range(1, study.epochs + 1):
         total = torch.zeros((), device=device)
-        for x, y in images.batches(_order(len(images), batches, study.batch_size, generator)):
+        order = torch.randperm(len(images), generator=generator)[: batches * study.batch_size]
+        for x, y in images.batches(order.split(study.batch_size)):
             x = augment(x, study.augment, generator, images.fill).contiguous(memory_format=models.layout(model))
             optimiser.zero_grad()
             for part, labels in zip(*(t.split(study.micro_batch or len(y)) for t in (x, y)), strict=True):
@@ -82,12 +82,6 @@ def _fit(study: Study, model: nn.Module, images: Degraded, seed: int, progress) 
         if progress:
             progress(loss_of_epoch)
     return model
-
-
-def _order(count: int, batches: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """A new order of all images, cut into whole batches."""
-    order = torch.randperm(count, generator=generator)
-    return (order[i * size : (i + 1) * size] for i in range(batches))
 
 
 def _optimiser(study: Study, model: nn.Module, steps: int):

@@ -13,9 +13,7 @@ from roarlib.study.params import InputError
 Size = tuple[int, int]  # height and width of the images, in px
 
 
-def of_torchvision() -> list[str]:
-    """The names of torchvision's classifiers."""
-    return torchvision.models.list_models(module=torchvision.models)
+TORCHVISION = torchvision.models.list_models(module=torchvision.models)  # names of its classifiers
 
 
 def from_torchvision(name: str, size: Size) -> Callable:

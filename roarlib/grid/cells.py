@@ -123,11 +123,7 @@ class Grid:
 
     def due(self, cell: Cell) -> bool:
         """Whether a cell must be run now: it owes rows, or files that a cell which is due needs."""
-        if self.missing(cell):
-            return True
-        if self.complete(cell):
-            return False
-        return any(cell.id in other.needs and self.due(other) for other in self.cells)
+        return bool(self.missing(cell)) or not self.complete(cell) and cell in self.to_do(self.cells)
 
     def files_of(self, cell: Cell, splits: tuple[str, ...] = ("train", "test")) -> list[Path]:
         """What others need of a cell: its rankings, or the base model."""
@@ -179,12 +175,6 @@ class Grid:
                 if not try_lock(opened, shared=True):
                     return "running"
         return "failed" if self.error_file(cell).is_file() else "waiting"
-
-    def work_seconds(self, owed: set[Key]) -> float:
-        """Seconds of training, attribution and scoring in these rows: everything but overhead."""
-        found = results.rows(self.study)
-        mine = [Key(*values) in owed for values in found[results.KEY].itertuples(index=False, name=None)]
-        return float(found.seconds[mine].sum())
 
 
 def _attribute(study: Study, base: Cell, estimators: list[str]) -> Cell:

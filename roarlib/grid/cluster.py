@@ -52,18 +52,13 @@ def gpus_of(study: Study) -> list[str]:
 def local(study: Study, count: int) -> Iterator[Client]:
     """A Dask client of threads of this process: each waits for a kernel process of its own, forked from one server.
 
-    Where GPUs are handed out, each thread is a worker of its own, whose number says which GPU is its: see `gpu_of`.
+    Where GPUs are handed out, each thread is a worker of its own, whose number says which GPU is its.
     """
     at_once = min(machine(study)[0], count)
     workers, threads = (at_once, 1) if gpus_of(study) else (1, at_once)
     options = dict(processes=False, dashboard_address=LOOPBACK, worker_dashboard_address=LOOPBACK, silence_logs=50)
     with LocalCluster(n_workers=workers, threads_per_worker=threads, **options) as cluster, Client(cluster) as client:
         yield client
-
-
-def gpu_of(worker: int, gpus: list[str]) -> dict[str, str]:
-    """The environment of a cell that a local worker runs: with the GPU of that worker, if they are handed out."""
-    return {"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if gpus else {}
 
 
 @contextmanager

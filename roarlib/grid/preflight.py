@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
-import numpy as np
 import torch
 
 from roarlib.data import datasets
@@ -26,14 +25,25 @@ from roarlib.study.params import InputError, Study
 TRIED = 200  # pictures of each split that are decoded to try a study before it is prepared
 
 
-def check(study: Study, progress: Progress = None, say: Callable[[str], None] = lambda line: None) -> datasets.Data:
+def check(
+    study: Study,
+    progress: Progress = None,
+    say: Callable[[str], None] = lambda line: None,
+    whole: bool = True,
+) -> datasets.Data:
     """Load the data and rehearse the run on a few images; InputError names what does not fit.
 
     Returns the data, which are prepared before (with `progress`, of images) where they are not yet. say: hears notes.
+    whole: False where pictures are not to be prepared: a few are decoded for this alone, and finished maps wait.
     """
     device_of(study)
     _check_folder(study)
     results.check_sources(study)
+    if not whole:
+        found = _few(study)
+        names = [name for name in study.estimators if not MAPS.fullmatch(split_name(name)[0])] or ["random"]
+        rehearse(study.model_copy(update={"estimators": names}), found, say)
+        return found
     found = datasets.load(study, progress)
     if parts := datasets.changed(study):
         raise InputError(
@@ -49,23 +59,13 @@ def check(study: Study, progress: Progress = None, say: Callable[[str], None] = 
     return found
 
 
-def try_out(study: Study, say: Callable[[str], None]) -> datasets.Data:
-    """Rehearse the run on a few pictures decoded for it alone, and return them: `check` before they are prepared."""
-    device_of(study)
-    _check_folder(study)
-    results.check_sources(study)
+def _few(study: Study) -> datasets.Data:
+    """Some pictures of each split, prepared in a folder that is gone: their memory maps outlive it."""
     counts, _ = datasets.sizes(study)
     with TemporaryDirectory() as folder:
         few = study.model_copy(update={f"{split}_images": min(count, TRIED) for split, count in counts.items()})
         few._home = Path(folder)
-        found = datasets.load(few)
-        found = dataclasses.replace(found, train=_in_memory(found.train), test=_in_memory(found.test))
-    rehearse(study, found, say)
-    return found
-
-
-def _in_memory(split: datasets.Split) -> datasets.Split:
-    return dataclasses.replace(split, images=np.array(split.images), labels=np.array(split.labels))
+        return datasets.load(few)
 
 
 def _check_folder(study: Study) -> None:

@@ -132,7 +132,7 @@ def _in_kernel(job: Job, grid: Grid, cell: Cell, target: Path) -> None:
     parameters = {"study_file": str(job.study_file), **cell.parameters}
     env = {"ROAR_RUN": job.run_id}
     if job.gpus:
-        env |= cluster.gpu_of(int(get_worker().name), list(job.gpus))
+        env["CUDA_VISIBLE_DEVICES"] = job.gpus[int(get_worker().name) % len(job.gpus)]
     threads, hours = job.threads or cluster.machine(grid.study)[1], grid.study.cell_hours
     source = root() / "notebooks" / f"{cell.stage}.ipynb"
     kernel.execute(source, target, parameters, threads=threads, timeout=3600 * hours, env=env)
@@ -229,21 +229,17 @@ def _outcome(future, cell: Cell) -> Outcome:
     return Outcome(cell, 0.0, f"{INTERRUPTED}: {cause}")
 
 
-def ended(grid: Grid, outcomes: list[Outcome], owed: set[results.Key], wall: float) -> tuple[str, str, int]:
+def ended(study: Study, outcomes: list[Outcome], wall: float) -> tuple[str, str, int]:
     """What a run did and took, what is left to do, and its exit status: 1 if a cell failed, 2 if only for bad input."""
-    study = grid.study
     if not outcomes:
         return f"{study.name}: another run has done the rest", "", 0
     failed = [o for o in outcomes if o.error]
     waiting = [o for o in failed if o.error.startswith(WAITS)]
     interrupted = [o for o in failed if o.error.startswith(INTERRUPTED)]
-    workers, _ = cluster.machine(study)
-    overhead = 1 - grid.work_seconds(owed) / (wall * min(workers, len(outcomes)))
     said = (
         f"{study.name}: {len(outcomes) - len(failed)} cells in {status.duration(wall)}, "
         f"{len(failed) - len(waiting) - len(interrupted)} failed; "
-        f"{int((results.rows(study).measure == 'retrain').sum())} retrainings in all. Of {workers} workers' time "
-        f"{1 - overhead:.0%} went into training, attribution and scoring, {overhead:.0%} into the rest."
+        f"{int((results.rows(study).measure == 'retrain').sum())} retrainings in all"
     )
     left = [f"{len(interrupted)} cell(s) {interrupted[0].error}"] if interrupted else []
     again = "Mend the cause and run the same command again: what is done is kept."

@@ -90,11 +90,11 @@ def cores() -> int:
 
 
 def hardware(device: str = "cpu") -> str:
-    """The name of the GPU (device cuda), or the processor's with the number of cores this process may use."""
+    """The name of the GPU (device cuda, cuda:1 ..), or the processor's with the number of cores for this process."""
     import torch
 
-    if device == "cuda":
-        return torch.cuda.get_device_name()
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -76,7 +76,7 @@ CURVES = ("retrain", "deletion")  # the measures of which curves are drawn
 
 REGISTERED: set[str] = set()  # by estimators.register, in this process
 USERS_OWN = re.compile(r"(?!maps:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
-PACKAGES = ("captum:", "timm:", "torchvision:")  # before names of these packages, which look like module:function
+PACKAGES = ("captum:", "timm:", "torchvision:", "folder:", "npz:")  # what they begin looks like module:function
 MAPS = re.compile(r"maps:[A-Za-z0-9][\w-]*")  # maps:folder, finished maps
 
 

@@ -47,7 +47,7 @@ def load(name: str) -> Callable:
 
 
 def is_own(name: str) -> bool:
-    """Whether a name of a model or base is `module:function` of the user's, and not of Captum's or timm's."""
+    """Whether a name of a model, base or data set is `module:function` of the user's."""
     return bool(USERS_OWN.fullmatch(name)) and not name.startswith(PACKAGES)
 
 

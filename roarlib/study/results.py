@@ -119,7 +119,7 @@ def context(study: Study, data) -> dict:
         "floor": max(np.bincount(data.test.labels)) / len(data.test),
         "data": data.digest,
         "device": str(device),
-        "hardware": machine.hardware(device.type),
+        "hardware": machine.hardware(str(device)),
         "precision": machine.precision_of(study.precision, device),
     }
 

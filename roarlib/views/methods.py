@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from roarlib.answers import stats, verdicts
+from roarlib.answers import looks, stats, verdicts
 from roarlib.data import datasets, photos
 from roarlib.study import own, results
 from roarlib.study.names import FIXED, MAPS, MODES, PACKAGES, UNITS, imputes, in_order, label, split_name, variant_of
@@ -71,6 +71,7 @@ def facts(study: Study) -> dict:
         "n": span(judged.groupby(["unit", "mode", "estimator", "percent"]).seed.nunique()),
         "compared": int(found.p.notna().sum()),
         "borrowed": bool((found.degrees > found.n - 1).any()),
+        "looks": looks.counts(study.seeds_max) if study.seeds == "auto" else [],
         "level": verdicts.LEVEL,
         **estimators(study, used),
         **cost(rows),

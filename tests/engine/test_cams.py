@@ -202,7 +202,7 @@ def test_lrp_shares_out_the_sums_of_residual_blocks_and_leaves_the_model_as_it_w
 
 def test_lrp_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "zennit", None)
-    with pytest.raises(InputError, match=r"pip install 'roarlib\[lrp\]'"):
+    with pytest.raises(InputError, match=r"pip install zennit"):
         cams.lrp(Net(), *inputs(8, torch.float64))
 
 

@@ -42,7 +42,7 @@ RANKS = {s: np.random.default_rng(1).integers(0, 100, (n, 1, 8, 8), np.uint8) fo
 NOT_REACHED = """
     degrade.as_seen degrade.placed from_captum.table rank.batch_size: pictures, a sentence, loops and numbers
     estimators.register maps.check maps.refuse_variants maps._order rank._checkpoint: names and files
-    zoo.from_timm zoo._patches_fit zoo.give_logits models.resnet_small models.resnet18: models, before they are moved
+    zoo.from_timm zoo._patches_fit zoo.give_logits models.resnet18: models, before they are moved
     layers.Guided.guide: called by torch, in a thread of its own
 """
 CASES, REACHED, RUN = {}, set(), set()  # CASES: name -> function of a device's name that gives tensors and arrays

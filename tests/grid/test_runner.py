@@ -78,11 +78,6 @@ def test_two_local_workers_get_different_gpus(monkeypatch, outputs):
     assert all(len(set(at_once)) == len(at_once) for at_once in seen)
 
 
-def test_gpus_go_round_and_without_any_a_cell_sees_what_there_is():
-    assert [cluster.gpu_of(k, ["2", "5"])["CUDA_VISIBLE_DEVICES"] for k in range(3)] == ["2", "5", "2"]
-    assert cluster.gpu_of(0, []) == {}
-
-
 def test_cells_at_a_time_follow_cores_and_gpus(monkeypatch):
     monkeypatch.setattr(cluster, "cores", lambda: 8)
     assert cluster.machine(tiny_study()) == (8, 1) and cluster.machine(tiny_study(workers=3)) == (3, 2)
