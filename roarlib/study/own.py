@@ -4,6 +4,7 @@ import ast
 import difflib
 import hashlib
 import importlib.util
+import json
 import re
 import sys
 import sysconfig
@@ -67,13 +68,17 @@ def place_in(traced: str) -> str:
 
 
 def source(study: Study, estimator: str) -> str | None:
-    """What rows of an estimator rest on of the user's: digests of code and files, or `ours` where it is none.
+    """What rows of an estimator rest on of the user's: digests of code and files, and options; or `ours` where nothing.
 
-    None where it cannot be told, as a file of theirs is not here.
+    None where it cannot be told, as a file of theirs is not here, or the study does not list its base.
     """
-    names = [study.model] if estimator == "clean" else [study.model, split_name(estimator)[0]]
+    base = "" if estimator == "clean" else split_name(estimator)[0]
+    if base and base not in study.bases:
+        return None
+    options = study.estimator_options.get(base)
     try:
-        found = [*map(_digest_as_run, filter(is_own, names)), brought.digest(study, estimator)]
+        found = [*map(_digest_as_run, filter(is_own, [study.model, base])), brought.digest(study, estimator)]
+        found += [json.dumps(options, sort_keys=True, default=str)] * bool(options)
         return " ".join(filter(None, found)) or "ours"
     except (InputError, OSError):
         return None

@@ -152,17 +152,15 @@ class Study(BaseModel, extra="forbid", frozen=True):
         return self.home / self.name
 
     @property
-    def own_options(self) -> dict[str, dict]:
-        """Every base that may have options (not the paper's or a control), with them as rows have them."""
-        bases = {split_name(name)[0] for name in self.estimators} - {*BASES, *FIXED}
-        return {b: earlier.plain(self.estimator_options.get(b, {})) for b in sorted(bases) if not MAPS.fullmatch(b)}
+    def bases(self) -> set[str]:
+        """The bases of the estimators."""
+        return {split_name(name)[0] for name in self.estimators}
 
     @property
     def brings(self) -> list[str]:
         """Names of the files and folders that the study needs and that may lie beside its YAML."""
         kind, _, name = self.dataset.partition(":")
-        bases = {split_name(estimator)[0] for estimator in self.estimators}
-        found = sorted(base.removeprefix("maps:") for base in bases if MAPS.fullmatch(base))
+        found = sorted(base.removeprefix("maps:") for base in self.bases if MAPS.fullmatch(base))
         return found + [name] * (kind in ("folder", "npz")) + [self.base_weights] * bool(self.base_weights)
 
     @property
@@ -233,7 +231,6 @@ def dump(study: Study) -> str:
 def save(study: Study) -> Path:
     """Put the study beside its outputs (study.yaml) and return the file; an unlike study there is an InputError."""
     path = agree(study)
-    earlier.forget(study.folder, study.own_options)
     write_atomically(path, dump(study))
     return path
 
@@ -241,8 +238,8 @@ def save(study: Study) -> Path:
 def agree(study: Study) -> Path:
     """Where study.yaml lies, beside the outputs; InputError if results there have other parameters, which it shows.
 
-    Only what changes the meaning of existing rows counts: the selected lists and the machine may differ, and so may
-    options of an estimator without a row. Without any row, everything may.
+    Only what changes the meaning of existing rows counts: the selected lists and the machine may differ. Options of
+    estimators are a part of what a row rests on (`own.source`). Without any row, everything may differ.
     """
     path = study.folder / "study.yaml"
     if not path.is_file() or not earlier.results(study.folder):
@@ -254,8 +251,6 @@ def agree(study: Study) -> Path:
     if not any(mode.endswith("-imputed") for mode in (*old.modes, *old.scored_modes)):
         free.add("imputation_noise")
     unlike = [(key, getattr(old, key), getattr(study, key)) for key in Study.model_fields if key not in free]
-    made = {name: earlier.options(study.folder, name) for name in study.own_options}
-    unlike += [(f"estimator_options of {k}", made[k], study.own_options[k]) for k in made if made[k] is not None]
     if said := [f"{what}: {there} there, {now} now" for what, there, now in unlike if there != now]:
         raise InputError(
             f"{path.parent} holds results of other parameters ({'; '.join(said)}); give the study "
@@ -266,7 +261,7 @@ def agree(study: Study) -> Path:
 
 def _slip(name: str, study: Study) -> str:
     """What is wrong with the name of an estimator that has options; empty for a base that is listed, or just unused."""
-    own = study.own_options
+    own = sorted(base for base in study.bases - {*BASES, *FIXED} if not MAPS.fullmatch(base))
     if name in own:
         return ""
     wrong = f"{name} is no estimator of yours or Captum's in this study"

@@ -172,7 +172,7 @@ def check_sources(study: Study) -> None:
         now = own.source(study, name)
         if now is None or {source for source in made if isinstance(source, str)} <= {now}:
             continue
-        function, what, why = study.model, "the study's folder", "its module, or one it imports, has changed"
+        function, what, why = study.model, "the study's folder", "its module, one it imports, or its options changed"
         if study.base_weights and brought.digest(study, "clean") not in " ".join(map(str, made)):
             function, why = study.base_weights, "the weights are others"
         elif name != "clean":
@@ -180,8 +180,8 @@ def check_sources(study: Study) -> None:
             what = f"its cells, 0?-*/{safe(function)} and 0?-*/{safe(function)}-*"
             why = "the maps are others" if MAPS.fullmatch(function) else why
         raise InputError(
-            f"{function} is not what it was when its results were made: {why}, and {study.folder} would mix both. "
-            f"Give it or the study another name, or delete {what}"
+            f"{function} is not what it was when its results were made: {why} ({', '.join(map(str, made))} then, {now} "
+            f"now), and {study.folder} would mix both. Give it or the study another name, or delete {what}"
         )
 
 

@@ -217,7 +217,7 @@ def test_rollout_is_an_estimator_by_name():
 def test_they_have_ensembles_variants_and_options_and_get_the_very_model(outputs):
     listed = ["gradcam", "gradcam-sgsq", "hirescam-abs", "occlusion-squared", "rise"]
     study = tiny_study(estimators=listed, estimator_options={"gradcam": {"layer": "0"}, "rise": {"samples": 5}})
-    assert study.own_options == {"gradcam": {"layer": "0"}, "hirescam": {}, "occlusion": {}, "rise": {"samples": 5}}
+    assert study.bases == {"gradcam", "hirescam", "occlusion", "rise"}
     seen, model, data = [], ours(), random_data(shape=(3, 32, 32))
     model.register_forward_hook(lambda module, args, out: seen.append(module))
     explainer = Explainer(study, data, model, {s: data.split(s).labels for s in ("train", "test")})

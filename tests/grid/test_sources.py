@@ -119,3 +119,28 @@ def test_a_published_study_can_be_continued(outputs):
         "04-retrain/sobel/s0",
         "04-retrain/sobel/s1",
     ]
+
+
+def with_options(options, *names):
+    options = {"mine_two:edges": options} if options else {}
+    return tiny_study(estimators=[*(names or ["mine_two:edges-sgsq"]), "random"], estimator_options=options)
+
+
+def test_other_options_are_another_version(write):
+    leave(with_options({"steps": 20}), "mine_two:edges-sgsq")
+    results.check_sources(with_options({"steps": 20}))
+    results.check_sources(with_options({"steps": 20}, "mine_two:edges-blur"))
+    results.check_sources(with_options({}, "grad"))  # taken out, options and all
+    for other in ({"steps": 30}, {"steps": 20, "more": 1}, {}):
+        with pytest.raises(InputError, match=r'mine_two:edges is not what it was .* \S+ \{"steps": 20\} then'):
+            results.check_sources(with_options(other))
+
+
+def test_published_rows_by_other_options_are_made_anew(write):
+    study = with_options({"steps": 20})
+    leave(study, "mine_two:edges-sgsq")
+    results.collect(study)
+    for file in (study.folder / "04-retrain").glob("*/rows/*"):
+        file.unlink()
+    key = Key("retrain", "mine_two:edges-sgsq", "pixel", "remove", 50, 0)
+    assert results.has(study, key) and not results.has(with_options({"steps": 30}), key)
