@@ -162,14 +162,19 @@ def joined(means: pd.Series, critical: float) -> list[tuple[float, float]]:
     return [(found[i], found[end]) for i, end in enumerate(last) if end > i and (i == 0 or end > last[i - 1])]
 
 
+def order(compared: Compared) -> list[str]:
+    """The estimators: by mean rank, then those that not every study has by their mean difference to Random."""
+    ranked = ranks(compared.scores)[0].index
+    return [*ranked, *compared.scores.mean().drop(ranked).sort_values(ascending=False).index]
+
+
 def table(compared: Compared) -> pd.DataFrame:
     """Estimators by studies: difference to Random in points, [95 percent interval], verdict; and the mean rank."""
     found, (means, _) = compared.found, ranks(compared.scores)
     wide = found.assign(text=verdicts.cells(found)).pivot(index="estimator", columns="study", values="text")
     wide = wide.reindex(columns=compared.scores.index)
-    rest = compared.scores.mean().drop(means.index).sort_values(ascending=False)
     wide.loc["random"] = "0"
-    wide = wide.reindex([*means.index, *rest.index]).assign(**{"mean rank": means.map("{:.1f}".format)}).fillna("–")
+    wide = wide.reindex(order(compared)).assign(**{"mean rank": means.map("{:.1f}".format)}).fillna("–")
     return wide.rename(index=label).rename_axis(index=None, columns=None)
 
 

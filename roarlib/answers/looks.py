@@ -93,10 +93,7 @@ def _hours(rows: pd.DataFrame, still: tuple[str, ...], share: float) -> tuple[fl
 
 
 def plan(looks: list[Look], study: Study) -> dict[str, range]:
-    """The seeds that every estimator and `clean` should have by the next look; a told one those that told it.
-
-    looks: those `made`.
-    """
+    """The seeds that each estimator and `clean` should have by the next look after these; a told one its own."""
     upto = (looks[-1].then or looks[-1].seeds) if looks else counts(study.seeds_max)[0]
     told = looks[-1].told if looks else {}
     return {name: range(told[name][1] if name in told else upto) for name in ["clean", *study.estimators]}

@@ -18,10 +18,7 @@ MODULI = (2, 4)  # periods in px: of one and of two strides of 2
 
 
 def _masks(study: Study, unit: str, percent: int, count: int, names=None) -> Iterator[tuple[str, np.ndarray]]:
-    """What each estimator that is ranked removes at t: bool (count, C or 1, H, W) of the first test images.
-
-    names: only of these.
-    """
+    """What each ranked estimator (of `names`) removes at t: bool (count, C or 1, H, W) of the first test images."""
     for name in rankings.ready(study, unit, "test"):
         if names is not None and name not in names:
             continue
@@ -45,10 +42,7 @@ def by_position(masks: np.ndarray, modulus: int) -> float:
 
 
 def warning(found: pd.DataFrame) -> str:
-    """A sentence on the estimators with a lattice of more than LATTICE points; empty if there is none.
-
-    found: of `lattice`.
-    """
+    """A sentence on the estimators with a `lattice` of more than LATTICE points; empty if there is none."""
     worst = found.max(axis=1).sort_values(ascending=False)
     if not len(worst := worst[worst > LATTICE]):
         return ""

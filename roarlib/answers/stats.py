@@ -38,15 +38,11 @@ def reach(table: pd.DataFrame) -> str:
     return "each seed with a base model of its own: intervals cover the choice of the network"
 
 
-def t_halfwidth(std, n, level: float = LEVEL):
-    """Half the width of the t interval of a mean: t((1 + level) / 2, n - 1) std / sqrt(n).
-
-    std, n: numbers or arrays; n the number of values, std with ddof 1. NaN where n < 2.
-    Source: Student (1908); scipy.stats.t.
-    """
+def t_halfwidth(std, n):
+    """Half the width of the 95 percent t interval of a mean of n values with this std (ddof 1); NaN where n < 2."""
     std, n = np.asarray(std, dtype=float), np.asarray(n, dtype=float)
     safe = np.where(n > 1, n, np.nan)  # no degrees of freedom, no interval
-    return scipy_stats.t.ppf((1 + level) / 2, safe - 1) * std / np.sqrt(safe)
+    return scipy_stats.t.ppf((1 + LEVEL) / 2, safe - 1) * std / np.sqrt(safe)
 
 
 def spread(values) -> dict:

@@ -11,9 +11,9 @@ AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of a random-area crop, a
 def augment(images: torch.Tensor, kind: str, generator: torch.Generator, fill=None) -> torch.Tensor:
     """Augmented images, (N, C, H, W) to the same shape. They are degraded already; beyond the edge lies `fill`, (C,).
 
-    kind: `none`; `crop`, shifts by up to 4 pixels; `crop-flip`, and mirrored with
-    probability a half; `area-flip`, a crop of 8 to 100 percent of the area, stretched to the image's size (Szegedy et
-    al., CVPR 2015), and mirrored with probability a half.
+    kind: `none`; `crop`, shifts by up to 4 pixels; `crop-flip`, and mirrored with probability a half;
+    `area-flip`, a crop of 8 to 100 percent of the area, stretched to the image's size (Szegedy et al., CVPR 2015), and
+    mirrored with probability a half.
     """
     if kind == "none":
         return images

@@ -294,7 +294,7 @@ def refuse_constant(estimator: str, count: int, of: int) -> None:
     """InputError if an estimator had nothing to rank in more than half of the images."""
     if count > of / 2:
         raise InputError(
-            f"{estimator} gives every input of an image the same score in {count} of {of} images: nothing to rank"
+            f"{estimator} gives every input of an image the same score in {count} of {of}: nothing to rank"
         )
 
 

@@ -10,10 +10,7 @@ from roarlib.study.params import InputError
 
 
 def write(file: Path, dataset: str, model: str, estimators: list[str]) -> str:
-    """Write a commented study to a new file, and say what comes next.
-
-    InputError, and no file, if it is there or the study is none.
-    """
+    """Write a commented study to a new file; returns what comes next. InputError, and no file, where it cannot be."""
     if file.exists():
         raise InputError(f"{file} exists already")
     size = "image_size: 64  # px a side, cut from the centre\n" * dataset.startswith("folder:")

@@ -31,8 +31,7 @@ class Key(NamedTuple):
     """What makes a row itself. Its file name says it all, and nothing else reads file names.
 
     measure: of STAGES; a ranking has no accuracy, its row says that it is done. mode: of names.MODES, of a sanity
-    row of names.DEPTHS. percent: t. seed: the retraining's, or
-    the study's base seed.
+    row of names.DEPTHS. percent: t. seed: the retraining's, or the study's base seed.
     """
 
     measure: str
@@ -215,10 +214,7 @@ def table(study: Study) -> pd.DataFrame:
 
 
 def collect(study: Study) -> Path:
-    """Write results.csv and results.parquet, the same table with its types; returns the CSV.
-
-    InputError if there is no row yet.
-    """
+    """Write results.csv and .parquet, the same table with its types; returns the CSV. InputError without any row."""
     found = known(study)
     if found.empty:
         raise InputError(f"no results under {study.folder} yet; `roar run` with the study's YAML makes them")

@@ -19,17 +19,10 @@ def differences(axes, compared: across.Compared) -> None:
 
     Ranked estimators come first; dots are filled by verdict, see `plots.intervals`.
     """
-    rows = order(compared)
+    rows = [name for name in across.order(compared) if name != "random"]
     for ax, (name, of) in zip(axes, compared.found.groupby("study", sort=False), strict=True):
         plots.intervals(ax, of.set_index("estimator").reindex(rows).rename_axis("estimator").reset_index())
         ax.set_title(name, loc="left", fontsize=plots.TEXT)
-
-
-def order(compared: across.Compared) -> list[str]:
-    """The estimators, Random aside: by mean rank, then those that not every study has by their mean difference."""
-    scores = compared.scores.drop(columns="random")
-    ranked = [name for name in across.ranks(compared.scores)[0].index if name != "random"]
-    return ranked + list(scores.mean().drop(ranked).sort_values(ascending=False).index)
 
 
 def ranks(ax, means: pd.Series, critical: float) -> None:

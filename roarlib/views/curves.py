@@ -97,18 +97,18 @@ class Curves(View):
 
     def wanted(self, table: pd.DataFrame, **where) -> list[str] | None:
         """The controls and the estimators of the bases and ensembles chosen; None where there are no such results."""
-        there = in_order(table.loc[(table[list(where)] == pd.Series(where)).all(axis=1), "estimator"].unique())
+        rows = table[(table[list(where)] == pd.Series(where)).all(axis=1)]
+        there = in_order(rows["estimator"].unique())
         shown = {(base, ensemble) for base in self.bases.value for ensemble in self.ensembles.value} | {None}
         names = [name for name in there if family(name) in shown]
         if there and not names:
             raise LookupError("choose at least one base and one ensemble")
-        return self.extremes(table, names, where) if self.lines.value and names else names or None
+        return self.extremes(rows, names, where["mode"]) if self.lines.value and names else names or None
 
-    def extremes(self, table: pd.DataFrame, names: list[str], where: dict) -> list[str]:
+    def extremes(self, rows: pd.DataFrame, names: list[str], mode: str) -> list[str]:
         """The controls, the one that is highlighted, and of the others the best and the worst few."""
-        rows = table[(table[list(where)] == pd.Series(where)).all(axis=1) & table["estimator"].isin(names)]
-        wide = rows.pivot_table(index="estimator", columns="percent", values="accuracy")
-        order = list(stats.goodness(wide, where["mode"]).sort_values().index)
+        wide = rows[rows["estimator"].isin(names)].pivot_table(index="estimator", columns="percent", values="accuracy")
+        order = list(stats.goodness(wide, mode).sort_values().index)
         order = [name for name in order if family(name)]
         always = {self.estimator.value, *(name for name in names if not family(name))}
         return [name for name in names if name in {*always, *order[:EXTREMES], *order[-EXTREMES:]}]
