@@ -237,8 +237,9 @@ def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[
         FEW: "too few seeds to say anything",
         VOID: "no verdict, as the models have learnt nothing",
     }
+    named = found[~found.estimator.str.startswith("random")]  # Random blurred is a yardstick
     groups = [
-        (word, head, ", ".join(map(label, found[found.verdict == word].estimator))) for word, head in heads.items()
+        (word, head, ", ".join(map(label, named[named.verdict == word].estimator))) for word, head in heads.items()
     ]
     n = found.n.min() if found.n.min() == found.n.max() else f"{found.n.min()} to {found.n.max()}"
     seeds = "1 seed" if found.n.max() == 1 else f"{n} seeds"
@@ -258,6 +259,13 @@ def cells(found: pd.DataFrame) -> pd.Series:
 def points(share: float) -> str:
     """A share of accuracy as points: 0.01 -> '1 point', 0.005 -> '0.5 points'."""
     return f"{100 * share:g} point" + "s" * (f"{100 * share:g}" != "1")
+
+
+def beside_blurred(table: pd.DataFrame, unit: str, mode: str, margin: float = MARGIN) -> str:
+    """Blurred estimators judged beside blurred Random, whose holes are as solid: a sentence; empty without both."""
+    blurred = table[table.estimator.str.endswith("-blur") | (table.estimator == "clean")]
+    found = verdicts(blurred, unit, mode, "random-blur", margin)
+    return "" if found.empty else f"Holes as solid on both sides: w{in_words(found)[1:]}"
 
 
 def in_words(found: pd.DataFrame) -> str:

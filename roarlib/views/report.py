@@ -88,7 +88,9 @@ def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     lattice = patterns.warning(patterns.lattice(study, unit))
     shape = "" if keeps(study.modes[0]) else patterns.solid(study, unit, better)
     told = "" if study.target == "predicted" else LABELS_TOLD
-    return list(filter(None, [told, resolution.warning(table, unit, study.modes[0]), lattice, shape]))
+    order = resolution.warning(table, unit, study.modes[0])
+    beside = verdicts.beside_blurred(table, unit, study.modes[0], study.margin / 100)
+    return list(filter(None, [told, order, lattice, shape, beside]))
 
 
 def explained(study: Study, table: pd.DataFrame) -> str:

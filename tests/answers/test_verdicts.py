@@ -261,3 +261,20 @@ def test_seeds_that_agree_by_chance_give_no_interval_and_advice_says_what_it_tak
     said = verdicts.advice(table, "pixel", "remove", found.reset_index())
     assert said.startswith("An interval that excludes 0 is not a verdict yet: with 2 estimators")
     assert not verdicts.advice(table, "pixel", "remove", found[found.verdict == "no such word"].reset_index())
+
+
+def test_blurred_estimators_are_judged_beside_blurred_random_too():
+    """What beats Random by the shape of its holes alone does not beat holes of that shape."""
+    points = {"grad": -8, "random-blur": -10, "grad-blur": -10, "sobel-blur": -14, "ig-blur": -5}
+    table = table_of(points, spread=0.003, rng=np.random.default_rng(1))
+    found = verdicts.verdicts(table, "pixel", "remove").set_index("estimator").verdict
+    assert set(found) == {verdicts.BETTER} and len(found) == 5
+    assert "Random blurred" not in verdicts.in_words(verdicts.verdicts(table, "pixel", "remove"))
+    said = verdicts.beside_blurred(table, "pixel", "remove")
+    assert "better than Random blurred: Sobel blurred;" in said and "worse than Random blurred: IG blurred;" in said
+    assert said.startswith("Holes as solid on both sides: with 5 seeds and a 5%")
+    assert "GRAD blurred" in said.partition("equal to Random blurred")[2]
+    assert not verdicts.beside_blurred(table[table.estimator != "random-blur"], "pixel", "remove")
+    assert not verdicts.beside_blurred(
+        table[~table.estimator.str.startswith(("grad", "sobel", "ig"))], "pixel", "remove"
+    )
