@@ -1,5 +1,7 @@
 """Finished maps are ranked as the scores they are, matched to their images, and refused where they cannot be."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -118,6 +120,17 @@ def test_a_list_matches_maps_of_pictures_and_a_part_of_them_is_enough(folder, ke
     explainer = explained(few)
     scores = explainer.scores("train", slice(0, 20), ["maps:mine"])["maps:mine"]
     assert scores[:, 0].flatten(1).argmax(1).tolist() == wanted[chosen].tolist()
+
+
+def test_a_study_can_be_tried_before_its_pictures_are_prepared(folder):
+    for split, k in product(COUNTS, range(12)):
+        picture = folder.parent / "photos" / split / f"c{k % 2}" / f"{k}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (32, 32, 3), np.uint8)).save(picture)
+    (folder / "images.csv").write_text("split,file\n")
+    study = study_of(folder, dataset="folder:photos", image_size=32, resize=32, train_images=0, test_images=0)
+    assert len(preflight.check(study, whole=False).train) == 12
+    assert not datasets.prepared(study).exists()
 
 
 def test_a_run_with_a_list_is_rehearsed(folder):
