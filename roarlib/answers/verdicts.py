@@ -37,6 +37,7 @@ def verdicts(
     those that keep. Sorted, best first.
     """
     rows = _retrained(table, unit, mode)
+    rows = rows[rows.percent.isin(percents(table, unit, mode))]
     pairs = {name: parent_of(name) if reference == "base" else reference for name in rows.estimator.unique()}
     values = {
         pair: by_seed
@@ -51,8 +52,25 @@ def verdicts(
     out["p_holm"], out["p_equal_holm"] = corrected(*out[["p", "p_equal"]].to_numpy(dtype=float).T)
     good = out["mean"] > 0 if keeps(mode) else out["mean"] < 0
     word = words(good, out["p_holm"], out["p_equal_holm"], level)
+    word = np.where((word == EQUAL) & exhausted(table, unit, mode, reference, margin), OPEN, word)
     out["verdict"] = VOID if stats.nothing_learnt(table) else np.where(out["p"].isna(), FEW, word)
     return out.sort_values("mean", ascending=not keeps(mode), ignore_index=True)
+
+
+def percents(table: pd.DataFrame, unit: str, mode: str) -> list[int]:
+    """The percents that verdicts are about: those that all estimators have, or all where they share none."""
+    each = [set(part.percent) for _, part in _retrained(table, unit, mode).groupby("estimator")]
+    return sorted(set.intersection(*each) or set.union(*each)) if each else []
+
+
+def exhausted(table: pd.DataFrame, unit: str, mode: str, reference: str = "random", margin: float = MARGIN) -> bool:
+    """Whether the reference has less than `margin` left to lose, or where it keeps, to gain: nothing can be better."""
+    rows = _retrained(table, unit, mode)
+    own = rows[(rows.estimator == reference) & rows.percent.isin(percents(table, unit, mode))].accuracy.mean()
+    clean = table[(table.measure == "retrain") & (table.estimator == "clean")].accuracy.mean()
+    if "n_classes" not in table or np.isnan(own):
+        return False
+    return bool((clean - own if keeps(mode) else own - stats.floor(table)) <= margin)
 
 
 def corrected(p, p_equal) -> tuple[np.ndarray, np.ndarray]:

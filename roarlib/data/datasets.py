@@ -130,6 +130,11 @@ def changed(study: Study, thorough: bool = False, progress: Callable[[int, int],
     try:
         splits, _ = _sources(study)
     except InputError:
+        kind, _, path = study.dataset.partition(":")
+        there = brought.where(study, path)
+        folders = (there / "train").is_dir() and ((there / "test").is_dir() or (there / "val").is_dir())
+        if kind == "npz" and there.is_file() or kind == "folder" and folders:
+            raise  # it is there, and no longer what was prepared
         return []
     for name, split in splits.items():
         now = prepare.digests(split)
@@ -167,7 +172,7 @@ def _sources(study: Study) -> tuple[dict, list[str]]:
     for name, split, count in zip(SPLITS, found, (study.train_images, study.test_images), strict=True):
         if count > len(split):
             raise InputError(f"{study.dataset}: {count} images asked for, but the data set has only {len(split)}")
-        splits[name] = split.first(count)
+        splits[name] = split.first(count, evenly=study.dataset not in ARRAYS)
         _check(f"{study.dataset} {name}", splits[name], len(classes))
     shapes = {name: split.shape for name, split in splits.items()}
     if shapes["train"] != shapes["test"]:
@@ -211,6 +216,10 @@ def notes(study: Study) -> list[str]:
         lines += [f"  left out: {entry}" for entry in left_out[:10]]
         if len(left_out) > 10:
             lines.append(f"  and {len(left_out) - 10} more: {folder / 'meta.json'}")
+        if none := set(range(len(meta["classes"]))).difference(np.load(folder / f"{name}-labels.npy").tolist()):
+            lines.append(
+                f"  no image of {len(none)} of {len(meta['classes'])} classes, {meta['classes'][min(none)]} for one"
+            )
     return lines
 
 

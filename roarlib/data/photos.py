@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torchvision.transforms import functional as TF
 
+from roarlib.data.prepare import of_each_class
 from roarlib.study.machine import cores
 from roarlib.study.params import InputError
 
@@ -63,10 +64,9 @@ class Photos:
         good = [image for number, image in found.items() if number not in bad]
         return np.stack(good) if good else np.empty((0, *self.shape), np.uint8), bad
 
-    def first(self, count: int) -> "Photos":
+    def first(self, count: int, evenly: bool = True) -> "Photos":
         """`count` pictures, as evenly from all classes as can be (files are sorted by class); 0 means all."""
-        turn = np.concatenate([np.arange(n) for n in np.bincount(self.labels)])  # which picture of its class it is
-        chosen = np.sort(np.lexsort((self.labels, turn))[: count or None])
+        chosen = of_each_class(self.labels, count or len(self.labels))
         return replace(self, paths=[self.paths[i] for i in chosen], labels=self.labels[chosen])
 
 

@@ -43,11 +43,19 @@ class Split:
         """Some of the images, and none that is unreadable: what `photos.Photos` offers as well."""
         return self.images[part], {}
 
-    def first(self, count: int) -> "Split":
-        """The first `count` images; 0 means all."""
-        cut = slice(count or None)
+    def first(self, count: int, evenly: bool = False) -> "Split":
+        """The first `count` images, or, `evenly`, the first so many of each class; 0 means all."""
+        cut = of_each_class(self.labels, count) if evenly and count else slice(count or None)
         masks = None if self.masks is None else self.masks[cut]
         return replace(self, images=self.images[cut], labels=self.labels[cut], masks=masks)
+
+
+def of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    """Which `count` images to take, as evenly from all classes as can be: the first of each, in their order."""
+    turn = np.empty(len(labels), int)  # which image of its class it is
+    for label in np.unique(labels):
+        turn[labels == label] = np.arange((labels == label).sum())
+    return np.sort(np.lexsort((labels, turn))[:count])
 
 
 def write(folder: Path, splits: dict, classes: list[str], progress: Callable | None) -> None:

@@ -161,11 +161,12 @@ def _with_extras(name: str, function: Callable, model: nn.Module, extras: dict) 
         given = ", ".join(function.keywords)
         raise InputError(f"{name} takes {takes}; its estimator_options give {given}") from None
     chosen = getattr(function, "keywords", {})
-    fixed = {k: v for k, v in extras.items() if k in accepted and k not in chosen}
+    asked = {k for k, v in accepted.items() if v.default in (inspect.Parameter.empty, None) and k not in chosen}
+    fixed = {k: v for k, v in extras.items() if k in asked}
     calls = itertools.count()
 
     def call(inputs: Batch) -> torch.Tensor:
-        more = {k: getattr(inputs, k) for k in ("ids", "masks") if k in accepted and k not in chosen}
+        more = {k: getattr(inputs, k) for k in ("ids", "masks") if k in asked}
         if more.get("masks", ...) is None:
             raise InputError(f"{name} needs the masks of the informative pixels, which this data set does not have")
         if built_in(name):
@@ -197,4 +198,5 @@ def as_scores(name: str, scores, images: torch.Tensor) -> torch.Tensor:
             f"{name} gives scores of shape {tuple(scores.shape)} for images of shape {tuple(images.shape)}; they "
             f"must be equal, or (N, 1, H, W) or (N, H, W) for one score per pixel"
         )
-    return scores.detach().to(images.device, None if scores.is_floating_point() else torch.float64)
+    exact = torch.promote_types(scores.dtype, torch.float32) if scores.is_floating_point() else torch.float64
+    return scores.detach().to(images.device, exact)  # squares of 16 bits would be 0

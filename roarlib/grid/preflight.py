@@ -1,6 +1,7 @@
 """Before a study runs: is everything there, does everything fit together, and how long will it take?"""
 
 import dataclasses
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -51,6 +52,9 @@ def check(
             f"{datasets.prepared(study)}, and give the study another name if it has results"
         )
     results.check_data(study, found)
+    for line in datasets.notes(study):
+        if not re.fullmatch(r"\w+: \d+ images", line):  # more than a count
+            say(f"note: {line.strip()}")
     maps.refuse_variants(study)
     for base in sorted({split_name(name)[0] for name in study.estimators}):
         if MAPS.fullmatch(base) and (note := maps.check(study, base, found)):

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
+from torch import nn
 
 from roarlib.data.datasets import SPLITS, Data, Split
 from roarlib.engine import models, randomise, rank, recursive, train
@@ -108,12 +109,13 @@ def _told(what: str, estimator: str = "") -> Iterator[None]:
 
 
 def _fresh_weights(study: Study, data: Data, say: Callable[[str], None]) -> None:
-    """InputError where a model does not start anew with every seed: then nothing is retrained from scratch."""
-    found = []
+    """InputError where a model does not start anew with every seed, or is not what its state_dict and logits say."""
+    nets = []
     for seed in (0, 0, 1):
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            found.append(models.build(study.model, len(data.classes), data.shape).state_dict())
+            nets.append(models.build(study.model, len(data.classes), data.shape))
+    found = [net.state_dict() for net in nets]
     drawn = [name for name, values in found[0].items() if values.is_floating_point() and values.unique().numel() > 1]
     same = [name for name in drawn if torch.equal(found[0][name], found[2][name])]
     if drawn and len(same) == len(drawn):
@@ -125,3 +127,26 @@ def _fresh_weights(study: Study, data: Data, say: Callable[[str], None]) -> None
         say(f"note: {study.model} starts with the same {', '.join(same[:3])} whatever the seed: not from scratch there")
     if odd := [name for name in drawn if not torch.equal(found[0][name], found[1][name])]:
         say(f"note: {study.model} draws {', '.join(odd[:3])} from a generator of its own: seeds do not fix its numbers")
+    _as_stored(study, nets[0], nets[2], torch.rand(2, *data.shape), say)
+
+
+@torch.no_grad()
+def _as_stored(study: Study, net: nn.Module, other: nn.Module, images: torch.Tensor, say: Callable) -> None:
+    """InputError if a network is another one once its state_dict is loaded (into other), or gives probabilities."""
+    other.load_state_dict(net.state_dict())
+    logits = []
+    for one, seed in ((net.eval(), 0), (other.eval(), 0), (net, 1)):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            logits.append(one(images))
+    if not torch.allclose(logits[0], logits[1], 1e-3, 1e-4):
+        raise InputError(
+            f"model {study.model} keeps values outside of its state_dict (layers in a plain list, a tensor that is no "
+            "buffer, or one that is not persistent), so the network explained would not be the one trained"
+        )
+    if not torch.allclose(logits[0], logits[2], 1e-3, 1e-4):
+        say(f"note: {study.model} draws at random in evaluation mode (dropout without training=self.training?)")
+    if bool((logits[0] >= 0).all()) and torch.allclose(logits[0].sum(1), torch.ones(len(images)), atol=1e-3):
+        raise InputError(
+            f"model {study.model} gives probabilities; logits are trained and explained: leave out softmax"
+        )

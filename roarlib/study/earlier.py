@@ -12,6 +12,12 @@ def results(folder: Path) -> bool:
     return any(file for kind in kinds for file in folder.glob(kind)) or at_work(folder)
 
 
+def mentions(folder: Path, word: str) -> bool:
+    """Whether a row there is of an estimator or a mode that ends in this word, such as -recursive."""
+    file = folder / "results.csv"
+    return any(folder.glob(f"*/*/rows/*{word}_*")) or file.is_file() and f"{word}," in file.read_text()
+
+
 def at_work(folder: Path) -> bool:
     """Whether a run of the study is at work, here or on another machine; see `grid.runner.present`."""
     try:

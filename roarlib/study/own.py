@@ -27,7 +27,7 @@ def load(name: str) -> Callable:
     InputError says which half is missing, or that it cannot be called.
     """
     module_name, _, attribute = name.partition(":")
-    for place in (str(root()), ""):
+    for place in ("", str(root())):
         if place not in sys.path:
             sys.path.append(place)
     try:

@@ -246,9 +246,12 @@ def agree(study: Study) -> Path:
         return path
     old, free = load(path), {*SELECTION, *MACHINE, "estimator_options"}
     free.update(["base_seed"] * (study.base_models == "each-seed"), ["seeds_max"] * (old.seeds != "auto"))
-    if not any(name.endswith("-recursive") for name in old.estimators):
+    if not any(name.endswith("-recursive") for name in old.estimators) and not earlier.mentions(
+        path.parent, "-recursive"
+    ):
         free.add("recursive_steps")  # nothing there depends on it
-    if not any(mode.endswith("-imputed") for mode in (*old.modes, *old.scored_modes)):
+    imputed = any(mode.endswith("-imputed") for mode in (*old.modes, *old.scored_modes))
+    if not imputed and not earlier.mentions(path.parent, "-imputed"):
         free.add("imputation_noise")
     unlike = [(key, getattr(old, key), getattr(study, key)) for key in Study.model_fields if key not in free]
     if said := [f"{what}: {there} there, {now} now" for what, there, now in unlike if there != now]:

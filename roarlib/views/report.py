@@ -65,14 +65,14 @@ def summary(study: Study) -> str:
     grid = grid.loc[[*best_first.intersection(grid.index, sort=False), *grid.index.difference(best_first)]]
     grid["minus Random's"] = verdicts.cells(found.set_index("estimator"))
     grid = grid.fillna({"minus Random's": ""}).rename(index=label).rename_axis(index=None, columns="estimator")
-    few, most = points.n.min(), points.n.max()
+    few, most, t = points.n.min(), points.n.max(), ", ".join(map(str, verdicts.percents(table, unit, mode)))
     seeds = f"{few} to {most} seeds" if few < most else "1 seed" if most == 1 else f"{most} seeds"
     return (
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
         f"mean of {seeds}\n\n"
         f"{grid.to_string(float_format='{:.1f}'.format, col_space=7)}\n\n{explained(study, table)}"
         f"{verdicts.in_words(found)} {verdicts.advice(table, unit, mode, found)}\n{looks.design(study)}"
-        f"{stats.reach(table).capitalize()}.\nminus Random's: points, mean over t, with the 95 percent interval"
+        f"{stats.reach(table).capitalize()}.\nminus Random's: points, mean over t = {t}, with the 95 percent interval"
     )
 
 
@@ -89,8 +89,10 @@ def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     shape = "" if keeps(study.modes[0]) else patterns.solid(study, unit, better)
     told = "" if study.target == "predicted" else LABELS_TOLD
     order = resolution.warning(table, unit, study.modes[0])
+    spent = verdicts.exhausted(table, unit, study.modes[0], margin=study.margin / 100)
+    left = f"Random is within {verdicts.points(study.margin / 100)} of what nothing can pass, so none can be better."
     beside = verdicts.beside_blurred(table, unit, study.modes[0], study.margin / 100)
-    return list(filter(None, [told, order, lattice, shape, beside]))
+    return list(filter(None, [told, left * spent, order, lattice, shape, beside]))
 
 
 def explained(study: Study, table: pd.DataFrame) -> str:

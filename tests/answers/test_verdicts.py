@@ -278,3 +278,23 @@ def test_blurred_estimators_are_judged_beside_blurred_random_too():
     assert not verdicts.beside_blurred(
         table[~table.estimator.str.startswith(("grad", "sobel", "ig"))], "pixel", "remove"
     )
+
+
+def test_equal_is_not_said_where_random_has_nothing_left_to_lose():
+    table = table_of({"grad": 0, "sobel": 0}, spread=0.001).assign(n_classes=10)
+    clean = ("s", "retrain", "clean", "all", "all", 0, 0, 0.99, 10)
+    table = pd.concat([table, pd.DataFrame([clean], columns=table.columns)])
+    assert set(verdicts.verdicts(table, "pixel", "remove").verdict) == {verdicts.EQUAL}
+    chance = table.assign(accuracy=np.where(table.estimator == "clean", 0.99, 0.1 + (table.accuracy - 0.6) / 50))
+    assert verdicts.exhausted(chance, "pixel", "remove")
+    assert set(verdicts.verdicts(chance, "pixel", "remove").verdict) == {verdicts.OPEN}
+    kept = table.assign(mode="keep", accuracy=np.where(table.estimator == "clean", 0.6, table.accuracy))
+    assert set(verdicts.verdicts(kept, "pixel", "keep").verdict) == {verdicts.OPEN}
+
+
+def test_all_are_judged_at_the_percents_that_all_have():
+    table = table_of({"grad": -5, "sobel": -5}, percents=(30, 90), spread=0.003)
+    table.loc[(table.estimator == "grad") & (table.percent == 90), "accuracy"] -= 0.4
+    part = table[(table.estimator != "sobel") | (table.percent == 30)]
+    assert verdicts.percents(part, "pixel", "remove") == [30]
+    assert verdicts.verdicts(part, "pixel", "remove")["mean"].round(2).tolist() == [-0.05, -0.05]

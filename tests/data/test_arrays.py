@@ -209,3 +209,34 @@ def test_results_of_other_data_under_one_name_are_an_error(tmp_path, outputs):
     results.check_data(studies[0], one)
     with pytest.raises(InputError, match="results of other images or labels than npz:mine.npz has now"):
         preflight.check(studies[1])
+
+
+def test_a_part_of_arrays_is_taken_evenly_from_all_classes(tmp_path, outputs):
+    made = arrays(train=40, test=20)
+    for part in ("train", "test"):
+        order = np.argsort(made[f"{part}_labels"][:, 0], kind="stable")
+        made |= {f"{part}_{what}": made[f"{part}_{what}"][order] for what in ("images", "labels")}
+    np.savez(tmp_path / "mine.npz", **made)
+    found = datasets.load(study_of(tmp_path, train_images=22, test_images=8))
+    assert (
+        np.bincount(found.train.labels).tolist() == [6, 6, 5, 5] and np.bincount(found.test.labels).tolist() == [2] * 4
+    )
+    assert np.array_equal(found.test.images[:2], made["test_images"][:2, None])
+
+
+def test_arrays_that_no_longer_fit_are_not_taken_for_gone(tmp_path, outputs):
+    made = arrays()
+    np.savez(tmp_path / "mine.npz", **made)
+    datasets.load(study_of(tmp_path))
+    np.savez(tmp_path / "mine.npz", **made | {"train_images": made["train_images"].astype(np.float32)})
+    with pytest.raises(InputError, match="train_images are float32"):
+        preflight.check(study_of(tmp_path))
+
+
+def test_a_class_without_a_test_image_is_told(tmp_path, outputs):
+    made = arrays()
+    made["test_labels"] = made["test_labels"] % 3
+    np.savez(tmp_path / "mine.npz", **made)
+    said = []
+    preflight.check(study_of(tmp_path), say=said.append)
+    assert said == ["note: no image of 1 of 4 classes, 3 for one"]

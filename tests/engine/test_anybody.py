@@ -203,7 +203,7 @@ def test_a_function_that_draws_gives_the_same_in_any_order(mine, draw):
 
 def test_what_the_user_writes_in_the_options_wins(mine):
     mine(
-        "def f(model, images, targets, steps=3, seed=0, batch=1, reference=None, level=1):\n"
+        "def f(model, images, targets, steps=3, seed=None, batch=1, reference=None, level=1):\n"
         "    f.got = steps, seed, batch, reference, level\n    return images\n"
         "f.got = None\n"
     )
@@ -211,6 +211,22 @@ def test_what_the_user_writes_in_the_options_wins(mine):
     explainer.scores("train", slice(0, 5), ["mine:f"])
     steps, seed, batch, reference, level = sys.modules["mine"].f.got
     assert (steps, batch, seed, level) == (200, 7, 0, 1) and reference is not None
+
+
+def test_defaults_of_a_function_are_its_own(mine):
+    mine(
+        "def f(model, images, targets, steps=200, seed=42, reference=0.0, batch=None):\n"
+        "    f.got = steps, seed, reference, batch\n    return images\n"
+    )
+    explainer_of(Plain(), estimators=["mine:f"]).scores("train", slice(0, 5), ["mine:f"])
+    *own, batch = sys.modules["mine"].f.got
+    assert own == [200, 42, 0.0] and batch > 0
+
+
+def test_squares_of_half_precision_are_not_0(mine):
+    mine("def f(model, images, targets):\n    return (1e-5 * images).half()\n")
+    found = explainer_of(Plain(), estimators=["mine:f"]).scores("train", slice(0, 5), ["mine:f-squared"])
+    assert found["mine:f-squared"].dtype == torch.float32 and (found["mine:f-squared"] > 0).float().mean() > 0.9
 
 
 MAPS = {

@@ -132,3 +132,28 @@ def test_a_part_that_starts_trained_and_a_generator_of_its_own_are_told(outputs,
         code="\nG = torch.Generator()\n",
     )
     assert "head.weight from a generator of its own" in rehearsed(model="mine:net")[0]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        dict(init="self.parts = [nn.Linear(4, 4)]", forward="x = self.parts[0](x)"),
+        dict(init="self.register_buffer('mix', torch.randn(4, 4), False)", forward="x = x @ self.mix"),
+        dict(init="self.mix = torch.randn(4, 4)", forward="x = x @ self.mix"),
+    ],
+)
+def test_a_network_that_its_state_dict_does_not_hold_is_an_error(outputs, mine, part):
+    """What is stored and explained would be another one than the one trained."""
+    mine(**part)
+    with pytest.raises(InputError, match="mine:net keeps values outside of its state_dict"):
+        rehearsed(model="mine:net")
+
+
+def test_probabilities_are_an_error_and_dropout_in_tests_is_told(outputs, mine):
+    mine(make="model = nn.Sequential(Net(), nn.Softmax(1))")
+    with pytest.raises(InputError, match="mine:net gives probabilities; logits are trained and explained"):
+        rehearsed(model="mine:net")
+    mine(forward="x = nn.functional.dropout(x, 0.5)")
+    assert rehearsed(model="mine:net") == [
+        "note: mine:net draws at random in evaluation mode (dropout without training=self.training?)"
+    ]

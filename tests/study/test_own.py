@@ -165,3 +165,14 @@ def test_rows_name_the_code_as_imported_and_not_as_saved_since(write):
     assert own.source(study, "mine_own:edges-sgsq") == before != own.digest("mine_own:edges")
     del sys.modules["mine_own"]
     assert own.source(study, "mine_own:edges") == own.digest("mine_own:edges") != before
+
+
+def test_the_working_folder_comes_before_the_projects_root(tmp_path, monkeypatch):
+    for place in ("here", "root"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "mine_twice.py").write_text(f"def f():\n    return {place!r}\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(own, "root", lambda: tmp_path / "root")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    assert own.load("mine_twice:f")() == "here"
+    sys.modules.pop("mine_twice")

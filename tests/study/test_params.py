@@ -320,3 +320,19 @@ def test_a_users_own_study_yaml_is_not_taken_for_results(tmp_path, monkeypatch):
     file.write_text("name: mine\nestimators: [random]  # a comment\n")
     assert params.save(params.load(file)) == tmp_path / "mine" / "outputs" / "mine" / "study.yaml"
     assert "# a comment" in file.read_text()
+
+
+def test_steps_and_noise_stay_while_rows_rest_on_them(outputs):
+    """Though another run has left the estimator and the mode out meanwhile."""
+    wanted = tiny_study(estimators=["grad", "grad-recursive"], modes=["remove", "remove-imputed"])
+    run(wanted, "grad-recursive")
+    results.write(wanted, Key("retrain", "grad", "pixel", "remove-imputed", 50), 0.5)
+    for collected in (False, True):
+        params.save(tiny_study(estimators=["grad"]))
+        for key, value in {"recursive_steps": [20], "imputation_noise": 0.1}.items():
+            with pytest.raises(InputError, match=key):
+                params.save(wanted.model_copy(update={key: value}))
+        if not collected:
+            results.collect(wanted)
+            for file in (outputs / "tiny").glob("*/*/rows/*"):
+                file.unlink()
