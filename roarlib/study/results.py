@@ -1,5 +1,6 @@
 """Results as rows: one JSON file per measurement, written last and atomically, collected into one tidy table."""
 
+import hashlib
 import json
 import os
 from datetime import UTC, datetime
@@ -19,7 +20,8 @@ STAGES = {"base": "01-train", "ranking": "02-attribute", "deletion": "03-degrade
 STAGES |= {"sanity": "05-randomise"}  # where a study asks for it
 COLUMNS = (
     "study cell measure estimator unit mode percent seed accuracy n_train n_test n_classes epochs seconds device "
-    "hardware precision torch roarlib commit finished constant base_seed source balanced floor gap data overlap rho"
+    "hardware precision torch roarlib commit finished constant base_seed source balanced floor gap data overlap rho "
+    "network"
 ).split()
 NUMBERS = (
     "percent seed accuracy n_train n_test n_classes epochs seconds constant base_seed balanced floor gap overlap rho"
@@ -62,6 +64,17 @@ def base_file(study: Study, name: str) -> Path:
     return study.folder / Key("base").cell / f"{stem}{study.of_base}.{kind}"
 
 
+def network(study: Study) -> str | None:
+    """A digest of the base model's weights; None where they are not here."""
+    file = base_file(study, "model.safetensors")
+    return _digest(file, file.stat().st_mtime_ns) if file.is_file() else None
+
+
+@lru_cache(maxsize=8)
+def _digest(file: Path, changed: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
 def row_file(study: Study, key: Key) -> Path:
     """Where a measurement's row lies."""
     return study.folder / key.cell / "rows" / key.file
@@ -100,7 +113,7 @@ def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict
         raise ValueError(f"no such row: {key}, accuracy {accuracy}")
     row = {"study": study.name, "cell": key.cell, **key._asdict(), "accuracy": accuracy, **more}
     row |= {"epochs": study.epochs, "base_seed": study.base_seed, "source": own.source(study, key.estimator)}
-    row |= machine.provenance()
+    row |= machine.provenance() | {"network": network(study)}
     row |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "params": study.model_dump()}
     if not agree(study).is_file() or not earlier.results(study.folder):
         save(study)  # a notebook run by hand: from now on the folder speaks of this study

@@ -255,3 +255,12 @@ def test_no_statistic_dies_where_nothing_varies():
     areas = stats.area_to_random(table, stats.floor(table))
     assert areas["mean"].isna().all()  # Random is at the floor: there is nothing to lose
     assert verdicts.agreement(table, unit, "remove").w.dropna().between(0, 1).all()
+
+
+def test_rows_of_two_networks_under_one_seed_are_told():
+    table = simulated(["grad", "random"], seeds=(0, 1)).assign(base_seed=0)
+    one = table.assign(network=np.where(table.estimator == "random", "c", "a"))  # Random reads none
+    assert stats.reach(one).startswith("one base model")
+    two = one.assign(network=np.where((one.seed == 1) & (one.estimator == "grad"), "b", one.network))
+    assert stats.reach(two).startswith("rows rest on two base models where one was meant")
+    assert stats.reach(two.assign(base_seed=two.seed)).startswith("each seed with a base model of its own")

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -166,3 +167,15 @@ def test_a_full_disk_leaves_no_row(outputs, monkeypatch, known):
         write(tiny_study())
     assert error.value.filename.endswith("_p50_s0.json" if known else "study.yaml")
     assert list(outputs.rglob("*.json")) == before and not list(outputs.rglob("*.part"))
+
+
+def test_rows_name_the_network_that_they_rest_on(outputs):
+    study = tiny_study()
+    assert results.write(study, Key("base"), 0.5)["network"] is None
+    file = results.base_file(study, "model.safetensors")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for content in (b"one", b"another"):
+        file.write_bytes(content)
+        os.utime(file, ns=(len(content), len(content)))
+        results.write(study, Key("retrain", "grad", "pixel", "remove", 50, len(content)), 0.5)
+    assert results.table(study).network.nunique() == 2
