@@ -147,7 +147,7 @@ def sweep(base: Callable, inputs: Batch, ensembles: set[str], study: Study, batc
 
 
 def _with_extras(name: str, function: Callable, model: nn.Module, extras: dict) -> Callable[[Batch], torch.Tensor]:
-    """The function of a Batch alone, with those extras that its signature names and its options do not set.
+    """The function of a Batch alone, with those extras that its signature names without a value and its options do not set.
 
     A function that is not ours gets contiguous copies of its own, and random numbers that follow from the seed, the
     batch and the call: what it does to its inputs, or draws, changes nothing for those beside it.
@@ -161,7 +161,8 @@ def _with_extras(name: str, function: Callable, model: nn.Module, extras: dict) 
         given = ", ".join(function.keywords)
         raise InputError(f"{name} takes {takes}; its estimator_options give {given}") from None
     chosen = getattr(function, "keywords", {})
-    asked = {k for k, v in accepted.items() if v.default in (inspect.Parameter.empty, None) and k not in chosen}
+    free = {k for k, v in accepted.items() if v.default is None or v.default is inspect.Parameter.empty}
+    asked = free - set(chosen)
     fixed = {k: v for k, v in extras.items() if k in asked}
     calls = itertools.count()
 
