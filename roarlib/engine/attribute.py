@@ -147,7 +147,7 @@ def sweep(base: Callable, inputs: Batch, ensembles: set[str], study: Study, batc
 
 
 def _with_extras(name: str, function: Callable, model: nn.Module, extras: dict) -> Callable[[Batch], torch.Tensor]:
-    """The function of a Batch alone, with those extras that its signature names without a value and its options do not set.
+    """The function of a Batch alone, with those extras that its signature leaves without a value, as do its options.
 
     A function that is not ours gets contiguous copies of its own, and random numbers that follow from the seed, the
     batch and the call: what it does to its inputs, or draws, changes nothing for those beside it.
