@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from roarlib.answers import spreads, stats
-from roarlib.study.names import MODES, UNITS, keeps, label, mixed_share, parent_of
+from roarlib.study.names import MODES, UNITS, keeps, label, mixed_share, parent_of, split_name
 
 LEVEL = 0.05  # chance of any false finding among all estimators of one comparison
 MARGIN = 0.01  # of accuracy, from which on a difference matters; a study's own is its `margin`, in points
@@ -37,7 +37,8 @@ def verdicts(
     those that keep. Sorted, best first.
     """
     rows = _retrained(table, unit, mode)
-    rows = rows[rows.percent.isin(percents(table, unit, mode))]
+    rows = rows[rows.percent.isin(wanted := percents(table, unit, mode))]
+    rows = rows[rows.groupby("estimator").percent.transform("nunique") == len(wanted)]
     pairs = {name: parent_of(name) if reference == "base" else reference for name in rows.estimator.unique()}
     values = {
         pair: by_seed
@@ -52,15 +53,16 @@ def verdicts(
     out["p_holm"], out["p_equal_holm"] = corrected(*out[["p", "p_equal"]].to_numpy(dtype=float).T)
     good = out["mean"] > 0 if keeps(mode) else out["mean"] < 0
     word = words(good, out["p_holm"], out["p_equal_holm"], level)
-    word = np.where((word == EQUAL) & exhausted(table, unit, mode, reference, margin), OPEN, word)
+    spent = {name: exhausted(table, unit, mode, name, margin) for name in out.reference.unique()}
+    word = np.where((word == EQUAL) & out.reference.map(spent).astype(bool), OPEN, word)
     out["verdict"] = VOID if stats.nothing_learnt(table) else np.where(out["p"].isna(), FEW, word)
     return out.sort_values("mean", ascending=not keeps(mode), ignore_index=True)
 
 
 def percents(table: pd.DataFrame, unit: str, mode: str) -> list[int]:
-    """The percents that verdicts are about: those that all estimators have, or all where they share none."""
-    each = [set(part.percent) for _, part in _retrained(table, unit, mode).groupby("estimator")]
-    return sorted(set.intersection(*each) or set.union(*each)) if each else []
+    """The percents that verdicts are about: those of most estimators. One that lacks some of them gets no verdict."""
+    each = _retrained(table, unit, mode).groupby("estimator").percent.agg(frozenset)
+    return sorted(max(each.value_counts().items(), key=lambda item: (item[1], len(item[0])))[0]) if len(each) else []
 
 
 def exhausted(table: pd.DataFrame, unit: str, mode: str, reference: str = "random", margin: float = MARGIN) -> bool:
@@ -255,10 +257,14 @@ def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[
         FEW: "too few seeds to say anything",
         VOID: "no verdict, as the models have learnt nothing",
     }
-    named = found[~found.estimator.str.startswith("random")]  # Random blurred is a yardstick
-    groups = [
-        (word, head, ", ".join(map(label, named[named.verdict == word].estimator))) for word, head in heads.items()
-    ]
+
+    def names(word: str) -> str:
+        there = list(found[found.verdict == word].estimator)
+        return ", ".join(
+            map(label, [n for n in there if split_name(n)[0] != "random"] or there)
+        )  # not Random blurred, a yardstick
+
+    groups = [(word, head, names(word)) for word, head in heads.items()]
     n = found.n.min() if found.n.min() == found.n.max() else f"{found.n.min()} to {found.n.max()}"
     seeds = "1 seed" if found.n.max() == 1 else f"{n} seeds"
     return f"With {seeds} and a {level:.0%} chance of any false finding", [group for group in groups if group[2]]

@@ -112,6 +112,7 @@ def prepared(study: Study) -> Path:
     if kind in ("folder", "npz"):  # by what it comes to
         dataset, where = f"{kind}:{brought.where(study, path)}", []
     wanted = [VERSION, dataset, study.train_images, study.test_images, study.image_size, study.resize, *where]
+    wanted += ["evenly"] * (arrays.brought_as(study.dataset) and bool(study.train_images or study.test_images))
     word = re.sub("[^a-z0-9]+", "-", dataset.lower()).strip("-")[-40:]
     return study.home / "_prepared" / f"{word}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
 
@@ -133,7 +134,7 @@ def changed(study: Study, thorough: bool = False, progress: Callable[[int, int],
         kind, _, path = study.dataset.partition(":")
         there = brought.where(study, path)
         folders = (there / "train").is_dir() and ((there / "test").is_dir() or (there / "val").is_dir())
-        if kind == "npz" and there.is_file() or kind == "folder" and folders:
+        if kind == "npz" and there.is_file() or kind == "folder" and folders or own.is_own(study.dataset):
             raise  # it is there, and no longer what was prepared
         return []
     for name, split in splits.items():

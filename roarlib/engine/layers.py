@@ -65,6 +65,7 @@ def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tupl
         for module in modules.values():
             hooks.enter_context(module.register_forward_hook(note))
         model(image)
+    ended = [module for module in ended if calls.count(module) == 1] or ended
     if name is None and not ended:
         raise InputError(f"no layer of {type(model).__name__} has spatial output, maps (N, K, h, w), to explain")
     name = next(n for n, m in modules.items() if m is ended[-1]) if name is None else str(name)

@@ -1,5 +1,6 @@
 """What earlier runs left in a study's folder: whether there are results, and where they lie."""
 
+import csv
 import os
 from pathlib import Path
 
@@ -14,8 +15,12 @@ def results(folder: Path) -> bool:
 
 def mentions(folder: Path, word: str) -> bool:
     """Whether a row there is of an estimator or a mode that ends in this word, such as -recursive."""
-    file = folder / "results.csv"
-    return any(folder.glob(f"*/*/rows/*{word}_*")) or file.is_file() and f"{word}," in file.read_text()
+    if any(folder.glob(f"*/*/rows/*{word}_*")):
+        return True
+    if not (folder / "results.csv").is_file():
+        return False
+    with (folder / "results.csv").open(newline="") as file:
+        return any(str(row.get(key)).endswith(word) for row in csv.DictReader(file) for key in ("estimator", "mode"))
 
 
 def at_work(folder: Path) -> bool:

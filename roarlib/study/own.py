@@ -70,18 +70,24 @@ def place_in(traced: str) -> str:
 def source(study: Study, estimator: str) -> str | None:
     """What rows of an estimator rest on of the user's: digests of code and files, and options; or `ours` where nothing.
 
-    None where it cannot be told, as a file of theirs is not here, or the study does not list its base.
+    None where it cannot be told, as a file of theirs is not here.
     """
     base = "" if estimator == "clean" else split_name(estimator)[0]
-    if base and base not in study.bases:
-        return None
-    options = study.estimator_options.get(base)
+    options = json.loads(json.dumps(study.estimator_options.get(base), default=str))  # keys as text, to be sorted
     try:
         found = [*map(_digest_as_run, filter(is_own, [study.model, base])), brought.digest(study, estimator)]
-        found += [json.dumps(options, sort_keys=True, default=str)] * bool(options)
+        found += [json.dumps(options, sort_keys=True)] * bool(options)
         return " ".join(filter(None, found)) or "ours"
     except (InputError, OSError):
         return None
+
+
+def is_source(study: Study, estimator: str, made: str) -> bool:
+    """Whether rows of this `source` may stand beside what there is now. Options of what is not listed may be gone."""
+    now = source(study, estimator)
+    if estimator != "clean" and split_name(estimator)[0] not in study.bases:
+        made, now = (text and (text.partition("{")[0].strip() or "ours") for text in (made, now))
+    return now is None or not made or made == now
 
 
 _AS_RUN: WeakKeyDictionary = WeakKeyDictionary()  # module -> name -> digest when this process first asked

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, StrictInt, ValidationError, field_validat
 
 from roarlib.study import earlier, yaml12
 from roarlib.study.files import outputs, root, write_atomically
-from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MAPS, MODES, alike, expand, split_name
+from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MAPS, MODES, alike, expand, imputes, split_name
 
 Percent = Annotated[StrictInt, Field(ge=0, le=100)]
 Seed = Annotated[StrictInt, Field(ge=0)]
@@ -30,7 +30,9 @@ class Study(BaseModel, extra="forbid", frozen=True):
     dataset: str = "textures"  # a name of datasets.DATASETS, folder:PATH, npz:FILE, or module:function
     data_dir: str | None = None  # where data sets lie; None: $ROAR_DATA, else ./data
     files_dir: str | None = None  # where what the study brings lies: maps, weights, .. ; None: beside its file
-    train_images: Annotated[StrictInt, Field(ge=0)] = 0  # the first so many; 0: all
+    train_images: Annotated[StrictInt, Field(ge=0)] = (
+        0  # so many: the first, of folders and own arrays evenly by class; 0: all
+    )
     test_images: Annotated[StrictInt, Field(ge=0)] = 0
     image_size: Annotated[StrictInt, Field(ge=0)] = 0  # px a side of photographs' centre crop; 0: 224
     resize: Annotated[StrictInt, Field(ge=0)] = 0  # px of their short side before it; 0: 8/7 of image_size
@@ -246,13 +248,11 @@ def agree(study: Study) -> Path:
         return path
     old, free = load(path), {*SELECTION, *MACHINE, "estimator_options"}
     free.update(["base_seed"] * (study.base_models == "each-seed"), ["seeds_max"] * (old.seeds != "auto"))
-    if not any(name.endswith("-recursive") for name in old.estimators) and not earlier.mentions(
-        path.parent, "-recursive"
-    ):
-        free.add("recursive_steps")  # nothing there depends on it
-    imputed = any(mode.endswith("-imputed") for mode in (*old.modes, *old.scored_modes))
-    if not imputed and not earlier.mentions(path.parent, "-imputed"):
-        free.add("imputation_noise")
+    steps = any(n.endswith("-recursive") for n in old.estimators)
+    noise = any(map(imputes, (*old.modes, *old.scored_modes)))
+    for key, word, listed in (("recursive_steps", "-recursive", steps), ("imputation_noise", "-imputed", noise)):
+        if getattr(old, key) != getattr(study, key) and not listed and not earlier.mentions(path.parent, word):
+            free.add(key)  # nothing there depends on it
     unlike = [(key, getattr(old, key), getattr(study, key)) for key in Study.model_fields if key not in free]
     if said := [f"{what}: {there} there, {now} now" for what, there, now in unlike if there != now]:
         raise InputError(

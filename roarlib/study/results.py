@@ -100,8 +100,9 @@ def _keys(study: str, file: Path, changed: int) -> frozenset[Key]:
 def _earlier(study: Study, file: Path) -> pd.DataFrame:
     """The rows of a results.csv, without those that another version of a user's function or model made."""
     table = pd.read_csv(file, dtype=TEXT).reindex(columns=COLUMNS)  # an earlier version had fewer
-    now = table.estimator.map({name: own.source(study, name) for name in table.estimator.unique()})
-    return table[now.isna() | table.source.isna() | (now == table.source)]
+    made = list(zip(table.estimator, table.source.fillna(""), strict=True))
+    fits = {kind: own.is_source(study, *kind) for kind in set(made)}
+    return table[[fits[kind] for kind in made]]
 
 
 def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict:
@@ -181,8 +182,7 @@ def studies() -> list[Path]:
 def check_sources(study: Study) -> None:
     """InputError where rows here were made by another version of a user's function or model than there is now."""
     for name, made in rows(study).groupby("estimator").source.unique().items():
-        now = own.source(study, name)
-        if now is None or {source for source in made if isinstance(source, str)} <= {now}:
+        if all(own.is_source(study, name, source or "") for source in made):
             continue
         function, what, why = study.model, "the study's folder", "its module, one it imports, or its options changed"
         if study.base_weights and brought.digest(study, "clean") not in " ".join(map(str, made)):
@@ -191,9 +191,10 @@ def check_sources(study: Study) -> None:
             function = split_name(name)[0]
             what = f"its cells, 0?-*/{safe(function)} and 0?-*/{safe(function)}-*"
             why = "the maps are others" if MAPS.fullmatch(function) else why
+        then, now = ", ".join(map(str, made)), own.source(study, name)
         raise InputError(
-            f"{function} is not what it was when its results were made: {why} ({', '.join(map(str, made))} then, {now} "
-            f"now), and {study.folder} would mix both. Give it or the study another name, or delete {what}"
+            f"{function} is not what it was when its results were made: {why} ({then} then, {now} now), and "
+            f"{study.folder} would mix both. Give it or the study another name, or delete {what}"
         )
 
 

@@ -144,3 +144,18 @@ def test_published_rows_by_other_options_are_made_anew(write):
         file.unlink()
     key = Key("retrain", "mine_two:edges-sgsq", "pixel", "remove", 50, 0)
     assert results.has(study, key) and not results.has(with_options({"steps": 30}), key)
+
+
+def test_published_rows_by_another_model_go_whether_listed_or_not(write):
+    listed = tiny_study(model="mine_two:net", estimators=["grad", "sobel", "random"])
+    for name in ("sobel", "mine_two:edges"):
+        leave(with_options({"steps": 2}).model_copy(update={"model": "mine_two:net"}), name)
+    results.collect(listed)
+    for file in (listed.folder / "04-retrain").glob("*/rows/*"):
+        file.unlink()
+    keys = [Key("retrain", name, "pixel", "remove", 50, 0) for name in ("sobel", "mine_two:edges")]
+    fewer = listed.model_copy(update={"estimators": ["grad", "random"]})
+    assert all(results.has(fewer, key) for key in keys)
+    write(3)
+    results._keys.cache_clear()  # as in a new process
+    assert not any(results.has(study, key) for study in (listed, fewer) for key in keys)
