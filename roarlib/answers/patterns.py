@@ -62,10 +62,11 @@ def clumpiness(study: Study, unit: str, percent: int, count: int = 500, names=No
 def solid(study: Study, unit: str, better: list[str]) -> str:
     """A sentence on estimators better than Random, perhaps only because their holes are solid; empty if there is none.
 
-    Those whose blurred copy is in the study, beside blurred Random, are answered by analysis 14, and estimators that
-    know the answer need none.
+    Those whose blurred copy is in the study, beside blurred Random, are judged by `verdicts.beside_blurred`, and
+    estimators that know the answer need none.
     """
-    answered = [name for name in better if {f"{name}-blur", "random-blur"} <= set(study.estimators)]
+    there = set(study.estimators) if "random-blur" in study.estimators else set()
+    answered = [name for name in better if f"{name.removesuffix('-blur')}-blur" in there]
     asked = [name for name in better if name not in answered and split_name(name)[0] not in KNOWN_ANSWER]
     found = clumpiness(study, unit, 50, names=[*asked, "random"]) if asked else pd.Series(dtype=float)
     if asked and not set(asked) & set(found.index):
