@@ -70,7 +70,7 @@ def exhausted(table: pd.DataFrame, unit: str, mode: str, reference: str = "rando
     rows = _retrained(table, unit, mode)
     own = rows[(rows.estimator == reference) & rows.percent.isin(percents(table, unit, mode))].accuracy.mean()
     clean = table[(table.measure == "retrain") & (table.estimator == "clean")].accuracy.mean()
-    if "n_classes" not in table or np.isnan(own):
+    if np.isnan(own) or "n_classes" not in table or table["n_classes"].isna().all():
         return False
     return bool((clean - own if keeps(mode) else own - stats.floor(table)) <= margin)
 

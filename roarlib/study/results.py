@@ -100,7 +100,9 @@ def _keys(study: str, file: Path, changed: int) -> frozenset[Key]:
 def _earlier(study: Study, file: Path) -> pd.DataFrame:
     """The rows of a results.csv, without those that another version of a user's function or model made."""
     table = pd.read_csv(file, dtype=TEXT).reindex(columns=COLUMNS)  # an earlier version had fewer
-    made = list(zip(table.estimator, table.source.fillna(""), strict=True))
+    made = [
+        (name, text if isinstance(text, str) else "") for name, text in zip(table.estimator, table.source, strict=True)
+    ]
     fits = {kind: own.is_source(study, *kind) for kind in set(made)}
     return table[[fits[kind] for kind in made]]
 
@@ -114,7 +116,8 @@ def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict
         raise ValueError(f"no such row: {key}, accuracy {accuracy}")
     row = {"study": study.name, "cell": key.cell, **key._asdict(), "accuracy": accuracy, **more}
     row |= {"epochs": study.epochs, "base_seed": study.base_seed, "source": own.source(study, key.estimator)}
-    row |= machine.provenance() | {"network": network(study)}
+    untouched = (key.measure, key.estimator) == ("retrain", "clean")  # rests on no other network, made or not yet
+    row |= machine.provenance() | {"network": None if untouched else network(study)}
     row |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "params": study.model_dump()}
     if not agree(study).is_file() or not earlier.results(study.folder):
         save(study)  # a notebook run by hand: from now on the folder speaks of this study
