@@ -259,10 +259,9 @@ def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[
     }
 
     def names(word: str) -> str:
+        """Without Random blurred, a yardstick, where there are others."""
         there = list(found[found.verdict == word].estimator)
-        return ", ".join(
-            map(label, [n for n in there if split_name(n)[0] != "random"] or there)
-        )  # not Random blurred, a yardstick
+        return ", ".join(map(label, [n for n in there if split_name(n)[0] != "random"] or there))
 
     groups = [(word, head, names(word)) for word, head in heads.items()]
     n = found.n.min() if found.n.min() == found.n.max() else f"{found.n.min()} to {found.n.max()}"
