@@ -82,12 +82,14 @@ def source(study: Study, estimator: str) -> str | None:
         return None
 
 
-def is_source(study: Study, estimator: str, made: str) -> bool:
+def is_source(study: Study, estimator: str, made) -> bool:
     """Whether rows of this `source` may stand beside what there is now. Options of what is not listed may be gone."""
+    if not isinstance(made, str):  # an earlier version's row
+        return True
     now = source(study, estimator)
     if estimator != "clean" and split_name(estimator)[0] not in study.bases:
         made, now = (text and (text.partition("{")[0].strip() or "ours") for text in (made, now))
-    return now is None or not made or made == now
+    return now is None or made == now
 
 
 _AS_RUN: WeakKeyDictionary = WeakKeyDictionary()  # module -> name -> digest when this process first asked

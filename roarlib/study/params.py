@@ -30,9 +30,7 @@ class Study(BaseModel, extra="forbid", frozen=True):
     dataset: str = "textures"  # a name of datasets.DATASETS, folder:PATH, npz:FILE, or module:function
     data_dir: str | None = None  # where data sets lie; None: $ROAR_DATA, else ./data
     files_dir: str | None = None  # where what the study brings lies: maps, weights, .. ; None: beside its file
-    train_images: Annotated[StrictInt, Field(ge=0)] = (
-        0  # so many: the first, of folders and own arrays evenly by class; 0: all
-    )
+    train_images: Annotated[StrictInt, Field(ge=0)] = 0  # the first so many, of own data evenly by class; 0: all
     test_images: Annotated[StrictInt, Field(ge=0)] = 0
     image_size: Annotated[StrictInt, Field(ge=0)] = 0  # px a side of photographs' centre crop; 0: 224
     resize: Annotated[StrictInt, Field(ge=0)] = 0  # px of their short side before it; 0: 8/7 of image_size

@@ -100,9 +100,7 @@ def _keys(study: str, file: Path, changed: int) -> frozenset[Key]:
 def _earlier(study: Study, file: Path) -> pd.DataFrame:
     """The rows of a results.csv, without those that another version of a user's function or model made."""
     table = pd.read_csv(file, dtype=TEXT).reindex(columns=COLUMNS)  # an earlier version had fewer
-    made = [
-        (name, text if isinstance(text, str) else "") for name, text in zip(table.estimator, table.source, strict=True)
-    ]
+    made = list(zip(table.estimator, table.source.astype(object).where(table.source.notna(), None), strict=True))
     fits = {kind: own.is_source(study, *kind) for kind in set(made)}
     return table[[fits[kind] for kind in made]]
 
@@ -185,7 +183,7 @@ def studies() -> list[Path]:
 def check_sources(study: Study) -> None:
     """InputError where rows here were made by another version of a user's function or model than there is now."""
     for name, made in rows(study).groupby("estimator").source.unique().items():
-        if all(own.is_source(study, name, source or "") for source in made):
+        if all(own.is_source(study, name, source) for source in made):
             continue
         function, what, why = study.model, "the study's folder", "its module, one it imports, or its options changed"
         if study.base_weights and brought.digest(study, "clean") not in " ".join(map(str, made)):

@@ -159,3 +159,16 @@ def test_published_rows_by_another_model_go_whether_listed_or_not(write):
     write(3)
     results._keys.cache_clear()  # as in a new process
     assert not any(results.has(study, key) for study in (listed, fewer) for key in keys)
+
+
+def test_rows_that_name_no_source_are_taken_as_they_are(write):
+    study = tiny_study(estimators=["mine_two:edges", "grad"])
+    leave(study)
+    leave(study, "mine_two:edges", seeds=(1,))
+    for file in (study.folder / "04-retrain/mine_two.edges/rows").glob("*s1.json"):
+        file.write_text(file.read_text().replace('"source"', '"none"'))
+    results.check_sources(study)
+    results.collect(study)
+    results._keys.cache_clear()
+    assert {key.seed for key in results.published(study)} == {0, 1}
+    results.check_sources(tiny_study(estimators=["grad"]))
