@@ -221,6 +221,8 @@ def notes(study: Study) -> list[str]:
             lines.append(
                 f"  no image of {len(none)} of {len(meta['classes'])} classes, {meta['classes'][min(none)]} for one"
             )
+    if shared := meta.get("shared"):
+        lines.append(f"  {shared} test image{'s are' if shared > 1 else ' is'} among the train images as well")
     return lines
 
 

@@ -73,6 +73,7 @@ def write(folder: Path, splits: dict, classes: list[str], progress: Callable | N
             tell = progress and (lambda done, before=before: progress(before + done, total))
             meta[name], levels[name] = _write_split(folder, name, split, tell)
             before += len(split)
+        meta["shared"] = _shared(folder, meta)
         meta["mean"], meta["std"] = (moment.tolist() for moment in moments(levels["train"]))
         write_atomically(folder / "meta.json", json.dumps(meta, indent=1))
         for rest in folder.glob("*.progress.json"):
@@ -122,6 +123,18 @@ def _finish_split(folder: Path, name: str, split, state: dict) -> dict:
     said = {"count": state["kept"], "unreadable": list(state["bad"].values())}
     said |= {key: state[key] for key in ("names", "times", "crc32")}
     return said | {"missing": getattr(split, "missing", []), "others": getattr(split, "others", {})}
+
+
+def _shared(folder: Path, meta: dict) -> int:
+    """How many test images are train images as well, value by value."""
+    found = {}
+    for name in ("train", "test"):
+        images, found[name] = np.load(folder / f"{name}-images.npy", mmap_mode="r"), []
+        for start in range(0, meta[name]["count"], CHUNK):
+            found[name] += [hash(image.tobytes()) for image in images[start : min(start + CHUNK, meta[name]["count"])]]
+            release(images)
+    train = set(found["train"])
+    return sum(one in train for one in found["test"])
 
 
 def digests(split) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Looking into a model while it runs: the layer that an estimator reads, its maps, and every ReLU."""
 
 import difflib
+from collections import Counter
 from contextlib import ExitStack
 
 import torch
@@ -18,13 +19,17 @@ class Guided(TorchFunctionMode):
     """
 
     RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
+    OTHERS = {"celu", "elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "prelu", "relu6", "selu", "silu"}
 
     def __init__(self):
         super().__init__()
+        self.others = Counter()  # calls of other activations, by name: they stay as they are
         self.guided = self.reached = 0  # calls, and those of them that lie between the images and the logits
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
+        if (name := getattr(function, "__name__", "").rstrip("_")) in self.OTHERS:
+            self.others[name] += 1
         if function in self.RELUS and out.requires_grad:
             out.register_hook(self.guide)
             self.guided += 1

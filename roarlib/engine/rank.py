@@ -160,6 +160,12 @@ class Explainer:
         with models.evaluating(self.model):
             return layers.find(self.model, self._images("train", slice(0, 1)))[0]
 
+    def unguided(self) -> dict[str, int]:
+        """Activations of the model that Guided Backprop leaves as they are: name -> how many."""
+        with layers.Guided() as mode, models.evaluating(self.model), torch.no_grad():
+            self.model(self._images("train", slice(0, 1)))
+        return dict(mode.others)
+
     def rankings(self, split: str, index: slice, estimators: list[str], unit: str) -> dict[str, np.ndarray]:
         """Rankings of a few images, computed now and kept nowhere: name -> uint8 (B, C or 1, H, W).
 

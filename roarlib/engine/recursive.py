@@ -72,8 +72,9 @@ def _retrained(explainer: Explainer, found: dict[str, np.ndarray], percent: int)
     """The same data explained by a model retrained without the top `percent`, and the classes that it predicts."""
     study, data = explainer.study, explainer.data
     model = train.train(study, data, study.base_seed, found["train"], percent)
-    images = {split: degraded(study, data, split, found[split], percent) for split in SPLITS}
-    return replace(explainer, model=model, predictions={s: train.predict(study, model, images[s]) for s in SPLITS})
+    asked = SPLITS if study.target == "predicted" else ()
+    images = {split: degraded(study, data, split, found[split], percent) for split in asked}
+    return replace(explainer, model=model, predictions={s: train.predict(study, model, images[s]) for s in asked})
 
 
 def _step(

@@ -54,6 +54,11 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
                     list(randomise.compare(explainer, names, FEW, ["top100"]))
             if layer := explainer.layer(base := split_name(group[0])[0]):
                 say(f"note: {base} explains {layer}, the last layer with spatial output")
+            if base == "gb" and (others := explainer.unguided()):
+                named = " and ".join(f"{count} {name}" for name, count in others.items())
+                say(
+                    f"note: gb guides ReLUs alone, and {study.model} also has {named}, through which it is the gradient"
+                )
             seconds *= (1 + whole.noise_samples) / 3 if any(split_name(name)[1] for name in group) else 1
             if not built_in(base) and seconds > LONG:
                 images = f"{len(data.train) + len(data.test):,}"

@@ -34,6 +34,16 @@ def test_clutter_is_no_picture_and_no_class(tmp_path):
     assert datasets.notes(study_of(tmp_path / "used")) == ["train: 6 images", "test: 3 images"]
 
 
+def test_test_images_that_are_train_images_too_are_counted(tmp_path):
+    folder_of(tmp_path)
+    for name in ("1.jpg", "4.jpg"):
+        shutil.copy(tmp_path / "train/bee" / name, tmp_path / "test/ant" / f"copy-{name}")
+    study = study_of(tmp_path)
+    datasets.load(study)
+    said = "  2 test images are among the train images as well"
+    assert datasets.notes(study) == ["train: 6 images", "test: 5 images", said]
+
+
 def test_a_hidden_data_folder_is_the_users_choice(tmp_path):
     folder_of(tmp_path / ".data" / "@eaDir")
     assert len(datasets.load(study_of(tmp_path / ".data", "folder:@eaDir")).train) == 6

@@ -66,6 +66,21 @@ def test_a_layer_that_the_user_did_not_choose_is_named(outputs):
 
 
 @pytest.mark.parametrize(
+    "more, says",
+    [
+        ("nn.functional.silu(x)", "1 silu"),
+        ("nn.PReLU()(nn.ReLU6()(nn.ReLU6()(x)))", "2 hardtanh and 1 prelu"),
+        ("nn.functional.gelu(x) * x.sigmoid()", "1 gelu"),
+        ("x.tanh() * x.sigmoid()", None),
+    ],
+)
+def test_guided_backprop_names_the_activations_that_it_leaves_alone(outputs, mine, more, says):
+    mine(forward=f"x = {more}")
+    note = f"note: gb guides ReLUs alone, and mine:net also has {says}, through which it is the gradient"
+    assert rehearsed(model="mine:net", estimators=["random", "gb", "gb-sg"]) == [note] * bool(says)
+
+
+@pytest.mark.parametrize(
     "part, says",
     [
         (dict(forward="x = x if not self.training else {'out': x}"), "mine.py:13: TypeError"),
