@@ -78,8 +78,9 @@ def solid(study: Study, unit: str, better: list[str]) -> str:
     names += f" and {len(worst) - 4} more" if len(worst) > 4 else ""
     return (
         f"Solid holes (Moran's I; 0 for Random): {names}. A network cannot fill in a solid hole as it can scattered "
-        'ones, whatever the hole covers, so part of their verdicts may be due to shape. With "*-blur" among the '
-        "estimators (twice the retrainings) the report compares blurred estimators with blurred Random."
+        "ones, whatever the hole covers, so part of their verdicts may be due to shape. Where estimators are in "
+        'the study blurred as well ("*-blur" adds all, at up to twice the retrainings), the report compares these '
+        "copies with blurred Random."
     )
 
 

@@ -62,9 +62,9 @@ def points_named(ax, x: pd.Series, y: pd.Series) -> None:
     for name, spot in sorted(zip(names, spots, strict=True), key=lambda named: -named[1][0]):  # the right one's right
         how = dict(va="center", fontsize=6.5, color=0.68 * np.array(to_rgb(style(name)["color"])))
         text = ax.annotate(label(name), spot, (0, 0), textcoords="offset points", **how)
-        for up, side in product((0, 8, -8, 16, -16, 24, -24, 32, -32), (1, -1)):
+        for up, side in product([way * step for step in range(0, 57, 8) for way in (1, -1)], (1, -1)):
             text.set(position=(side * (6 + abs(up) / 3), up), ha="left" if side > 0 else "right")
-            if not text.get_window_extent().count_overlaps(taken):
+            if not text.get_window_extent().padded(1).count_overlaps(taken):
                 break
         taken.append(text.get_window_extent())
         if abs(up) > 12:
