@@ -2,9 +2,9 @@
 
 python benchmarks/verdict.py [STUDY.yaml]: from the rows of a finished study, by default params/cifar10-cpu.yaml.
 python benchmarks/verdict.py STUDY.yaml --run [--recipe epochs=4 --recipe "epochs=4 flip_average=true"] [--seeds 6]:
-the study's recipe and others (its keys, with other values) side by side on this machine, in turn, seed by seed; Random,
-GRAD and SG-SQ-GRAD at 50 and 90 percent, with the rankings of one base model. Seconds are then of the processor. With
---tests 10000 every network is tested on so many images as well (the first of the data set), beside the study's number.
+the study's recipe and others (its keys, with other values) side by side on this machine, in turn, seed by seed, by the
+rankings that the study has (`roar run STUDY.yaml --only '02*'` makes them). Seconds are then of the processor. With
+--tests 2000 every network is tested on so many images as well (the first of the data set), beside the study's number.
 
 Seeds: as many as tell the difference with 80 percent power at 0.05 / 18, Holm's strictest step among the paper's 18
 estimators, given the spread over seeds of paired differences to Random; `alone`, where every estimator is tested by
@@ -13,7 +13,7 @@ price of a study is seeds x (18 + Random) x percents retrainings, of one estimat
 seconds are of one worker: a core, or a GPU; 200 seeds stand for 200 or more. A recipe that learns less has smaller
 differences as well: `size` is their root mean square over estimators. The ratio is the price without pairing over that
 with it, or, with --run, the study's over the last column's, both by variance x seconds, which has no whole seeds to
-jump by.
+jump by. `tau` and `slope` set a recipe's differences beside the study's: its points are worth 1 / slope of the study's.
 
 --simulate 300: so many studies of 18 estimators, with the differences and the spread of the rows, but one whose true
 difference is 1 (or 2) points. How many seeds, on average over the 18 and Random, tell this one in 80 percent of them:
@@ -22,27 +22,24 @@ fixed seeds with every estimator alone, fixed seeds as we test, and `seeds: auto
 
 import argparse
 import dataclasses
+import itertools
 import json
-import os
-import tempfile
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
 from roarlib.answers import looks, spreads, verdicts
 from roarlib.data import datasets
-from roarlib.engine import rank, train
-from roarlib.engine.rank import Explainer
-from roarlib.grid.cells import Grid
+from roarlib.engine import train
 from roarlib.study import params, rankings, results, yaml12
 from roarlib.study.machine import hardware
 from roarlib.study.names import keeps
 
 ESTIMATORS, DIFFERENCES, MOST = 18, (0.01, 0.02), 40
-NAMES, PERCENTS = ["random", "grad", "grad-sgsq"], [50, 90]
 
 
 def price(table: pd.DataFrame, unit: str, mode: str) -> dict:
@@ -130,34 +127,37 @@ def side_by_side(
 ) -> dict[str, pd.DataFrame]:
     """Rows of every recipe: the same rankings, images and seeds, recipe after recipe in an order that turns.
 
-    more_tests: numbers of test images on which every network is tested as well, as recipes of their own.
+    more_tests: numbers of test images, fewer than the study's, on which every network is tested as well, as recipes of
+    their own. LookupError for rankings that are not here.
     """
     torch.set_num_threads(1)
-    study = study.model_copy(update={"estimators": NAMES, "name": "verdict", "base_models": "one"})
-    asked = len(datasets.load(study).test)
-    study = study.model_copy(update={"test_images": max([asked, *more_tests])})
     unit, mode, data, rows = study.units[0], study.modes[0], datasets.load(study), {}
-    train.save_base(study, data, train.base_model(study, data))
-    explainer = Explainer(study, data, *train.load_base(study, data))
-    for group in Grid(study).groups.values():
-        rank.make(explainer, group)
-    made = {(name, part): rankings.load(study, name, unit, part) for name in NAMES for part in datasets.SPLITS}
-    for seed in range(seeds):
-        for name in np.roll(list(recipes), seed):
-            other = params.Study(**study.model_dump() | recipes[name])
-            for estimator in NAMES:
-                for percent in PERCENTS:
-                    started = time.process_time()
-                    model = train.train(other, data, seed, made[estimator, "train"], percent, mode)
-                    trained = time.process_time() - started
-                    key = results.Key("retrain", estimator, unit, mode, percent, seed)
-                    for count in dict.fromkeys([asked, *more_tests]):
-                        started, few = time.process_time(), _first(data, count)
-                        found = train.tested(other, model, few, made[estimator, "test"][:count], percent, mode)
-                        more = {"accuracy": found["accuracy"], "seconds": trained + time.process_time() - started}
-                        called = name if count == asked else f"{name}, {count} tests"
-                        rows.setdefault(called, []).append(key._asdict() | more)
+    for seed in study.seeds[:seeds]:
+        for estimator, percent in itertools.product(study.estimators, study.percents):
+            made = {part: rankings.load(study.based(seed), estimator, unit, part) for part in datasets.SPLITS}
+            for name in np.roll(list(recipes), seed):
+                other = params.Study(**study.model_dump() | recipes[name])
+                started = time.process_time()
+                model = train.train(other, data, seed, made["train"], percent, mode)
+                trained = time.process_time() - started
+                key = results.Key("retrain", estimator, unit, mode, percent, seed)
+                for count in dict.fromkeys([len(data.test), *more_tests]):
+                    started, few = time.process_time(), _first(data, count)
+                    found = train.tested(other, model, few, made["test"][:count], percent, mode)
+                    more = {"accuracy": found["accuracy"], "seconds": trained + time.process_time() - started}
+                    called = name if count == len(data.test) else f"{name}, {count} tests"
+                    rows.setdefault(called, []).append(key._asdict() | more)
     return {name: pd.DataFrame(found) for name, found in rows.items()}
+
+
+def beside(recipe: pd.DataFrame, study: pd.DataFrame, unit: str, mode: str) -> dict[str, float]:
+    """A recipe's differences to Random beside the study's: Kendall's tau, and their slope through 0.
+
+    Where a recipe makes differences larger, a point of the study's is `slope` points of its own.
+    """
+    one, other = (verdicts.verdicts(t, unit, mode).set_index("estimator")["mean"] for t in (recipe, study))
+    one = one[other.index]
+    return {"tau": stats.kendalltau(one, other).statistic, "slope": float((one * other).sum() / (other**2).sum())}
 
 
 def _first(data: datasets.Data, count: int) -> datasets.Data:
@@ -179,15 +179,16 @@ def main():
     params.agree(study)
     if options.run:
         recipes = {text: dict(map(_read, text.split())) for text in options.recipe}
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["ROAR_OUTPUTS"] = folder
-            study._home = None
-            tables = side_by_side(study, {study.name: {}} | recipes, options.seeds, options.tests)
+        tables = side_by_side(study, {study.name: {}} | recipes, options.seeds, options.tests)
         where = hardware(study.device)
     else:
         tables = {study.name: results.table(study)}
         where = ", ".join(sorted(set(tables[study.name].hardware.dropna())))
     found = {name: price(table, study.units[0], study.modes[0]) for name, table in tables.items()}
+    if options.run:
+        found = {
+            n: one | beside(tables[n], tables[study.name], study.units[0], study.modes[0]) for n, one in found.items()
+        }
     print(f"{where}; of one estimator at one percent, and of all {ESTIMATORS} and Random at all percents")
     shown = pd.DataFrame(found)
     print(shown.to_string(float_format="{:.2f}".format))
