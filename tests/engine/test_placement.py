@@ -161,10 +161,11 @@ def _(device, name):
         return from_captum.attribute(kind, options, Net().float().to(device), x, targets, baseline_of=baseline)
 
 
-@case("gap and layer")
+@case("gap, layer and unguided")
 def _(device):
     explainer = explainer_on(device)
-    return explainer.gap("captum:DeepLift"), len(explainer.layer("gradcam")), explainer.baseline("black")
+    layer, others = explainer.layer("gradcam"), explainer.unguided()
+    return explainer.gap("captum:DeepLift"), len(layer), len(others), explainer.baseline("black")
 
 
 @case("randomise")
