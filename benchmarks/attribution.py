@@ -25,7 +25,7 @@ import psutil
 import torch
 
 from roarlib.data import datasets
-from roarlib.engine import attribute, draws, estimators, models, rank, train
+from roarlib.engine import attribute, draws, estimators, models, rank, store, train
 from roarlib.engine.attribute import Batch
 from roarlib.engine.degrade import Degraded
 from roarlib.engine.rank import Explainer
@@ -220,7 +220,7 @@ def overlaps(device, count=64, percents=(10, 30, 50, 70, 90)):
 def _make_all(study, data, model, guesses, groups):
     explainer = Explainer(study, data, model, guesses)
     for names in groups:
-        rank.make(explainer, names)
+        store.make(explainer, names)
 
 
 def line(options, counts, target=60_000):

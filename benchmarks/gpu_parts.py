@@ -230,7 +230,7 @@ def crowded(device, gigabytes, most):
 def memory(device, small, out):
     """Too large a batch: attribution must halve it and go on, training must end with a sentence that names the key."""
     from roarlib.data.datasets import SPLITS
-    from roarlib.engine import rank, train
+    from roarlib.engine import store, train
     from roarlib.engine.rank import Explainer
     from roarlib.study.params import InputError
 
@@ -245,7 +245,7 @@ def memory(device, small, out):
     study, data, _ = cifar10(device, small, **changes, batch_size=8)
     explainer = Explainer(study, data, train.train(study, data, 0), {s: data.split(s).labels for s in SPLITS}, batch)
     with crowded(device, 1.5, 16):
-        rank.make(explainer, ["grad-sg"])
+        store.make(explainer, ["grad-sg"])
     study, data, _ = cifar10(device, small, batch_size=large)
     said = None
     with crowded(device, 1.5, 16):

@@ -42,7 +42,7 @@ def stage(name: str, options) -> None:
     import torch
 
     from roarlib.data import datasets
-    from roarlib.engine import rank, train
+    from roarlib.engine import rank, store, train
     from roarlib.engine.degrade import Degraded
     from roarlib.study import rankings
     from roarlib.study.machine import cores
@@ -85,7 +85,7 @@ def stage(name: str, options) -> None:
         model = train.train(study, data, 0)
         train.save_base(study, data, model)
     elif name == "attribute":
-        rank.make(rank.Explainer(study, data, *train.load_base(study, data)), FAMILY, tell)
+        store.make(rank.Explainer(study, data, *train.load_base(study, data)), FAMILY, tell)
     else:
         ranking = {split: rankings.load(study, "grad-sgsq", "pixel", split) for split in datasets.SPLITS}
         model = train.train(study, data, 1, ranking["train"], 50)

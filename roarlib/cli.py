@@ -5,7 +5,6 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -62,7 +61,7 @@ def prepare(study_file):
     if (folder / "meta.json").is_file():
         if damaged := prepared.damaged(folder):
             raise InputError(f"{folder}: {' and '.join(damaged)} differ from what was written; delete that folder")
-        with _images(study) as told:
+        with status.preparing() as told:
             parts = datasets.changed(study, thorough=True, progress=told)
         if parts:
             raise InputError(
@@ -70,7 +69,7 @@ def prepare(study_file):
                 f"{folder}"
             )
         click.echo("prepared already, and every byte is as it was written")
-    with _images(study) as told:
+    with status.preparing() as told:
         datasets.load(study, told)
     click.echo("\n".join(datasets.notes(study)) + f"\n{folder}")
 
@@ -82,21 +81,9 @@ def images(study_file):
     from roarlib.data import datasets, listing
 
     study = _load(study_file)
-    with _images(study) as told:
+    with status.preparing() as told:
         datasets.load(study, told)
     click.echo(f"{listing.write(study)}: maps in this order, or with such a list beside them, fit the study")
-
-
-@contextmanager
-def _images(study):
-    """A progress bar of decoded images, as a function (done, total); it shows only if it is called."""
-    with status.on_terminal(unit="image", desc="preparing images", delay=2) as bar:
-
-        def told(done: int, total: int):
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield told
 
 
 @cli.command()
@@ -126,7 +113,6 @@ def plan(study_file, only):
         f"data: {counts['train']:,} train and {counts['test']:,} test images of {shape}; still to be written: "
         f"{_size(images)} of images, {_size(ranked)} of rankings"
     )
-    _advise(study)
     workers, threads = cluster.machine(study)
     left = status.duration(preflight.seconds_left(grid, found, todo))
     click.echo(
@@ -164,9 +150,8 @@ def run(study_file, only, scheduler, slurm, anyway):
     from roarlib.grid import preflight, runner
 
     going = runner.Run(study, scheduler, slurm, lambda line: status.Lines.write(line, file=sys.stderr))
-    with _images(study) as told:
+    with status.preparing() as told:
         preflight.check(study, told, lambda line: click.echo(line, err=True))
-    _advise(study)
     there = len(chosen) - len(todo)
     with status.on_terminal(total=len(chosen), initial=there, unit="cell", desc=study.name) as bar:
         failed, fresh = [], []
@@ -225,12 +210,6 @@ def _load(study_file):
 def _next(grid, study_file) -> str:
     """Which command comes next: the rest of the study, or its report."""
     return f"next: roar {'run' if grid.to_do(grid.cells) else 'report'} {shlex.quote(str(study_file))}"
-
-
-def _advise(study) -> None:
-    """Say what will be missed later."""
-    if "random" not in study.estimators:
-        click.echo("note: `random` is not among the estimators; without it no verdict is possible", err=True)
 
 
 @cli.command("status")

@@ -40,3 +40,15 @@ def test_answers_do_without_torch():
     modules = [name for name in FILES if name.startswith("roarlib.answers.")]
     call = f"import sys, {', '.join(modules)}\n"
     subprocess.run([sys.executable, "-c", call + "sys.exit('torch' in sys.modules)"], check=True)
+
+
+def test_files_and_functions_are_short_enough_to_be_read():
+    lines = {name: file.read_text().count("\n") for name, file in FILES.items()}
+    functions = {
+        (name, node.name): node.end_lineno - node.lineno + 1
+        for name, file in FILES.items()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert not [name for name, count in lines.items() if count >= 300]
+    assert not [name for name, count in functions.items() if count > 70]

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from roarlib.data.datasets import SPLITS
-from roarlib.engine import rank, train
+from roarlib.engine import rank, store, train
 from roarlib.engine.degrade import degraded
-from roarlib.engine.rank import Explainer, Progress
+from roarlib.engine.rank import Explainer
+from roarlib.engine.store import Progress
 from roarlib.study import own, rankings
 from roarlib.study.files import new_array, part_of
 from roarlib.study.machine import keep_memory
@@ -33,7 +34,7 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
 
     explainer: of the base model, which explains the first removal; later ones are explained by models retrained at each
     of the study's recursive_steps, and the classes that these predict unless the study explains labels. Arguments and
-    result are those of `rank.make`. An interrupted unit starts again. Source: Madsen et al. (2022).
+    result are those of `store.make`. An interrupted unit starts again. Source: Madsen et al. (2022).
     """
     (estimator,) = estimators
     keep_memory()
@@ -43,7 +44,7 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
     for unit in study.units:
         files = {split: rankings.path(study, estimator, unit, split) for split in SPLITS}
         source = own.source(study, estimator)
-        made = [rank.noted(study, estimator, split).get(files[split].name, [0, source])[1] for split in SPLITS]
+        made = [store.noted(study, estimator, split).get(files[split].name, [0, source])[1] for split in SPLITS]
         if all(file.is_file() for file in files.values()) and set(made) == {source}:
             continue
         shape = (1 if unit == "pixel" else channels, height, width)
@@ -60,11 +61,11 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
                     if progress:
                         progress(done, total)
         for split, file in files.items():
-            rank.note(study, estimator, split, {file.name: constant[split]}, source)
+            store.note(study, estimator, split, {file.name: constant[split]}, source)
             found[split].flush()
             Path(found[split].filename).replace(file)
     seconds = time.perf_counter() - started
-    constant = rank.shares_of_constants(explainer, estimators)
+    constant = store.shares_of_constants(explainer, estimators)
     return {"seconds": seconds, "images_per_second": done / seconds, "constant": constant}
 
 

@@ -14,7 +14,7 @@ import torch
 from roarlib.data import datasets
 from roarlib.engine import maps, models, rank, train
 from roarlib.engine.estimators import grad
-from roarlib.engine.rank import Progress
+from roarlib.engine.store import Progress
 from roarlib.grid import cluster
 from roarlib.grid.cells import Cell, Grid
 from roarlib.grid.rehearsal import rehearse
@@ -40,6 +40,8 @@ def check(
     device_of(study)
     _check_folder(study)
     results.check_sources(study)
+    if "random" not in study.estimators:
+        say("note: `random` is not among the estimators; without it no verdict is possible")
     if not whole:
         found = _few(study)
         names = [name for name in study.estimators if not MAPS.fullmatch(split_name(name)[0])] or ["random"]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from roarlib.data.datasets import SPLITS, Data, Split
-from roarlib.engine import models, randomise, rank, recursive, train
+from roarlib.engine import models, randomise, recursive, store, train
 from roarlib.engine.estimators import built_in
 from roarlib.engine.rank import Explainer
 from roarlib.grid.cells import Grid
@@ -83,7 +83,7 @@ def _few(split: Split) -> Split:
 
 def _rank(explainer: Explainer, group: list[str]) -> float:
     """Make a group's rankings as its cell does; on failure one by one, to name the one. Seconds of one warm pass."""
-    make = recursive.make if variant_of(group[0]) == "recursive" else rank.make
+    make = recursive.make if variant_of(group[0]) == "recursive" else store.make
     folder = rankings.path(explainer.study, group[0], "", "").parent
     try:
         make(explainer, group)

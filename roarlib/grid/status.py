@@ -3,6 +3,8 @@
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -35,6 +37,18 @@ def on_terminal(**options) -> tqdm.tqdm:
     """A bar on stderr; where that is no terminal, a line at most every 15 seconds, and one at the end."""
     kind, interval = (tqdm.tqdm, 0.5) if sys.stderr.isatty() else (Lines, 15)
     return kind(file=sys.stderr, mininterval=interval, **options)
+
+
+@contextmanager
+def preparing() -> Iterator[Callable[[int, int], None]]:
+    """A bar of decoded images, as a function (done, total); it shows only if it is called."""
+    with on_terminal(unit="image", desc="preparing images", delay=2) as bar:
+
+        def told(done: int, total: int):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield told
 
 
 def bar(total: int, unit: str, **options) -> tqdm.tqdm:

@@ -1,4 +1,4 @@
-"""What a ranking file says: NumPy alone, so that analyses read it without torch. `engine.rank` makes it.
+"""What a ranking file says: NumPy alone, so that analyses read it without torch. `engine.store` writes it.
 
 A ranking is uint8 (N, C, H, W), or (N, 1, H, W) for unit `pixel`: `ceil(100 (r + 1) / K) - 1` for rank r = 0 (most
 important) .. K - 1 of K units. A unit is removed at t percent exactly when its value is below t, so one byte serves

@@ -8,7 +8,7 @@ import torch
 from conftest import Net, random_data, tiny_study
 from torch import nn
 
-from roarlib.engine import attribute, models, rank, train
+from roarlib.engine import attribute, models, rank, store, train
 from roarlib.engine.rank import Explainer
 from roarlib.study import rankings
 from roarlib.study.params import InputError
@@ -158,7 +158,7 @@ def test_views_of_a_users_forward_work_everywhere(mine, outputs, how):
     train.save_base(study, data, model)
     model, predictions = train.load_base(study, data)
     explainer = Explainer(study, data, model, predictions)
-    rank.make(explainer, ["grad"])
+    store.make(explainer, ["grad"])
     ranking = {split: rankings.load(study, "grad", "pixel", split) for split in ("train", "test")}
     again = train.train(study, data, 0, ranking["train"], 50)
     assert 0 <= train.tested(study, again, data, ranking["test"], 50)["accuracy"] <= 1
@@ -289,11 +289,11 @@ def test_constant_maps_are_counted_over_the_whole_split(mine, outputs, share, fi
     explainer.predictions["train"] = np.arange(200) % 4
     if not fits:
         with pytest.raises(InputError, match=r"mine:f gives every input of an image the same score in 1\d\d of 200"):
-            rank.make(explainer, ["mine:f", "mine:f-abs"])
+            store.make(explainer, ["mine:f", "mine:f-abs"])
         return
-    made = rank.make(explainer, ["mine:f", "mine:f-abs"])
+    made = store.make(explainer, ["mine:f", "mine:f-abs"])
     assert made["constant"]["mine:f", "pixel"] == pytest.approx(200 * share / 210)
-    assert rank.make(explainer, ["mine:f", "mine:f-abs"])["constant"] == made["constant"]  # nothing left to do
+    assert store.make(explainer, ["mine:f", "mine:f-abs"])["constant"] == made["constant"]  # nothing left to do
 
 
 def test_shared_weights_are_saved_and_loaded(mine, outputs):
@@ -336,10 +336,10 @@ def test_an_edit_between_two_splits_ranks_both_anew(mine, outputs):
 
     explainer.batch = 20  # five images at a time
     with pytest.raises(KeyboardInterrupt):
-        rank.make(explainer, ["mine:f"], stop)
+        store.make(explainer, ["mine:f"], stop)
     train_ = np.array(rankings.load(explainer.study, "mine:f", "pixel", "train"))
     mine(code.format("-"))
-    rank.make(explainer, ["mine:f"])
+    store.make(explainer, ["mine:f"])
     again = np.array(rankings.load(explainer.study, "mine:f", "pixel", "train"))
     assert (again != train_).mean() > 0.5
     wanted = explainer.rankings("train", slice(0, 20), ["mine:f"], "pixel")["mine:f"]

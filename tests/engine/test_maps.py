@@ -11,7 +11,7 @@ from PIL import Image
 
 from roarlib.data import datasets, listing
 from roarlib.data.datasets import SPLITS
-from roarlib.engine import maps, models, rank
+from roarlib.engine import maps, models, store
 from roarlib.engine.rank import Explainer
 from roarlib.grid import preflight
 from roarlib.study import own, params, rankings
@@ -59,7 +59,7 @@ def test_every_image_has_its_own_map(folder, split):
 def test_stored_rankings_are_those_of_the_maps(folder):
     study = study_of(folder, "maps:mine", "maps:mine-reversed")
     explainer = explained(study)
-    rank.make(explainer, ["maps:mine", "maps:mine-reversed"])
+    store.make(explainer, ["maps:mine", "maps:mine-reversed"])
     found = rankings.load(study, "maps:mine", "pixel", "test").reshape(50, -1)
     scores = np.load(folder / "test.npy").reshape(50, -1)
     for image in range(50):
@@ -274,7 +274,7 @@ def test_maps_that_change_while_they_are_ranked_give_no_ranking(folder, outputs)
         rewrite(folder, lambda x: x + 1)
 
     with pytest.raises(InputError, match="has changed while it was ranked"):
-        rank.make(explained(study), ["maps:mine"], change)
+        store.make(explained(study), ["maps:mine"], change)
     assert not list(outputs.rglob("maps.mine-*.npy"))
 
 

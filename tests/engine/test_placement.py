@@ -28,7 +28,7 @@ from pretend import MIXED, A, Held, register
 from torch.utils._pytree import tree_leaves
 
 import roarlib.engine
-from roarlib.engine import draws, estimators, from_captum, impute, models, randomise, rank, recursive, train
+from roarlib.engine import draws, estimators, from_captum, impute, models, randomise, rank, recursive, store, train
 from roarlib.engine.augment import augment
 from roarlib.engine.degrade import Degraded, image_ids
 from roarlib.engine.rank import Explainer
@@ -41,7 +41,7 @@ OTHER = dataclasses.replace(DATA, scaled_by=(np.float32([0.4] * 3), DATA.std))  
 RANKS = {s: np.random.default_rng(1).integers(0, 100, (n, 1, 8, 8), np.uint8) for s, n in (("train", 16), ("test", 8))}
 NOT_REACHED = """
     degrade.as_seen degrade.placed from_captum.table rank.batch_size: pictures, a sentence, loops and numbers
-    estimators.register maps.check maps.refuse_variants maps._order rank._checkpoint: names and files
+    estimators.register maps.check maps.refuse_variants maps._order store._checkpoint: names and files
     zoo.from_timm zoo._patches_fit zoo.give_logits models.resnet18: models, before they are moved
     layers.Guided.guide: called by torch, in a thread of its own
 """
@@ -171,7 +171,7 @@ def _(device):
 @case("randomise")
 def _(device):
     explainer = explainer_on(device)
-    rank.make(explainer, ["grad"])
+    store.make(explainer, ["grad"])
     return [found for _, found in randomise.compare(explainer, ["grad"], 4, ["top0", list(names.DEPTHS)[-1]])]
 
 
@@ -196,7 +196,7 @@ def _(device):
 def _(device, name):
     again = name.endswith("recursive")
     explainer = explainer_on(device, units=["pixel"] if again else ["pixel", "value"], recursive_steps=[50])
-    (recursive.make if again else rank.make)(explainer, [name])
+    (recursive.make if again else store.make)(explainer, [name])
     made = [rankings.load(explainer.study, name, u, s) for u in explainer.study.units for s in RANKS]
     doubles = torch.rand(2, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
     return made, rank.rank(doubles, torch.arange(2).to(device), 0)

@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from roarlib.data.datasets import SPLITS
-from roarlib.engine import models, randomise, rank
+from roarlib.engine import models, randomise, store
 from roarlib.engine.rank import Explainer
-from roarlib.study.names import DEPTHS, asks_model
+from roarlib.study.names import DEPTHS, asks_model, group_of
 
 
 def linear(classes, channels):
@@ -26,8 +26,8 @@ def setting(monkeypatch, model, names, shape=(3, 8, 8), **changes):
     torch.manual_seed(5)
     net = models.build("mine", 4, shape).eval()
     explainer = Explainer(study, data, net, {split: data.split(split).labels for split in SPLITS})
-    for group in {rank.group_of(name) for name in names}:
-        rank.make(explainer, [name for name in names if rank.group_of(name) == group])
+    for group in {group_of(name) for name in names}:
+        store.make(explainer, [name for name in names if group_of(name) == group])
     return explainer
 
 

@@ -12,7 +12,7 @@ from conftest import tiny_study
 
 from roarlib.data import datasets
 from roarlib.data.datasets import SPLITS
-from roarlib.engine import attribute, models, rank, train
+from roarlib.engine import attribute, models, rank, store, train
 from roarlib.engine.degrade import degraded
 from roarlib.engine.rank import Explainer
 from roarlib.study import files, rankings
@@ -119,7 +119,7 @@ def bytes_of(study):
 def test_every_image_is_ranked_in_every_unit(outputs):
     study, explainer = setting()
     seen = []
-    cost = rank.make(explainer, study.estimators, lambda *done: seen.append(done))
+    cost = store.make(explainer, study.estimators, lambda *done: seen.append(done))
     assert cost["images_per_second"] > 0 and seen[-1] == (200, 200)
     for (estimator, unit, split), file in files_of(study).items():
         ranking = rankings.load(study, estimator, unit, split)
@@ -131,29 +131,29 @@ def test_every_image_is_ranked_in_every_unit(outputs):
 
 def test_an_interrupted_run_goes_on_with_the_same_bytes(outputs, monkeypatch):
     study, explainer = setting()
-    rank.make(explainer, study.estimators)
+    store.make(explainer, study.estimators)
     wanted = bytes_of(study)
     for file in files_of(study).values():
         file.unlink()
     ticks = iter(range(0, 10**6, 30))  # every batch is 30 seconds later, so that each leaves a checkpoint
-    monkeypatch.setattr(rank.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(store.time, "monotonic", lambda: next(ticks))
 
     def stop(done, total):
         if done == 128:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        rank.make(explainer, study.estimators, stop)
+        store.make(explainer, study.estimators, stop)
     seen = []
     other = replace(explainer, batch=37)  # a machine with other batches goes on with the old
-    rank.make(other, study.estimators, lambda done, total: seen.append(done))
+    store.make(other, study.estimators, lambda done, total: seen.append(done))
     assert seen[0] == 64 + 64  # at the first checkpoint, with its batch size
     assert bytes_of(study) == wanted
 
 
 def test_a_killed_run_ends_with_identical_bytes(outputs, monkeypatch):
     study, explainer = setting()
-    rank.make(explainer, study.estimators)
+    store.make(explainer, study.estimators)
     wanted = bytes_of(study)
     for file in files_of(study).values():
         file.unlink()
@@ -163,23 +163,23 @@ def test_a_killed_run_ends_with_identical_bytes(outputs, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        rank.make(explainer, study.estimators, stop)
+        store.make(explainer, study.estimators, stop)
     assert not any(file.is_file() for file in files_of(study).values())  # nothing half-written has the final name
-    rank.make(explainer, study.estimators)
+    store.make(explainer, study.estimators)
     assert bytes_of(study) == wanted
 
 
 def test_no_ranking_has_its_name_before_it_is_noted_whose_it_is(outputs, monkeypatch):
     study, explainer = setting()
-    monkeypatch.setattr(rank, "note", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(store, "note", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        rank.make(explainer, study.estimators)
+        store.make(explainer, study.estimators)
     assert not any(file.is_file() for file in files_of(study).values())
     monkeypatch.undo()
     monkeypatch.setenv("ROAR_OUTPUTS", str(outputs))
-    rank.make(explainer, study.estimators)
+    store.make(explainer, study.estimators)
     names = {file.name for (_, _, split), file in files_of(study).items() if split == "train"}
-    assert set(rank.noted(study, "grad", "train")) == names
+    assert set(store.noted(study, "grad", "train")) == names
 
 
 def test_a_gap_is_measured_with_no_more_images_than_memory_allows(outputs):
@@ -203,11 +203,11 @@ def test_running_out_of_memory_halves_the_batch_for_good(outputs, monkeypatch):
         return original(self, *args)
 
     monkeypatch.setattr(Explainer, "scores", scores)
-    rank.make(explainer, ["grad"])
+    store.make(explainer, ["grad"])
     assert sizes[:4] == [256, 128, 64, 64] and (rankings.load(study, "grad", "pixel", "train") < 100).all()
     monkeypatch.setattr(Explainer, "scores", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("tiny")))
     with pytest.raises(InputError, match="grad-sgsq: GPU memory too small: lower workers or image_size"):
-        rank.make(explainer, ["grad-sgsq"])
+        store.make(explainer, ["grad-sgsq"])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
@@ -221,7 +221,7 @@ def test_memory_does_not_grow_with_the_images(outputs):
         status = Path("/proc/self/status").read_text()
         used.append(int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024)
 
-    rank.make(Explainer(study, found, torch.nn.Identity(), predictions), study.estimators, watch)
+    store.make(Explainer(study, found, torch.nn.Identity(), predictions), study.estimators, watch)
     third = len(used) // 3  # batches take and give back some megabytes: compare the peaks
     assert third > 13 and max(used[-third:]) - max(used[:third]) < 8  # MB; the rankings are 18 MB
 
@@ -229,7 +229,7 @@ def test_memory_does_not_grow_with_the_images(outputs):
 def test_rankings_of_a_few_images_equal_the_stored_ones(outputs):
     study, explainer = setting()
     train.save_base(study, explainer.data, explainer.model)
-    rank.make(explainer, study.estimators)
+    store.make(explainer, study.estimators)
     again = Explainer(study, explainer.data, *train.load_base(study, explainer.data))
     few = again.rankings("test", slice(3, 6), study.estimators, "pixel")
     stored = {name: rankings.load(study, name, "pixel", "test")[3:6] for name in study.estimators}
@@ -240,7 +240,7 @@ def test_a_stale_checkpoint_is_never_believed(outputs, monkeypatch):
     """Two lists of estimators across two interruptions: the second truncates parts that the first checkpoint knows."""
     study, explainer = setting()
     ticks = iter(range(0, 10**6, 30))
-    monkeypatch.setattr(rank.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(store.time, "monotonic", lambda: next(ticks))
 
     def stop(done, total):
         if done == 128:
@@ -248,23 +248,23 @@ def test_a_stale_checkpoint_is_never_believed(outputs, monkeypatch):
 
     for estimators in (["grad", "grad-sgsq"], ["grad-sgsq"]):
         with pytest.raises(KeyboardInterrupt):
-            rank.make(explainer, estimators, stop)
-    rank.make(explainer, study.estimators)
+            store.make(explainer, estimators, stop)
+    store.make(explainer, study.estimators)
     assert all((np.load(file).reshape(len(np.load(file)), -1).max(1) == 99).all() for file in files_of(study).values())
 
 
 def test_a_new_unit_leaves_finished_rankings_alone(outputs):
     study, explainer = setting()
-    rank.make(replace(explainer, study=study.model_copy(update={"units": ["pixel"]})), study.estimators)
+    store.make(replace(explainer, study=study.model_copy(update={"units": ["pixel"]})), study.estimators)
     before = {key: file.stat().st_mtime_ns for key, file in files_of(study).items() if file.is_file()}
-    rank.make(explainer, study.estimators)
+    store.make(explainer, study.estimators)
     assert len(before) == 4 and before == {key: files_of(study)[key].stat().st_mtime_ns for key in before}
     assert all(file.is_file() for file in files_of(study).values())
 
 
 def test_train_and_test_images_of_one_number_draw_differently(outputs):
     study, explainer = setting()
-    rank.make(explainer, ["random"])
+    store.make(explainer, ["random"])
     a, b = (rankings.load(study, "random", "pixel", split)[0] for split in SPLITS)
     assert abs((a == b).mean() - 0.01) < 0.02
 
@@ -277,18 +277,18 @@ def test_a_full_disk_is_an_error_before_anything_is_written(outputs, monkeypatch
 
     monkeypatch.setattr(files.os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left on device: .*grad-pixel-train.npy"):
-        rank.make(explainer, ["grad"])
+        store.make(explainer, ["grad"])
     assert not list(outputs.rglob("*-train.npy"))
 
 
 def test_only_what_is_missing_is_computed(outputs, monkeypatch):
     study, explainer = setting()
-    rank.make(explainer, ["grad"])
+    store.make(explainer, ["grad"])
     before = rankings.path(study, "grad", "pixel", "test").stat().st_mtime_ns
-    rank.make(explainer, study.estimators)
+    store.make(explainer, study.estimators)
     assert rankings.path(study, "grad", "pixel", "test").stat().st_mtime_ns == before
     monkeypatch.setattr(Explainer, "scores", None)
-    rank.make(explainer, study.estimators)
+    store.make(explainer, study.estimators)
 
 
 def users_estimator(tmp_path, monkeypatch, body):
@@ -308,7 +308,7 @@ def users_estimator(tmp_path, monkeypatch, body):
 )
 def test_unusable_attributions_are_named(outputs, tmp_path, monkeypatch, body, says):
     with pytest.raises(InputError, match=says):
-        rank.make(*users_estimator(tmp_path, monkeypatch, body))
+        store.make(*users_estimator(tmp_path, monkeypatch, body))
     assert not list((outputs / "tiny").rglob("*.npy"))
 
 

@@ -6,7 +6,7 @@ import torch
 from conftest import random_data, tiny_study
 
 from roarlib.data import datasets
-from roarlib.engine import rank, recursive, train
+from roarlib.engine import recursive, store, train
 from roarlib.engine.rank import Explainer
 from roarlib.grid.cells import Grid
 from roarlib.study import rankings
@@ -19,7 +19,7 @@ def prepared(**changes):
     found = datasets.load(study)
     model = train.train(study, found, 0)
     explainer = Explainer(study, found, model, train.save_base(study, found, model))
-    rank.make(explainer, ["grad-squared"])
+    store.make(explainer, ["grad-squared"])
     return study, explainer
 
 

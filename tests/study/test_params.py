@@ -207,7 +207,7 @@ def test_every_study_file_has_all_keys_in_one_order_and_starts_with_its_cost(fil
 
 
 def test_a_study_from_before_there_were_margins_has_the_default():
-    file = root() / "outputs" / "cifar10-trust" / "study.yaml"
+    file = root() / "outputs" / "vit-textures" / "study.yaml"
     assert "margin" not in file.read_text() and params.load(file).margin == 1
 
 
