@@ -19,6 +19,7 @@ from torch import nn
 from roarlib.data.datasets import SPLITS, Data, Split
 from roarlib.engine import models, randomise, recursive, store, train
 from roarlib.engine.estimators import built_in
+from roarlib.engine.from_captum import HOOKING
 from roarlib.engine.rank import Explainer
 from roarlib.grid.cells import Grid
 from roarlib.study import own, rankings
@@ -54,11 +55,10 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
                     list(randomise.compare(explainer, names, FEW, ["top100"]))
             if layer := explainer.layer(base := split_name(group[0])[0]):
                 say(f"note: {base} explains {layer}, the last layer with spatial output")
-            if base == "gb" and (others := explainer.unguided()):
+            if base.removeprefix("captum:") in ("gb", *HOOKING) and (others := explainer.unguided()):
                 named = " and ".join(f"{count} {name}" for name, count in others.items())
-                say(
-                    f"note: gb guides ReLUs alone, and {study.model} also has {named}, through which it is the gradient"
-                )
+                what = f"note: {base} changes gradients at ReLUs alone"
+                say(f"{what}, and {study.model} also has {named}, through which they stay as they are")
             seconds *= (1 + whole.noise_samples) / 3 if any(split_name(name)[1] for name in group) else 1
             if not built_in(base) and seconds > LONG:
                 images = f"{len(data.train) + len(data.test):,}"

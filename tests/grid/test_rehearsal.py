@@ -76,8 +76,11 @@ def test_a_layer_that_the_user_did_not_choose_is_named(outputs):
 )
 def test_guided_backprop_names_the_activations_that_it_leaves_alone(outputs, mine, more, says):
     mine(forward=f"x = {more}")
-    note = f"note: gb guides ReLUs alone, and mine:net also has {says}, through which it is the gradient"
-    assert rehearsed(model="mine:net", estimators=["random", "gb", "gb-sg"]) == [note] * bool(says)
+    ends = f"changes gradients at ReLUs alone, and mine:net also has {says}, through which they stay as they are"
+    notes = [f"note: {name} {ends}" for name in ("gb", "captum:Deconvolution")]
+    assert rehearsed(model="mine:net", estimators=["random", "gb", "gb-sg", "captum:Deconvolution"]) == notes * bool(
+        says
+    )
 
 
 @pytest.mark.parametrize(
