@@ -275,7 +275,7 @@ def test_a_base_model_that_learnt_nothing_stops_the_run(study_file, outputs):
     study = params.load(file)
     key = results.Key("base", seed=0)
     results.write(study, key, 0.1, floor=0.1)
-    assert "right on 10.0% of the test images, knowing nothing on 10.0%" in results.nothing_learnt(study)
+    assert "right on 10.0% of the test images, guessing on 10.0%" in results.nothing_learnt(study)
     done = subprocess.run([ROAR, "run", file], capture_output=True, text=True)
     assert done.returncode == 1 and "nothing can be lost by removal" in done.stderr and "--anyway" in done.stderr
     assert not {"\r", "\x1b"} & set(done.stderr)  # no terminal: nothing is drawn over, nothing in colour

@@ -19,13 +19,13 @@ LEVEL = 0.95  # of every interval
 
 
 def floor(table: pd.DataFrame) -> float:
-    """The accuracy (0..1) of knowing nothing: chance, or the largest class's share of the test set if that is more."""
+    """The accuracy (0..1) of guessing: chance, or the largest class's share of the test set if that is more."""
     known = table["floor"].max() if "floor" in table else np.nan
     return float(np.nanmax([1 / table["n_classes"].max(), known]))
 
 
 def nothing_learnt(table: pd.DataFrame) -> bool:
-    """Whether models retrained on untouched images are on average no better than knowing nothing."""
+    """Whether models retrained on untouched images are on average no better than guessing."""
     clean = table[(table["measure"] == "retrain") & (table["estimator"] == "clean")]
     return "n_classes" in table and len(clean) > 0 and bool(clean["accuracy"].mean() <= floor(table) + 1e-9)
 

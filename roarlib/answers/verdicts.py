@@ -19,7 +19,7 @@ LEVEL = 0.05  # chance of any false finding among all estimators of one comparis
 MARGIN = 0.01  # of accuracy, from which on a difference matters; a study's own is its `margin`, in points
 # open: the data neither tell the estimator apart from its reference nor show that they are equal within the margin
 BETTER, WORSE, EQUAL, OPEN, FEW = "better", "worse", "equal", "open", "too few seeds"
-VOID = "nothing learnt"  # clean accuracy is no better than knowing nothing
+VOID = "nothing learnt"  # clean accuracy is no better than guessing
 COLUMNS = "estimator reference n mean std low high effect p p_equal degrees p_holm p_equal_holm verdict margin".split()
 
 

@@ -152,12 +152,12 @@ def rows(study: Study) -> pd.DataFrame:
 
 
 def nothing_learnt(study: Study) -> str:
-    """What to tell of base models that are no better than knowing nothing, so that nothing can be lost; or ''."""
+    """What to tell of base models that are no better than guessing, so that nothing can be lost; or ''."""
     for key in (Key("base", seed=seed) for seed in study.base_seeds):
         row = json.loads(file.read_text()) if (file := row_file(study, key)).is_file() else {}
         if (floor := row.get("floor") or 0) >= row.get("accuracy", 1):
             return (
-                f"the base model is right on {row['accuracy']:.1%} of the test images, knowing nothing on {floor:.1%}: "
+                f"the base model is right on {row['accuracy']:.1%} of the test images, guessing on {floor:.1%}: "
                 f"nothing can be lost by removal. Mend the recipe (epochs, learning_rate, model) and delete "
                 f"{study.folder}, or go on with `roar run --anyway`"
             )
