@@ -1,4 +1,4 @@
-# `make` lists what there is. Everything runs in .venv, which `make setup` builds and keeps up to date.
+# `make` lists the targets. Everything runs in .venv, which `make setup` builds and keeps up to date.
 
 PYTHON ?= python3
 STUDY ?= params/demo.yaml
@@ -32,14 +32,14 @@ study: setup ## Run the demo study and its report (or another: STUDY=params/x.ya
 test: setup ## Run every test: package, notebooks, smoke study
 	@$(BIN)/python -m pytest
 
-slurm-test: setup ## Run the smoke study on a SLURM of this machine (root; Debian's packages)
+slurm-test: setup ## Run the smoke study on a one-node SLURM on this machine (needs root and Debian's packages)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm]'
 	@tests/slurm.sh
 
 bench: setup ## Measure speed against plain baselines; prints tables
 	@for file in $(filter-out benchmarks/gpu%,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
 
-gpu: ## Measure all on this machine's GPU in ten minutes (PYTHON=python3: as that one is, no set-up)
+gpu: ## Measure everything on this machine's GPU in ten minutes (PYTHON=python3: use it as it is, no setup)
 	@python=$(BIN)/python; \
 	if [ "$(origin PYTHON)" != file ] && $(PYTHON) -c 'import torch' 2>/dev/null; then python=$(PYTHON); \
 	else $(MAKE) --no-print-directory setup || exit 1; fi; \

@@ -1,4 +1,4 @@
-"""The command `roar`: prepare, plan, run, status, collect and report a study given by its YAML file."""
+"""The command `roar`: create, prepare, plan, run, watch and report studies, each given by its YAML file."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ from roarlib.study import fresh, params, results
 from roarlib.study.files import outputs
 from roarlib.study.params import InputError
 
-# the commands import what loads torch, Dask or papermill when they need it, so that all others answer at once
+# Commands import what loads torch, Dask or papermill only when they need it, so that the others respond at once.
 
 study_file = click.argument("study_file", metavar="STUDY.yaml")
 only = click.option(
@@ -34,8 +34,8 @@ START = (
 def cli(debug: bool):
     """ROAR, RemOve And Retrain: run a study of feature-importance estimators, cell by cell.
 
-    STUDY.yaml is a file of params/, or your own; results lie in outputs/<name>/ of the
-    project, or beside your file.
+    STUDY.yaml is a file in params/, or your own; results go to outputs/<name>/ in the
+    project, or beside your own file.
     """
 
 
@@ -52,7 +52,7 @@ def new(study_file, dataset, model, estimator):
 @cli.command()
 @study_file
 def prepare(study_file):
-    """Decode, resize and cut the images once into the arrays that all stages read; checks them if they are there."""
+    """Decode, resize and crop the images once into the arrays that all stages read; if that is done, check them."""
     from roarlib.data import datasets
     from roarlib.data import prepare as prepared
 
@@ -77,7 +77,7 @@ def prepare(study_file):
 @cli.command()
 @study_file
 def images(study_file):
-    """Write the study's images in its order (index, split, file, label, sha256), for maps that are made elsewhere."""
+    """List the study's images in order, in a CSV (index, split, file, label, sha256), for maps made elsewhere."""
     from roarlib.data import datasets, listing
 
     study = _load(study_file)
@@ -131,7 +131,7 @@ def plan(study_file, only):
 @click.option("--slurm", metavar="CLUSTER.yaml", type=Path, help="Start workers as SLURM jobs, as this file says.")
 @click.option("--anyway", is_flag=True, help="Go on even if the base model has learnt nothing.")
 def run(study_file, only, scheduler, slurm, anyway):
-    """Run every cell that is not done, through papermill; exit status 1 if one failed.
+    """Run every cell that is not done, through papermill; exit status 1 if one failed, 2 if only for bad input.
 
     Several runs may work on one study at a time, here or elsewhere: they share its cells.
     """
@@ -157,7 +157,7 @@ def run(study_file, only, scheduler, slurm, anyway):
         failed, fresh = [], []
 
         def report(outcome: runner.Outcome):
-            bar.total = len(going.grid.select(only))  # of the looks by now
+            bar.total = len(going.grid.select(only))  # looks may have added cells
             if outcome.cell.measure == "base":
                 check_base()
             if outcome.error and not outcome.error.startswith(runner.WAITS):
@@ -172,7 +172,7 @@ def run(study_file, only, scheduler, slurm, anyway):
                 bar.write(f"FAILED {outcome.cell.id}: {outcome.error} (see {outcome.notebook})", file=sys.stderr)
 
         def leave(number, frame):
-            """Leave within seconds: kernels here die with this process, those elsewhere are stopped."""
+            """Exit within seconds: kernels here die with this process, those elsewhere are stopped."""
             going.abandon()
             said = "\nStopped; finished rows are kept. Run the same command again to go on."
             print(said, file=sys.stderr, flush=True)
@@ -181,7 +181,7 @@ def run(study_file, only, scheduler, slurm, anyway):
         def check_base():
             if not anyway and (said := results.nothing_learnt(study)):
                 with bar.external_write_mode(sys.stderr):
-                    click.secho(said, fg="red", err=True)  # plain where it is no terminal
+                    click.secho(said, fg="red", err=True)  # plain text where stderr is no terminal
                 going.abandon()
                 os._exit(1)
 
@@ -208,14 +208,14 @@ def _load(study_file):
 
 
 def _next(grid, study_file) -> str:
-    """Which command comes next: the rest of the study, or its report."""
+    """The command to run next: `run` while cells are left, then `report`."""
     return f"next: roar {'run' if grid.to_do(grid.cells) else 'report'} {shlex.quote(str(study_file))}"
 
 
 @cli.command("status")
 @click.argument("study_file", metavar="[STUDY.yaml]", required=False)
 def status_(study_file):
-    """Say what is done, running, failed and waiting, from the files alone; of all studies where none is named."""
+    """Say what is done, running, failed and waiting, from the files alone; counts of all studies if none is named."""
     if study_file:
         click.echo(status.text(Grid(_load(study_file))))
         return
@@ -238,7 +238,7 @@ def collect(study_file):
 @cli.command()
 @study_file
 def report(study_file):
-    """Run the analysis notebooks and render them to one HTML page, with the figure and a table on the terminal."""
+    """Run the analysis notebooks and render them as one HTML page; print a table and where page and figure are."""
     from roarlib.views import report
 
     click.echo(report.render(_load(study_file)))
@@ -248,7 +248,7 @@ def report(study_file):
 @click.argument("study_files", metavar="STUDY.yaml [OTHER.yaml ..]", nargs=-1, required=True)
 @click.option("--text-width", default=5.5, help="Inches: 5.5 for NeurIPS and ICLR (if left out), 6.75 for ICML.")
 def paper(study_files, text_width):
-    """Write tables, figures, methods, references and checklist in LaTeX, of one study or of several side by side."""
+    """Write tables, figures, methods, references and checklist in LaTeX, for one study or several side by side."""
     from roarlib.views import latex
 
     click.echo(latex.write([_load(file) for file in study_files], text_width))
@@ -259,7 +259,7 @@ def paper(study_files, text_width):
 @click.option("--unit", default="", help="pixel or value; what most of the studies have if left out.")
 @click.option("--mode", default="", help="remove, keep ..; default: what most of them have.")
 def compare(study_files, unit, mode):
-    """Compare studies, all that have results if none is named: differences to Random, mean ranks, agreement."""
+    """Compare studies (if none is named, all with results): differences from Random, mean ranks, agreement."""
     from roarlib.answers import across
 
     click.echo(across.text(across.compare(across.load(study_files or results.studies()), unit, mode)))
@@ -270,8 +270,8 @@ def _size(count: int) -> str:
 
 
 def main():
-    """Entry point: what the user got wrong is one line and exit status 2; --debug shows the traceback."""
-    if sys.getfilesystemencoding() != "utf-8":  # a locale that cannot spell every path: begin again in UTF-8
+    """Entry point: a mistake of the user's prints one line and exits with status 2; --debug shows the traceback."""
+    if sys.getfilesystemencoding() != "utf-8":  # a locale that cannot encode every path: restart in UTF-8
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.argv])
     try:

@@ -1,7 +1,7 @@
-"""Views to click through in a notebook: stored curves and images, two estimators compared, a new one tried.
+"""Interactive views for notebooks: stored curves and images, two estimators compared, a new one tried.
 
-Each function gives a widget, the last expression of a cell; where results are missing it is a sentence that says
-what to run. Nothing that comes later may depend on what is chosen there. A study may also be the path of its YAML.
+Apart from `study` and `table`, each function returns a widget to end a cell with; where results are missing, it is a
+sentence that says what to run. No later cell may depend on what is chosen in it. A study may be the path of its YAML.
 """
 
 import itertools
@@ -27,20 +27,20 @@ from roarlib.views.images import FIRST, Images, TryEstimator
 from roarlib.views.view import RUN, View
 
 Studied = params.Study | str | Path
-CHOSEN: dict[str, str] = {}  # what the menu of `study` says, in this process
+CHOSEN: dict[str, str] = {}  # what was chosen in the menu of `study`, in this process
 
 
 class NothingYet(LookupError):
-    """There is no study to look at; notebooks show the sentence alone."""
+    """There are no results to look at; notebooks show the sentence without a traceback."""
 
     def _render_traceback_(self):
         return [str(self)]
 
 
 def study(file: str = "") -> params.Study:
-    """The study that an analysis shows: of this YAML; without one, what its menu says, at first the newest there is.
+    """The study that an analysis shows: that of the YAML `file`, else the choice in a menu, initially the newest.
 
-    The menu is shown above; a choice counts from the next run of the notebook on. NothingYet if there is none.
+    The menu is displayed; a choice takes effect when the notebook is run again. NothingYet if no study has results.
     """
     if file:
         return params.load(file)
@@ -65,24 +65,24 @@ def table(study: params.Study) -> pd.DataFrame:
 
 
 def curves(study: Studied, *more: Studied) -> Curves:
-    """Accuracy curves of a study to click through; of several studies, with one more control that chooses one."""
+    """Interactive accuracy curves of a study; of several studies, with a further control to choose one."""
     return Curves({s.name: results.table(s) for s in map(_study, (study, *more))})
 
 
 def across(*studies: Studied) -> Across:
-    """Several studies side by side, all that have results if none is named: differences to Random, and mean ranks."""
+    """Several studies side by side (if none is named, all with results): differences from Random, and mean ranks."""
     return Across(load(studies or results.studies()))
 
 
 def images(study: Studied) -> View:
-    """Images of a study and what estimators remove of them."""
+    """Images of a study and what estimators remove from them."""
     return _of_rankings(study, Images)
 
 
 def compare(study: Studied, a: str | None = None, b: str | None = None) -> View:
     """Two estimators of a study, image by image: importance, where the removed sets differ, overlap over t.
 
-    a, b: names, by default the first two of GRAD, SG-SQ-GRAD and Random that are ranked.
+    a, b: names; by default the first two that are ranked, with GRAD, SG-SQ-GRAD and Random before all others.
     """
 
     def make(data, predictions, found):
@@ -99,10 +99,10 @@ def compare(study: Studied, a: str | None = None, b: str | None = None) -> View:
 def try_estimator(
     study: Studied, fn: Callable, name: str = "mine", known: tuple[str, ...] = ("grad", "grad-sgsq", "random")
 ) -> View:
-    """A function `(model, images, targets) -> scores` tried at once on any image, beside known estimators.
+    """Try a function `(model, images, targets) -> scores` at once on any image, beside known estimators.
 
-    It needs the base model, neither rankings nor retraining; `engine.estimators` says what a function gets and gives.
-    name: small letters, digits and _. What is wrong with it is a sentence in the view.
+    It needs the base model, but no rankings or retraining; `engine.estimators` specifies arguments and result.
+    name: lower-case letters, digits and _. Errors are shown as a sentence in the view.
     """
     study = _study(study)
     try:
@@ -135,7 +135,7 @@ def _of_rankings(study: Studied, make: Callable) -> View:
 
 
 def _found(study: params.Study) -> dict:
-    """The rankings that are there, memory-mapped: (estimator, unit, split) -> uint8 (N, C or 1, H, W)."""
+    """The rankings that exist, memory-mapped: (estimator, unit, split) -> uint8 (N, C or 1, H, W)."""
     where = list(itertools.product(study.units, datasets.SPLITS))
     keys = [(name, unit, split) for unit, split in where for name in rankings.ready(study, unit, split)]
     return {key: rankings.load(study, *key) for key in keys}

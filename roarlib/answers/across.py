@@ -1,8 +1,8 @@
-"""Several studies side by side: the same estimators' differences to Random, their mean ranks, and how sure those are.
+"""Several studies side by side: the same estimators' differences from Random, mean ranks, and how sure these are.
 
 Studies are compared over what they share: one unit, one mode, the percents that all of them have. What that leaves out
 is said. Ranks follow Demsar, Journal of Machine Learning Research 7 (2006): Friedman's test asks whether any estimator
-ranks differently over the studies, Nemenyi's how far apart two mean ranks must be. Both take studies for independent.
+ranks differently over the studies, Nemenyi's how far apart two mean ranks must be. Both assume independent studies.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,8 @@ class Compared(NamedTuple):
     """Studies over what they share. found: `verdicts` of each, with its name as `study`, over the shared percents.
 
     scores: studies by estimators, how much better than Random (accuracy, -1..1), NaN where not measured. left_out: what
-    is not compared, in phrases. reach: `stats.reach` of each study. pairs: studies, with one network and with one a
-    seed, that differ in nothing else (`networks`).
+    is not compared, in phrases. reach: `stats.reach` of each study. pairs: a study with one network and one with a
+    network per seed that differ in nothing else (`networks`).
     """
 
     unit: str
@@ -41,7 +41,7 @@ def load(studies) -> dict[str, Part]:
     """The table of each study and the study, by its name. studies: `Study` objects, or paths of YAML."""
     known = [study if isinstance(study, params.Study) else params.load(study) for study in studies]
     for study in known:
-        params.agree(study)  # else rows that another YAML made would speak for this one
+        params.agree(study)  # else rows made by another YAML would count as this one's
     parts = {study.name: (results.table(study), study) for study in known}
     if len(parts) < len(known):
         raise params.InputError("two of the studies have the same name: compare studies of different names")
@@ -49,7 +49,7 @@ def load(studies) -> dict[str, Part]:
 
 
 def compare(parts: dict[str, Part], unit: str = "", mode: str = "") -> Compared:
-    """The studies (of `load`) that have this unit and mode; if left empty, what most of them have.
+    """Compare the studies (of `load`) that have this unit and mode; if left empty, what most of them have.
 
     LookupError, one sentence, where fewer than two do or where they share no percent.
     """
@@ -120,9 +120,9 @@ def _differ_in_networks(parts: list[Part]) -> list[tuple[str, str]]:
 
 
 def networks(compared: Compared) -> pd.DataFrame:
-    """How far differences to Random spread over seeds (standard deviations, points), the network held fixed or not.
+    """How far differences from Random spread over seeds (standard deviations, points), the network held fixed or not.
 
-    Of each pair of `Compared.pairs` and each estimator that both have with two seeds or more: one (retrainings of one
+    For each pair of `Compared.pairs` and each estimator that both have with two seeds or more: one (retrainings of one
     network), several (each seed's own network), network (what the network adds, with the noise and Random's masks that
     are drawn anew for it: the root of several^2 - one^2, 0 where that is negative), n (seeds of both); and a row `all`,
     the root mean squares. A spread of 3 to 5 seeds is itself uncertain by a factor of 2 and more.
@@ -163,13 +163,13 @@ def joined(means: pd.Series, critical: float) -> list[tuple[float, float]]:
 
 
 def order(compared: Compared) -> list[str]:
-    """The estimators: by mean rank, then those that not every study has by their mean difference to Random."""
+    """The estimators: by mean rank, then those that not every study has, by their mean difference from Random."""
     ranked = ranks(compared.scores)[0].index
     return [*ranked, *compared.scores.mean().drop(ranked).sort_values(ascending=False).index]
 
 
 def table(compared: Compared) -> pd.DataFrame:
-    """Estimators by studies: difference to Random in points, [95 percent interval], verdict; and the mean rank."""
+    """Estimators by studies: difference from Random in points, [95 percent interval], verdict; and the mean rank."""
     found, (means, _) = compared.found, ranks(compared.scores)
     wide = found.assign(text=verdicts.cells(found)).pivot(index="estimator", columns="study", values="text")
     wide = wide.reindex(columns=compared.scores.index)

@@ -1,9 +1,9 @@
-"""Seeds where they are needed: `seeds: auto` looks at a study after 3, 5, 8, 12 .. seeds, and adds only what is open.
+"""Seeds where they are needed: `seeds: auto` looks at a study after 3, 5, 8, 12 .. seeds; only open verdicts get more.
 
-An estimator that a look has told (better, worse or equal) gets no more seeds, and its word stays. Every look has a part
-of the level for itself, and Holm's correction within: so the chance of any false word, over all estimators and looks,
-stays at the level however looks depend on each other, as far as single tests keep theirs. Looks judge the study's first
-unit and mode. Everything is a function of rows and study, so that all who run a study plan the same.
+An estimator that a look has decided (better, worse or equal) gets no more seeds and keeps its verdict. Every look has
+its own part of the level, with Holm's correction within it, so that the chance of any false verdict, over all
+estimators and looks, stays at the level however looks depend on each other, if single tests keep theirs. Looks judge
+the study's first unit and mode. All is a function of rows and study, so that all who run a study plan the same.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ TOLD = (BETTER, WORSE, EQUAL)
 
 @dataclass(frozen=True)
 class Look:
-    """What a study says after so many seeds.
+    """What a study says after `seeds` seeds.
 
-    told: estimator -> its word and the seeds of the look that gave it. still: the estimators that are open. hours: of
-    work so far. then: the seeds of the next look; 0: this is the last one.
+    told: estimator -> its verdict and the seeds of the look that gave it. still: the estimators that are open. hours:
+    of work so far. then: the seeds of the next look; 0: this is the last one.
     """
 
     seeds: int
@@ -48,16 +48,16 @@ def counts(most: int) -> list[int]:
 
 
 def levels(most: int) -> np.ndarray:
-    """The part of LEVEL that each look has for itself: LEVEL t^2 is spent by the share t of the seeds.
+    """The part of LEVEL that each look has for itself: LEVEL t^2 is spent once a share t of the seeds is used.
 
-    They sum to LEVEL: Bonferroni over the looks, which asks nothing of how their t tests depend on each other, and at
-    levels as small as those of single tests here gives little away. Source: Kim and DeMets, Biometrika 74 (1987).
+    They sum to LEVEL: Bonferroni over the looks, which assumes nothing about how their t tests depend on each other and
+    costs little at levels as small as those of single tests here. Source: Kim and DeMets, Biometrika 74 (1987).
     """
     return LEVEL * np.diff([0, *np.square(counts(most)) / most**2])
 
 
 def made(table: pd.DataFrame, study: Study) -> list[Look]:
-    """The looks whose rows are all there, in turn. table: `results.known` of the study."""
+    """The looks whose rows are all there, in order. table: `results.known` of the study."""
     found, told, still = [], {}, tuple(name for name in study.estimators if name != "random")
     steps = counts(study.seeds_max)
     for count, following, level in zip(steps, [*steps[1:], 0], levels(study.seeds_max), strict=True):
@@ -93,16 +93,16 @@ def _hours(rows: pd.DataFrame, still: tuple[str, ...], share: float) -> tuple[fl
 
 
 def plan(looks: list[Look], study: Study) -> dict[str, range]:
-    """The seeds that each estimator and `clean` should have by the next look after these; a told one its own."""
+    """The seeds that each estimator and `clean` should have by the next look; a decided one those of its own look."""
     upto = (looks[-1].then or looks[-1].seeds) if looks else counts(study.seeds_max)[0]
     told = looks[-1].told if looks else {}
     return {name: range(told[name][1] if name in told else upto) for name in ["clean", *study.estimators]}
 
 
 def judged(table: pd.DataFrame, study: Study, unit: str, mode: str) -> pd.DataFrame:
-    """`verdicts.verdicts` against Random; with `seeds: auto`, in the unit and mode that looks judge, with their words.
+    """`verdicts.verdicts` against Random; with `seeds: auto`, the looks' verdicts in the unit and mode that they judge.
 
-    There the p values are those of a single look with all seeds.
+    The p values are then still those of a single look with all seeds.
     """
     found = verdicts.verdicts(table, unit, mode, margin=study.margin / 100)
     if study.seeds != "auto" or (unit, mode) != (study.units[0], study.modes[0]):

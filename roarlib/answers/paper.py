@@ -2,8 +2,8 @@
 
 The toy problem (section 3 there): 16 inputs, 4 of them informative, a linear model, and rankings known to be right or
 wrong. x = a z / 10 + d n + e / 10 and y = (z > 0), with z, n and each e standard normal. Only the first 4 values of `a`
-are not 0; `d`, the weights of the noise n that all inputs share, has no 0. So 12 inputs know nothing of y, and yet a
-model uses them, to subtract the noise. Here `a` and `d` are normal, too.
+are not 0; `d`, the weights of the noise n that all inputs share, has no 0. So 12 inputs carry no information about y,
+and yet a model uses them, to subtract the noise. Here `a` and `d` are drawn from normal distributions, too.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ DATASETS = {  # ours -> (its name in the table, clean accuracy of the paper, num
     "food101": ("Food", 0.8454, 101),
     "birdsnap": ("Birdsnap", 0.6665, 500),
 }
-MISPRINT = ("imagenet", "grad-var", "keep", 10)  # 53.38, probably for 63.38; left as printed, and not judged by
+MISPRINT = ("imagenet", "grad-var", "keep", 10)  # 53.38, probably for 63.38; kept as printed, and not used to judge
 DELETION = {"imagenet": {90: 0.005}}  # Random without retraining, from the paper's text: the only such number in it
-SLACK = 0.5  # points by which "no better" may be missed
+SLACK = 0.5  # points of tolerance in "no better"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Source:
     deletion: pd.DataFrame = field(default_factory=pd.DataFrame)  # without retraining
 
     def share(self, accuracies: pd.DataFrame) -> pd.DataFrame:
-        """Accuracy above chance as a share of the clean one's: 1 nothing lost, 0 all of it."""
+        """Accuracy above chance as a share of the clean one's: 1: nothing is lost, 0: all of it."""
         return (accuracies - self.chance) / (self.clean - self.chance)
 
 
@@ -94,7 +94,7 @@ def of_study(table: pd.DataFrame, unit: str) -> Source | None:
 
 
 def comparable(table: pd.DataFrame, unit: str) -> bool:
-    """Whether a study shares three estimators beside Random with Table 2, for an order to mean anything."""
+    """Whether a study shares at least three estimators beside Random with Table 2, so that an order means something."""
     retrained = table[(table.measure == "retrain") & (table.unit == unit) & table["mode"].isin(["remove", "keep"])]
     return len({*retrained.estimator} & {*table2().estimator} - {"random"}) > 2
 

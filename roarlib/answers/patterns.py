@@ -1,4 +1,4 @@
-"""What patterns rankings make, whatever they cover: clumps, and the lattice that strides print on gradients.
+"""Patterns that rankings form, whatever they cover: clumps, and the lattice that strides print on gradients.
 
 Both are read off the rankings of test images, in seconds, before anything is retrained.
 """
@@ -12,9 +12,9 @@ from roarlib.study import rankings
 from roarlib.study.names import KNOWN_ANSWER, label, split_name
 from roarlib.study.params import Study
 
-LATTICE = 10  # points, from which on a lattice is warned of
-CLUMPED = 0.3  # Moran's I above Random's, from which on holes are solid enough to doubt a verdict
-MODULI = (2, 4)  # periods in px: of one and of two strides of 2
+LATTICE = 10  # points above which there is a warning of a lattice
+CLUMPED = 0.3  # excess of Moran's I over Random's above which holes are solid enough to doubt a verdict
+MODULI = (2, 4)  # periods in px, of one and of two strides of 2
 
 
 def _masks(study: Study, unit: str, percent: int, count: int, names=None) -> Iterator[tuple[str, np.ndarray]]:
@@ -28,7 +28,7 @@ def _masks(study: Study, unit: str, percent: int, count: int, names=None) -> Ite
 def lattice(study: Study, unit: str, percent: int = 50, count: int = 500) -> pd.DataFrame:
     """Points between the positions removed most and least at t: estimators by MODULI, 0..100; see `by_position`.
 
-    Over the first `count` test images. Random has about 1 point modulo 4 where these are 500 of 32 x 32 px.
+    Over the first `count` test images. Random has about 1 point modulo 4 with 500 images of 32 x 32 px.
     """
     found = {e: [100 * by_position(m, modulus) for modulus in MODULI] for e, m in _masks(study, unit, percent, count)}
     return pd.DataFrame.from_dict(found, "index", columns=list(MODULI))
@@ -60,10 +60,10 @@ def clumpiness(study: Study, unit: str, percent: int, count: int = 500, names=No
 
 
 def solid(study: Study, unit: str, better: list[str]) -> str:
-    """A sentence on estimators better than Random, perhaps only because their holes are solid; empty if there is none.
+    """A sentence on those of `better` that may beat Random only because their holes are solid; empty if there are none.
 
-    Those whose blurred copy is in the study, beside blurred Random, are judged by `verdicts.beside_blurred`, and
-    estimators that know the answer need none.
+    Left out are those whose blurred copy is in the study beside blurred Random, as `verdicts.beside_blurred` judges
+    these, and those that know the answer.
     """
     there = set(study.estimators) if "random-blur" in study.estimators else set()
     answered = [name for name in better if f"{name.removesuffix('-blur')}-blur" in there]

@@ -1,9 +1,9 @@
-"""Does a metric recover a known order, and how small a difference between estimators can it tell?
+"""Does a metric recover a known order, and how small a difference between estimators can it detect?
 
-Nobody knows which estimator is best on photographs. But the more of an estimator's units stand in random order
-(variants `mix25` ..), the worse it must be, if it is any good itself. F-Fidelity (Zheng et al., ICLR 2025) checks
-metrics by degraded explanations, too. An estimator that is worse than chance gains by disorder: it shows nothing here.
-Disorder also scatters the holes; a reversed ranking's are as clumped as the estimator's own, and it must be worse too.
+Nobody knows which estimator is best on photographs. But the more of an estimator's units are in random order (variants
+`mix25` ..), the worse it must be, if it is any good itself. F-Fidelity (Zheng et al., ICLR 2025) also checks metrics by
+degraded explanations. An estimator that is worse than chance gains from disorder, so it shows nothing here. Disorder
+also scatters the holes; those of a reversed ranking are as clumped as the estimator's own, and it must be worse, too.
 """
 
 from itertools import combinations
@@ -16,8 +16,8 @@ from roarlib.answers import stats, verdicts
 from roarlib.answers.trust import METRICS
 from roarlib.study.names import keeps, label, mixed_share, parent_of
 
-REVERSED = 125  # the place of the reversed estimator, which is held against the estimator alone
-SEEN = 0.8  # chance with which a difference of the size of the resolution is seen
+REVERSED = 125  # place of the reversed estimator, which is compared only with the estimator
+SEEN = 0.8  # chance of detecting a difference of the size of the resolution
 
 
 def families(names) -> dict[str, dict[int, str]]:
@@ -35,7 +35,7 @@ def families(names) -> dict[str, dict[int, str]]:
 
 
 def differences(table: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """By how much worse every metric finds each mixed variant than the estimator itself, seed by seed, in points.
+    """How much worse each metric finds each mixed variant than the estimator itself, seed by seed, in points.
 
     Columns: base, metric (of METRICS), percent (t; 0: mean over all t), seed, mixed (the place in the known order),
     worse (points of accuracy, above 0 if the metric is right), error (binomial, of one accuracy on the test set).
@@ -61,9 +61,9 @@ def resolution(found: pd.DataFrame) -> pd.DataFrame:
     found: of `differences`. Columns: those three; n (seeds); right, pairs (pairs of estimators in the known order,
     and all pairs: every two degrees of disorder, the estimator and its reverse); slope, low, high (points lost per 25
     percent mixed, above 0 if the metric is right, with its 95 percent interval; the reversed one aside); points, mixed
-    (the resolution: the smallest difference to the estimator that is seen with chance SEEN, and the percent mixed that
-    costs as much; NaN where the slope may be 0 or it is above 100). With one model, which has no spread over seeds,
-    the error is that of the test set, as if accuracies were independent.
+    (the resolution: the smallest difference from the estimator that is detected with chance SEEN, and the percent mixed
+    that costs as much; NaN where the slope may be 0 or it is above 100). With one model, which has no spread over
+    seeds, the error is that of the test set, as if accuracies were independent.
     """
     rows = []
     for (base, metric, percent), part in found.groupby(["base", "metric", "percent"], sort=False):
@@ -88,7 +88,7 @@ def _judged(worse: pd.DataFrame, error: float) -> dict:
         points = (1.96 + 0.84) * np.sqrt(2) * error
     told = {"slope": slope["mean"], "low": slope["low"], "high": slope["high"], "points": points}
     mixed = 25 * points / slope["mean"] if slope["low"] > 0 else np.inf
-    known = {"mixed": mixed if mixed <= 100 else np.nan}  # more disorder there is not
+    known = {"mixed": mixed if mixed <= 100 else np.nan}  # there is no more disorder than that
     return dict(n=n, right=sum(a < b for a, b in pairs), pairs=len(pairs)) | told | known
 
 
@@ -99,17 +99,17 @@ def interval(values) -> tuple[float, float]:
 
 
 def smallest_seen(n: int) -> float:
-    """The smallest true difference, in standard deviations, that n seeds show with chance SEEN (`verdicts.power`)."""
+    """The smallest true difference, in standard deviations, that n seeds detect with chance SEEN (`verdicts.power`)."""
     return brentq(lambda difference: verdicts.power(difference, 1.0, n) - SEEN, 1e-3, 1e3)
 
 
 def in_words(row) -> str:
-    """Whether an order came out right: yes, or how many pairs did. row: of `resolution`."""
+    """Whether an order came out right: yes, or how many of its pairs did. row: of `resolution`."""
     return "yes" if row.right == row.pairs else f"{row.right} of {row.pairs} pairs"
 
 
 def warning(table: pd.DataFrame, unit: str, mode: str) -> str:
-    """A sentence where retrainings in this mode do not put the known order right; empty if they do, or have none."""
+    """A sentence if retrainings in this mode do not recover a known order; empty if they do, or there is none."""
     metric = next((name for name, judged in METRICS.items() if judged == ("retrain", mode)), "")
     found = resolution(differences(table, unit)).query("metric == @metric and percent == 0")
     wrong = found[found.right < found.pairs]

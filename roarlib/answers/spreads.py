@@ -1,11 +1,11 @@
-"""How much differences vary over seeds: what the estimators of a study say of it together (moderated t tests).
+"""How much differences vary over seeds, estimated from all estimators of a study together (moderated t tests).
 
-Few seeds hardly know a spread, and a t test pays for that; but the estimators of a study mostly vary alike, so each can
-borrow from the others, as far as their spreads agree. All share Random's retrainings, so that together they know less
-than as many estimators apart would.
+A few seeds hardly determine a spread, and a t test pays for that; but the estimators of a study mostly vary alike, so
+each can borrow from the others, as far as their spreads agree. All share Random's retrainings, so together they tell
+less than as many independent estimators would.
 Source: Smyth, Statistical Applications in Genetics and Molecular Biology 3 (2004), for moderated t tests; Bai and
-Saranadasa, Statistica Sinica 6 (1996), for the squared correlation without its bias. Ours: both corrections below that
-keep the chance of a false word at the level where spreads do not agree (tests, LOG.md).
+Saranadasa, Statistica Sinica 6 (1996), for the squared correlation without its bias. Ours: the two corrections below
+that keep the chance of a false verdict at the level where spreads do not agree (tests, LOG.md).
 """
 
 from functools import cache
@@ -15,15 +15,15 @@ import numpy as np
 from scipy import special
 from scipy import stats as scipy_stats
 
-ALIKE = 1 / 4  # squared correlation of two differences where Random varies like the others
+ALIKE = 1 / 4  # squared correlation of two differences if Random varies like the others
 FEWEST = 3  # estimators, and seeds, below which there is nothing to borrow
 
 
 class Shared(NamedTuple):
-    """What the differences of all estimators say of the variance of each: arrays (..,).
+    """What the differences of all estimators say about the variance of each: arrays (..,).
 
-    variance: typical of all. degrees: for how many degrees of freedom of one's own it counts, 0: not at all.
-    most: degrees of freedom with which it is known itself.
+    variance: the typical one. degrees: how many degrees of freedom it counts for beside an estimator's own; 0: none.
+    most: the degrees of freedom with which it is itself known.
     """
 
     variance: np.ndarray
@@ -31,7 +31,7 @@ class Shared(NamedTuple):
     most: np.ndarray
 
 
-ALONE = Shared(np.zeros(()), np.zeros(()), np.zeros(()))  # of a test by its own seeds alone
+ALONE = Shared(np.zeros(()), np.zeros(()), np.zeros(()))  # nothing shared: a test by its own seeds alone
 
 
 def shared(values) -> Shared:
@@ -64,9 +64,9 @@ def shared(values) -> Shared:
 
 
 def of_study(values: np.ndarray) -> list[Shared]:
-    """For each row of differences (estimators, seeds; NaN: no such seed) what those with the same seeds say.
+    """For each row of differences (estimators, seeds; NaN: no such seed), what those with the same seeds say.
 
-    Where an estimator lacks seeds, all others are taken without them. Those that do not vary say nothing.
+    If an estimator lacks seeds, the others are taken without these, too. Those that do not vary say nothing.
     """
     there, found = ~np.isnan(values), {}
     for mask in np.unique(there, axis=0):
@@ -96,7 +96,7 @@ def _trigamma_inverse(y):
 
 
 def moderated(variances, n, others: Shared = ALONE) -> tuple[np.ndarray, np.ndarray]:
-    """Variances over n seeds (..,) and what others say, weighted by degrees of freedom; and the result's degrees."""
+    """Mean of variances over n seeds (..,) and the shared one, weighted by degrees of freedom; and its degrees."""
     own = np.asarray(n) - 1
     whole = others.degrees + own
     mixed = (others.degrees * others.variance + own * np.asarray(variances)) / np.maximum(whole, 1e-300)
@@ -108,7 +108,7 @@ def tested(values, margin: float, others: Shared = ALONE) -> dict:
 
     low, high: the 95 percent t interval of the mean. p: of no difference, two-sided. p_equal: of a difference of
     `margin` or more, the larger of two one-sided ones. All with the `moderated` variance, and NaN where it is 0 or
-    undefined: a few seeds that agree by chance do not know the spread. Leave out others and they are Student's.
+    undefined: a few seeds that agree by chance do not tell the spread. Without `others` they are Student's.
     Source: Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15 (1987), for the two one-sided tests (TOST).
     """
     values = np.asarray(values, dtype=float)

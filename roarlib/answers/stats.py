@@ -31,7 +31,7 @@ def nothing_learnt(table: pd.DataFrame) -> bool:
 
 
 def reach(table: pd.DataFrame) -> str:
-    """Whether intervals over seeds cover the choice of the network that is explained: a phrase, from the rows."""
+    """Whether intervals over seeds cover the choice of the network explained, according to the rows: a phrase."""
     retrained = table[table["measure"] == "retrain"].reindex(columns=["estimator", "base_seed", "network"])
     explaining = retrained[~retrained["estimator"].isin(["clean", *FIXED])]
     if (explaining.groupby("base_seed")["network"].nunique() > 1).any():
@@ -84,7 +84,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def with_clean(table: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
     """The curves of a table, each with its untouched end: rows of retrain and deletion, in curve order.
 
-    Retrained curves get the shared `clean` rows (one a seed), deletion curves the `base` row, at percent 0
+    Retrained curves get the shared `clean` rows (one per seed), deletion curves the `base` row, at percent 0
     in the modes that remove and at 100 in those that keep: nothing is removed there. A mask alone has no such end.
     mode: only curves of this mode.
     The clean and base rows themselves are left out; a curve whose clean rows are missing stays without.
@@ -155,7 +155,7 @@ def seed_areas(own: pd.DataFrame, random: pd.DataFrame, mode: str, chance: float
 
 
 def differences(rows: pd.DataFrame, estimator: str, reference: str) -> pd.Series:
-    """Accuracy of an estimator minus the reference's, mean over percents, of each seed complete in both, by seed.
+    """Accuracy of an estimator minus the reference's, mean over percents, for each seed complete in both, by seed.
 
     rows: of one measure, unit and mode.
     """
@@ -176,7 +176,7 @@ def goodness(wide: pd.DataFrame, mode: str) -> pd.Series:
 
 
 def pairwise(orders: pd.DataFrame) -> pd.DataFrame:
-    """Whether two orders agree: one, other, n, rho and tau, each with its 95 percent interval, of every two rows.
+    """How far every two rows agree: one, other, n, rho and tau, each with its 95 percent interval.
 
     orders: rows (metrics, modes ..) by estimators, larger is better; NaN: not measured. See `spearman`, `kendall`.
     """

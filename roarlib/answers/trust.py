@@ -1,8 +1,8 @@
-"""Can a study's ROAR be trusted? What other ways of asking say, estimator by estimator, and what each of them costs.
+"""Can a study's ROAR be trusted? What other ways of asking say, estimator by estimator, and what each costs.
 
 Everything here reads rows and rankings: masks alone (`mask`, Rong et al., ICML 2022), smoothed and unsigned variants
 (Song et al., 2023; Cai et al., 2025), imputed holes (ROAD, Rong et al.), keep and retrain, the other unit, importance
-recomputed (Madsen et al., 2022), random weights (Adebayo et al., 2018), and on data that knows it the truth.
+recomputed (Madsen et al., 2022), random weights (Adebayo et al., 2018) and, where it is known, the truth.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ METRICS = {  # name -> measure and mode of its rows
 }
 CHECKS = ("keep", "imputed", "imputed, kept", "other unit", "without sign", "blurred", "recomputed")
 MISSING = "–"
-LEAK = 0.05  # accuracy above chance of a model that sees only masks, from which on it is called a leak
+LEAK = 0.05  # a model that sees only masks shows a leak if its accuracy is above chance by more
 
 
 def leak(table: pd.DataFrame, unit: str) -> pd.DataFrame:
@@ -39,7 +39,7 @@ def leak(table: pd.DataFrame, unit: str) -> pd.DataFrame:
 def scores(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     """How good each metric finds each estimator, higher is better (`stats.goodness`): metrics (rows) by estimators.
 
-    Metrics without rows are left out, and so are mixed estimators, on whose order metrics agree too easily.
+    Metrics without rows are left out, as are mixed estimators, on whose order metrics agree too easily.
     """
     found = {}
     for name, (measure, mode) in METRICS.items():
@@ -51,7 +51,7 @@ def scores(table: pd.DataFrame, unit: str) -> pd.DataFrame:
 
 
 def costs(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """What each metric took: metric, rows, seconds in all, seconds per estimator and percent (all seeds).
+    """What each metric took: metric, rows, seconds in all, seconds per estimator, unit and percent (all seeds).
 
     table: accuracies (results.table); rows: with rankings (results.rows), whose seconds every metric needs on top.
     """
@@ -85,7 +85,7 @@ def truth(study: Study, masks: np.ndarray, unit: str, percents, count: int = 500
 
 
 def sanity(rows: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """How far rankings stay the same as the model's weights become random, mean over base models.
+    """How similar rankings remain as the model's weights become random, mean over base models.
 
     rows: of results.known. Columns: estimator, depth (percent of the layers that are random), percent (t of the
     overlap), rho (Spearman's, -1..1), overlap (0..1). Source: Adebayo et al. (2018).
@@ -105,7 +105,7 @@ def survival(
     0, equal if it lies within the margin (of accuracy, 0..1), open if neither, – if not measured; leak, largest
     accuracy above chance of models that saw only its masks (0..1, NaN); survives, in words. The reference is Random
     under the same check, for a blurred estimator blurred Random. Checks are not corrected for their number: they are
-    there to cast doubt. Imputed holes count retrained, or as ROAD scores them where they were not.
+    there to cast doubt. Imputed holes count as retrained or, where they were not, as ROAD scores them.
     """
     claims = verdicts.verdicts(table, unit, "remove", margin=margin) if claims is None else claims
     claims = claims.set_index("estimator").verdict
@@ -165,7 +165,7 @@ def _difference(table: pd.DataFrame, unit: str, name: str, check: str) -> tuple[
 def _scored(rows: pd.DataFrame, own: str, reference: str, sign: int) -> tuple[float, float, float]:
     """The difference of one model's scores, mean over percents, with the test set's binomial error.
 
-    As if unpaired, and as if the errors of all percents were the same one, since the images are: rather too wide.
+    Computed as if unpaired, and with one common error at all percents, since the images are the same: rather too wide.
     """
     wide = rows.pivot_table(index="percent", columns="estimator", values="accuracy")
     if not {own, reference} <= set(wide.columns) or wide[[own, reference]].dropna().empty:

@@ -1,9 +1,9 @@
 """From curves to words: is an estimator better than Random, than Sobel, than the base it wraps? And do rankings agree?
 
-Every comparison is paired by seed (same first weights, same order of images), takes one number a seed (the difference
-of accuracy, mean over the percents that both have), borrows from the others how far such numbers spread
-(`roarlib.answers.spreads`), and is corrected for the number of estimators compared. Two questions are asked of each: is
-there a difference, and is it smaller than a margin? `corrected` answers for both.
+Every comparison is paired by seed (same initial weights, same order of images), takes one number per seed (the
+difference in accuracy, mean over the percents that both have), borrows from the other estimators how far such numbers
+spread (`roarlib.answers.spreads`), and is corrected for the number of estimators compared. It asks two questions: is
+there a difference, and is it smaller than a margin? `corrected` accounts for both.
 """
 
 from itertools import combinations
@@ -16,7 +16,7 @@ from roarlib.answers import spreads, stats
 from roarlib.study.names import MODES, UNITS, keeps, label, mixed_share, parent_of, split_name
 
 LEVEL = 0.05  # chance of any false finding among all estimators of one comparison
-MARGIN = 0.01  # of accuracy, from which on a difference matters; a study's own is its `margin`, in points
+MARGIN = 0.01  # of accuracy: smaller differences count as equal; a study's own is its `margin`, in points
 # open: the data neither tell the estimator apart from its reference nor show that they are equal within the margin
 BETTER, WORSE, EQUAL, OPEN, FEW = "better", "worse", "equal", "open", "too few seeds"
 VOID = "nothing learnt"  # clean accuracy is no better than guessing
@@ -26,12 +26,12 @@ COLUMNS = "estimator reference n mean std low high effect p p_equal degrees p_ho
 def verdicts(
     table: pd.DataFrame, unit: str, mode: str, reference: str = "random", margin: float = MARGIN, level: float = LEVEL
 ) -> pd.DataFrame:
-    """One row an estimator: its difference to the reference, tested, and one word.
+    """One row per estimator: its difference from the reference, tested, and a verdict of one word.
 
     table: one study's tidy table. reference: an estimator, or `base` for what each is made from (the base an ensemble
-    wraps, the estimator that a variant varies). margin: the difference of accuracy (0..1) below which two are equal.
-    level: chance of any false word among all rows. Columns: estimator, reference, n (seeds), mean, std, low, high
-    (difference of accuracy, -1..1, mean over percents; its standard deviation over seeds, its 95 percent interval),
+    wraps, the estimator that a variant varies). margin: the difference in accuracy (0..1) below which two are equal.
+    level: chance of any false verdict among all rows. Columns: estimator, reference, n (seeds), mean, std, low, high
+    (difference in accuracy, -1..1, mean over percents; its standard deviation over seeds, its 95 percent interval),
     effect (Hedges' g of the paired differences), p, p_equal and degrees (`spreads.tested`), p_holm and p_equal_holm
     (`corrected` for all rows), verdict (`words`), margin. Lower accuracy is better in the modes that remove, higher in
     those that keep. Sorted, best first.
@@ -60,13 +60,13 @@ def verdicts(
 
 
 def percents(table: pd.DataFrame, unit: str, mode: str) -> list[int]:
-    """The percents that verdicts are about: those of most estimators. One that lacks some of them gets no verdict."""
+    """The percents that verdicts cover: those that most estimators have. One that lacks any of them gets no verdict."""
     each = _retrained(table, unit, mode).groupby("estimator").percent.agg(frozenset)
     return sorted(max(each.value_counts().items(), key=lambda item: (item[1], len(item[0])))[0]) if len(each) else []
 
 
 def exhausted(table: pd.DataFrame, unit: str, mode: str, reference: str = "random", margin: float = MARGIN) -> bool:
-    """Whether the reference has less than `margin` left to lose, or where it keeps, to gain: nothing can be better."""
+    """Whether the reference has at most `margin` left to lose (in modes that keep: to gain): nothing can be better."""
     rows = _retrained(table, unit, mode)
     own = rows[(rows.estimator == reference) & rows.percent.isin(percents(table, unit, mode))].accuracy.mean()
     clean = table[(table.measure == "retrain") & (table.estimator == "clean")].accuracy.mean()
@@ -76,12 +76,12 @@ def exhausted(table: pd.DataFrame, unit: str, mode: str, reference: str = "rando
 
 
 def corrected(p, p_equal) -> tuple[np.ndarray, np.ndarray]:
-    """p values of a difference and of equality (.., m) on m estimators, corrected: by Holm, and times 2 m.
+    """Corrected p values (.., m) of m estimators: of a difference by Holm's method, of equality times 2 m.
 
-    The second counts only for estimators without a difference (`words`), of which at most one statement can be false.
-    So, where single p values keep theirs, the chance of any false word is at most the level for differences, and half
-    of it more for equality; together they stay at the level in simulations of all sorts of truths, as false differences
-    get rarer where there are others to be told equal (tests, LOG.md).
+    Equality counts only for estimators without a difference (`words`): at most one statement about each can be false.
+    So, if single p values are valid, the chance of any false verdict is at most the level for differences plus half of
+    it for equality. In simulations of all sorts of truths both together stay at the level, as false differences get
+    rarer where there are other estimators to be found equal (tests, LOG.md).
     """
     p_equal = np.asarray(p_equal, dtype=float)
     return holm(p), np.minimum(1, 2 * np.sum(~np.isnan(p_equal), axis=-1, keepdims=True) * p_equal)
@@ -90,7 +90,7 @@ def corrected(p, p_equal) -> tuple[np.ndarray, np.ndarray]:
 def words(good, p_holm, p_equal_holm, level: float = LEVEL) -> np.ndarray:
     """BETTER, WORSE, EQUAL or OPEN for each estimator. good: whether its mean lies on the better side.
 
-    A difference that is real counts, though it may be smaller than the margin as well.
+    A significant difference takes precedence, even if it is also smaller than the margin.
     """
     told = np.asarray(p_holm) < level
     return np.select([told & good, told, np.asarray(p_equal_holm) < level], [BETTER, WORSE, EQUAL], OPEN)
@@ -99,7 +99,7 @@ def words(good, p_holm, p_equal_holm, level: float = LEVEL) -> np.ndarray:
 def _retrained(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
     stats.one_study(table)
     judged = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
-    return judged[~judged.estimator.isin(filter(mixed_share, judged.estimator.unique()))]  # those judge the metric
+    return judged[~judged.estimator.isin(filter(mixed_share, judged.estimator.unique()))]  # mixed ones judge the metric
 
 
 def hedges_g(differences) -> float:
@@ -115,7 +115,7 @@ def hedges_g(differences) -> float:
 
 
 def holm(p) -> np.ndarray:
-    """p values (.., m) corrected for m tests: the k-th smallest times m - k + 1, never falling, at most 1; NaN stays.
+    """p values (.., m) corrected for m tests: the k-th smallest times m - k + 1, made monotone, at most 1; NaN stays.
 
     Keeps the chance of any false finding at the level. Source: Holm, Scandinavian Journal of Statistics 6 (1979).
     """
@@ -129,10 +129,10 @@ def holm(p) -> np.ndarray:
 
 
 def power(difference: float, std: float, n: int, level: float = LEVEL, among: int = 1) -> float:
-    """Chance that a two-sided paired test at `level` on n seeds sees a true difference, given the differences' std.
+    """Chance that a two-sided paired test at `level` on n seeds detects a true difference, given the differences' std.
 
     1 - F(t) + F(-t) of the noncentral t distribution with noncentrality sqrt(n) difference / std, and the degrees of
-    freedom that a study of so many estimators gives (`spreads.expected`): n - 1 for one alone.
+    freedom that a study of `among` estimators gives (`spreads.expected`): n - 1 for one alone.
     Source: scipy.stats.nct; Cohen, Statistical Power Analysis (1988).
     """
     if n < 2 or not np.isfinite(std):
@@ -146,16 +146,16 @@ def power(difference: float, std: float, n: int, level: float = LEVEL, among: in
 
 
 def seeds_needed(difference: float, std: float, among: int = 1, level: float | None = None) -> int:
-    """Fewest seeds that tell a difference, among so many estimators, with a chance of 0.8; 200: that many or more.
+    """Fewest seeds that detect a difference, with `among` estimators, with a chance of 0.8; 200 means 200 or more.
 
-    std: of the paired differences. level: if it is not that of Holm's strictest step, LEVEL / among.
+    std: of the paired differences. level: None for that of Holm's strictest step, LEVEL / among.
     """
     level = LEVEL / among if level is None else level
     return next((n for n in range(2, 200) if power(difference, std, n, level, among) >= 0.8), 200)
 
 
 def spread_of_differences(table: pd.DataFrame, unit: str, mode: str) -> float:
-    """Typical standard deviation over seeds of the differences to Random: root mean square over estimators."""
+    """Typical standard deviation over seeds of the differences from Random: root mean square over estimators."""
     rows = _retrained(table, unit, mode)
     names = set(rows.estimator) - {"random", "clean"}
     variances = [d.var(ddof=1) for name in names if len(d := stats.differences(rows, name, "random")) > 1]
@@ -163,7 +163,7 @@ def spread_of_differences(table: pd.DataFrame, unit: str, mode: str) -> float:
 
 
 def advice(table: pd.DataFrame, unit: str, mode: str, found: pd.DataFrame) -> str:
-    """What it would take to tell the open ones, in a sentence; empty where none is. found: of `verdicts`."""
+    """How many seeds would decide open verdicts, in a sentence; empty if there are none. found: of `verdicts`."""
     spread = spread_of_differences(table, unit, mode)
     if np.isnan(spread) or not found.verdict.isin([OPEN, FEW]).any():
         return ""
@@ -176,7 +176,7 @@ def advice(table: pd.DataFrame, unit: str, mode: str, found: pd.DataFrame) -> st
 
 
 def kendall_w(scores: pd.DataFrame) -> dict:
-    """Agreement of several orders of the same things: m, n, W in 0..1 and its p value, NaN for m < 2 or n < 3.
+    """Agreement of several orders of the same things: m, n, W in 0..1 and its p value; NaN for m < 2 or n < 3.
 
     scores: judges (rows, m) by things (columns, n); only complete columns count. W = chi^2 / (m (n - 1)), chi^2 with n
     - 1 degrees of freedom, corrected for ties. Source: Kendall and Babington Smith, Annals of Mathematical Statistics
@@ -191,7 +191,7 @@ def kendall_w(scores: pd.DataFrame) -> dict:
 
 
 def agreement(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
-    """Whether the order of estimators is the same for every seed, percent, unit and mode: over, m, n, w, p.
+    """Kendall's W of the orders of estimators by seed, by percent, by unit and by mode, a row each: over, m, n, w, p.
 
     Seeds and percents within this unit and mode; units within this mode; modes within this unit, where W means that
     the same estimators are good in both (`stats.goodness`). m: judges, n: estimators. W is NaN with one judge.
@@ -216,7 +216,7 @@ def agreement_within(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sides(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Every unit and mode that judges estimators; a mask alone does not: what it tells is a leak."""
+    """Every unit and mode that judges estimators; `mask` does not, as what a mask alone tells is a leak."""
     stats.one_study(table)
     judging = table[(table.measure == "retrain") & (table["mode"] != "mask")]
     there = set(judging[["unit", "mode"]].itertuples(index=False, name=None))
@@ -230,7 +230,7 @@ def _wide(rows: pd.DataFrame) -> pd.DataFrame:
 def _orders(table: pd.DataFrame, sides) -> pd.DataFrame:
     """`stats.goodness` of estimators (columns) on each side (rows), pairs of unit and mode; NaN: not measured.
 
-    Sides of one mode are taken over the percents that all of them have; a percent kept is none removed.
+    Sides of one mode are taken over the percents that all of them have; percents of different modes do not compare.
     """
     rows = {side: _retrained(table, *side) for side in sides}
     if len({mode for _, mode in sides}) == 1:
@@ -241,7 +241,7 @@ def _orders(table: pd.DataFrame, sides) -> pd.DataFrame:
 
 
 def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[str, str, str]]]:
-    """What the verdicts rest on, in half a sentence, and for each verdict that was given: word, phrase, estimators.
+    """What the verdicts rest on, in half a sentence, and for each verdict given: its word, a phrase, its estimators.
 
     found, level: of `verdicts`.
     """
@@ -259,7 +259,7 @@ def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[
     }
 
     def names(word: str) -> str:
-        """Without Random blurred, a yardstick, where there are others."""
+        """The labels of estimators with this verdict; blurred Random, a yardstick, only if there are no others."""
         there = list(found[found.verdict == word].estimator)
         return ", ".join(map(label, [n for n in there if split_name(n)[0] != "random"] or there))
 
@@ -270,7 +270,7 @@ def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[
 
 
 def cells(found: pd.DataFrame) -> pd.Series:
-    """Of each row of `verdicts`: '-9.5 [-11.8, -7.2] better', the difference in points, its interval, the verdict."""
+    """For each row of `verdicts`: '-9.5 [-11.8, -7.2] better', the difference in points, its interval, the verdict."""
 
     def cell(row: pd.Series) -> str:
         mean, low, high = (f"{round(100 * row[key], 1) + 0.0:+.1f}" for key in ("mean", "low", "high"))  # never -0.0
@@ -285,7 +285,7 @@ def points(share: float) -> str:
 
 
 def beside_blurred(table: pd.DataFrame, unit: str, mode: str, margin: float = MARGIN) -> str:
-    """Blurred estimators judged beside blurred Random, whose holes are as solid: a sentence; empty without both."""
+    """A sentence on blurred estimators beside blurred Random, whose holes are as solid; empty without both."""
     blurred = table[table.estimator.str.endswith("-blur") | (table.estimator == "clean")]
     found = verdicts(blurred, unit, mode, "random-blur", margin)
     return "" if found.empty else f"Holes as solid on both sides: w{in_words(found)[1:]}"

@@ -15,15 +15,15 @@ NEEDED = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def brought_as(dataset: str) -> bool:
-    """Whether a data set is arrays of the user's."""
+    """Whether a data set consists of a user's arrays."""
     return dataset.startswith("npz:") or own.is_own(dataset)
 
 
 def load(study: Study) -> tuple[Split, Split, list[str]]:
     """(train, test, class names) of `npz:FILE` or `module:function`, which takes nothing and returns a dict.
 
-    Arrays: train_images, train_labels, test_images, test_labels, and `classes` (names) if there. Images: uint8 (N, H,
-    W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W); labels: whole numbers (N,) or (N, 1). InputError: what does not fit.
+    Arrays: train_images, train_labels, test_images, test_labels and, optionally, `classes` (names). Images: uint8 (N,
+    H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W); labels: integers (N,) or (N, 1). InputError says what does not fit.
     """
     if own.is_own(study.dataset):
         files, found = [], _made(study.dataset)
@@ -55,7 +55,7 @@ def _made(dataset: str) -> Mapping:
         found = own.load(dataset)()
     except InputError:
         raise
-    except Exception as error:  # the user's code: anything may come of it
+    except Exception as error:  # the user's code, which may raise anything
         raise InputError(f"{dataset} fails: {own.said(error)}") from error
     if not isinstance(found, Mapping):
         raise InputError(f"{dataset} returns a {type(found).__name__}; it must be a dict of {', '.join(NEEDED)}")

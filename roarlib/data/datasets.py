@@ -1,7 +1,7 @@
 """Data sets as arrays: images uint8 (N, C, H, W), labels int64 (N,), the training set's mean and std per channel.
 
-Every data set is prepared once (`prepare`): photographs are decoded and cut, others copied, into memory-mapped arrays
-under outputs/_prepared/, which all cells of all studies share.
+Every data set is prepared once (`prepare`): photographs are decoded and cropped, others copied, into arrays under
+outputs/_prepared/, which all cells of all studies memory-map.
 """
 
 import difflib
@@ -52,7 +52,7 @@ class Data:
 
     @property
     def fill(self) -> np.ndarray:
-        """What removed inputs become, normalised, float32 (C,): the train split's mean; 0 where that scales them."""
+        """What removed inputs become, normalised, float32 (C,): the train split's mean; 0 without `scaled_by`."""
         mean, std = self.scale
         return (self.mean - mean) / std
 
@@ -69,9 +69,9 @@ class Data:
 
 
 def load(study: Study, progress: Callable[[int, int], None] | None = None) -> Data:
-    """The study's data, memory-mapped; prepared first where it is not yet, with `progress`(done, of all images).
+    """The study's data, memory-mapped; prepared first if need be, calling `progress`(images done, of all).
 
-    InputError if it is missing, damaged or inconsistent.
+    InputError if they are missing, damaged or inconsistent.
     """
     folder = prepared(study)
     if not (folder / "meta.json").is_file():
@@ -101,7 +101,7 @@ def _scale(study: Study, split: Split) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def prepared(study: Study) -> Path:
-    """The folder of a study's prepared arrays; studies that ask for the same images share it, however they spell it."""
+    """The folder of a study's prepared arrays, shared by studies with the same data keys, however they spell paths."""
     kind, _, path = study.dataset.partition(":")
     if study.dataset not in DATASETS and kind not in ("folder", "npz") and not own.is_own(study.dataset):
         near = difflib.get_close_matches(f"{kind}:" if path else kind, [*DATASETS, "folder:", "npz:"], 1)
@@ -109,7 +109,7 @@ def prepared(study: Study) -> Path:
         others = "folder:PATH, npz:FILE, or your own module:function"
         raise InputError(f"unknown dataset '{study.dataset}'{hint} Known: {', '.join(DATASETS)}, {others}")
     dataset, where = study.dataset, [] if study.dataset.startswith("textures") else [str(data_dir(study).resolve())]
-    if kind in ("folder", "npz"):  # by what it comes to
+    if kind in ("folder", "npz"):  # by its resolved path
         dataset, where = f"{kind}:{brought.where(study, path)}", []
     wanted = [VERSION, dataset, study.train_images, study.test_images, study.image_size, study.resize, *where]
     wanted += ["evenly"] * (arrays.brought_as(study.dataset) and bool(study.train_images or study.test_images))
@@ -118,14 +118,14 @@ def prepared(study: Study) -> Path:
 
 
 def changed(study: Study, thorough: bool = False, progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Splits whose pictures are not those that were prepared; none where the pictures are gone by now.
+    """Splits whose pictures are no longer those that were prepared; none if the pictures are gone.
 
-    Names and sizes tell at once. Where only times differ, or with `thorough`, the pictures are decoded again (with
-    `progress`, of each split by itself); if they are the same after all, their times are noted.
+    Other names or sizes tell at once. If only times differ, or with `thorough`, the pictures are decoded again
+    (`progress` counts each split by itself); if they are the same after all, their times are noted.
     """
     if study.dataset in ARRAYS:
         return []
-    thorough |= own.is_own(study.dataset)  # nothing else tells what a function gives
+    thorough |= own.is_own(study.dataset)  # only reading it again tells what a function returns
     folder = prepared(study)
     meta, found = prepare.meta(folder), []
     try:
@@ -135,7 +135,7 @@ def changed(study: Study, thorough: bool = False, progress: Callable[[int, int],
         there = brought.where(study, path)
         folders = (there / "train").is_dir() and ((there / "test").is_dir() or (there / "val").is_dir())
         if kind == "npz" and there.is_file() or kind == "folder" and folders or own.is_own(study.dataset):
-            raise  # it is there, and no longer what was prepared
+            raise  # it exists, but is no longer what was prepared
         return []
     for name, split in splits.items():
         now = prepare.digests(split)
@@ -157,7 +157,7 @@ def sizes(study: Study) -> tuple[dict[str, int], tuple[int, int, int]]:
 
 
 def _sources(study: Study) -> tuple[dict, list[str]]:
-    """What is to be prepared, checked: splits (arrays in memory, or pictures to decode) and class names."""
+    """The data to prepare, checked: splits (arrays in memory, or pictures to decode) and class names."""
     if study.dataset in ARRAYS or arrays.brought_as(study.dataset):
         if study.image_size or study.resize:
             raise InputError(f"image_size and resize are for photographs; {study.dataset} has a size of its own")
@@ -184,11 +184,11 @@ def _sources(study: Study) -> tuple[dict, list[str]]:
 
 
 def pictures(study: Study) -> dict[str, list[Path]]:
-    """The picture file of every prepared image, by split; empty where the data set is arrays."""
+    """The picture files of all prepared images, by split; empty for a data set of arrays."""
     if study.dataset in ARRAYS or arrays.brought_as(study.dataset):
         return {}
     splits, meta = _sources(study)[0], prepare.meta(prepared(study))
-    bad = {name: meta[name]["unreadable"] for name in SPLITS}  # name and reason, (..)
+    bad = {name: meta[name]["unreadable"] for name in SPLITS}  # "name (reason)"
 
     def read(name: str, path: Path) -> bool:
         return not any(entry.startswith(f"{photos.shown(path)} (") for entry in bad[name])
@@ -197,7 +197,7 @@ def pictures(study: Study) -> dict[str, list[Path]]:
 
 
 def notes(study: Study) -> list[str]:
-    """What a user should know of the prepared data: counts, pictures that were left out, counts unlike the paper's."""
+    """What a user should know about the prepared data: counts, pictures left out, counts unlike the paper's."""
     folder = prepared(study)
     meta, lines = prepare.meta(folder), []
     for k, name in enumerate(SPLITS):

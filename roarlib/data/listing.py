@@ -1,4 +1,4 @@
-"""Which image is which: a study's images in its order, so that maps can be made anywhere and be matched again."""
+"""Which image is which: a study's images in its order, so that maps can be made anywhere and matched to them."""
 
 import hashlib
 import os
@@ -14,9 +14,10 @@ COLUMNS = ["index", "split", "file", "label", "sha256"]
 
 
 def images(study: Study, hashes: bool = True) -> pd.DataFrame:
-    """COLUMNS of every image: its number in its split, the picture file below the data set's folder, its class.
+    """COLUMNS of every image: number in its split, split, picture file relative to the data set's folder, class.
 
-    sha256: of the picture file, or where the data set is arrays, and `file` empty, of the image's uint8 (C, H, W).
+    sha256: of the picture file; for a data set of arrays, where `file` is empty, of the image's uint8 (C, H, W). It is
+    empty without `hashes`.
     """
     data, parts = datasets.load(study), {}
     paths = datasets.pictures(study)

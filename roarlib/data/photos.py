@@ -1,6 +1,6 @@
 """Folders of photographs: which picture belongs to which split and class, and one picture as the model sees it.
 
-Layouts: ImageNet, Food-101, Birdsnap, and any folder with train/ and test/ (or val/) of one folder a class.
+Layouts: ImageNet, Food-101, Birdsnap, and any folder with train/ and test/ (or val/), one folder per class in each.
 """
 
 import json
@@ -22,14 +22,14 @@ from roarlib.study.params import InputError
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 COUNTS = {"imagenet": (1_281_167, 50_000), "food101": (75_750, 25_250), "birdsnap": (47_386, 2_443)}  # train, test
 CLUTTER = re.compile(r"\.|(@eadir|__macosx|thumbs\.db|desktop\.ini)\Z", re.IGNORECASE)  # left by file managers
-NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}  # Pillow alone knows their names, no more
+NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}  # which Pillow alone cannot decode
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Picture files and their labels, int64 (N,), to be decoded to `size` pixels a side: see `view`.
+    """Picture files and their labels, int64 (N,), to be decoded to `size` pixels per side: see `view`.
 
-    missing: files that a list names and that are not there. others: extension -> number of files that are no pictures.
+    missing: listed files that do not exist. others: extension -> number of files that are not pictures.
     """
 
     paths: list[Path]
@@ -48,38 +48,38 @@ class Photos:
         return 3, self.size, self.size
 
     def read(self, part: slice) -> tuple[np.ndarray, dict[int, str]]:
-        """The readable pictures of a part, uint8 (n, 3, size, size), and number -> name and reason of the others."""
+        """The readable pictures of a part, uint8 (n, 3, size, size), and for the others number -> "name (reason)"."""
 
         def look(number: int):
             try:
                 return view(self.paths[number], self.resize, self.size)
-            except Exception as error:  # decoders raise all sorts
-                if isinstance(error, InputError) or getattr(error, "errno", None):  # for the user, or the disk's fault
+            except Exception as error:  # decoders raise all sorts of errors
+                if isinstance(error, InputError) or getattr(error, "errno", None):  # for the user, or a disk error
                     raise
                 return f"{shown(self.paths[number])} ({' '.join(str(error).split())[:60]})"
 
-        with ThreadPoolExecutor(cores()) as pool:  # decoding releases Python's lock
+        with ThreadPoolExecutor(cores()) as pool:  # decoding releases the GIL
             found = dict(zip(range(part.start, part.stop), pool.map(look, range(part.start, part.stop)), strict=True))
         bad = {number: said for number, said in found.items() if isinstance(said, str)}
         good = [image for number, image in found.items() if number not in bad]
         return np.stack(good) if good else np.empty((0, *self.shape), np.uint8), bad
 
     def first(self, count: int, evenly: bool = True) -> "Photos":
-        """`count` pictures, as evenly from all classes as can be (files are sorted by class); 0 means all."""
+        """`count` pictures, 0 for all, always as evenly from all classes as possible: files are sorted by class."""
         chosen = of_each_class(self.labels, count or len(self.labels))
         return replace(self, paths=[self.paths[i] for i in chosen], labels=self.labels[chosen])
 
 
 def view(path: Path, resize: int, size: int) -> np.ndarray:
-    """One picture as uint8 (3, size, size): turned upright, RGB, short side to `resize`, the centre cut out.
+    """One picture as uint8 (3, size, size): turned upright, RGB, short side scaled to `resize`, centre cropped.
 
-    The paper's test-time view (256, 224). What is transparent shows a white ground; 0..65535 becomes 0..255; of several
-    frames, the first. Raises OSError or ValueError for a file that is no whole picture, InputError where its values
-    have no known range.
+    The paper's test-time view (256, 224). Transparent parts become white; 0..65535 is scaled to 0..255; of several
+    frames the first is taken. Raises OSError or ValueError for a file that is not a complete picture, InputError if the
+    range of its values is unknown.
     """
     with Image.open(path) as image:
         scale = image.format == "PNG" and {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}.get(image.tile[0][3])
-        if scale and "transparency" in image.info:  # still as in the file, though Pillow makes all pixels 8 bits
+        if scale and "transparency" in image.info:  # Pillow scales pixels to 8 bits, but leaves this as in the file
             image.info["transparency"] = (np.array(image.info["transparency"]) * scale).astype(int).tolist()
         image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":  # more than 8 bits, which convert would clip
@@ -99,7 +99,7 @@ def view(path: Path, resize: int, size: int) -> np.ndarray:
 
 
 def shown(name: str | Path) -> str:
-    """A file name that can be printed and stored: bytes that are no UTF-8 (an é in Latin-1) as \\xe9."""
+    """A file name that can be printed and stored: bytes that are not UTF-8 (an é in Latin-1) become \\xe9."""
     return str(name).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -122,7 +122,7 @@ Part = tuple[list[Path], list[int], list[str], dict[str, int]]  # files, labels,
 
 
 def _folder(folder: Path, what: str) -> tuple[Part, Part, list[str]]:
-    """train/ and test/ (or val/), each with one folder of pictures a class."""
+    """train/ and test/ (or val/), each with one folder of pictures per class."""
     test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
     if test is None or not (folder / "train").is_dir():
         lack = "test/ or val/" if (folder / "train").is_dir() else "train/"
@@ -142,7 +142,7 @@ def _folder(folder: Path, what: str) -> tuple[Part, Part, list[str]]:
 
 
 def _pictures(folder: Path, classes: list[str]) -> Part:
-    """Pictures of every kind that Pillow reads, in torchvision's order; the other files counted by extension."""
+    """Pictures of every kind that Pillow reads, in torchvision's order; other files are counted by extension."""
     kinds = {kind for kind, name in Image.registered_extensions().items() if name not in NOT_READ}
     paths, labels, others = [], [], Counter()
     for label, name in enumerate(classes):
@@ -173,7 +173,7 @@ def _food101(folder: Path):
 
 
 def _birdsnap(folder: Path):
-    """images.txt, species.txt and test_images.txt as released; the pictures under download/images or images."""
+    """images.txt, species.txt and test_images.txt as released; pictures in download/images or images."""
     homes = (folder / "birdsnap", folder / "birdsnap" / "birdsnap")
     base = next((p for p in homes if (p / "images.txt").is_file()), None)
     if base is None:
@@ -200,7 +200,7 @@ def _tabbed(file: Path) -> list[dict[str, str]]:
 
 
 def _there(folder: Path, pairs: list[tuple[str, int]]) -> Part:
-    """The listed pictures that exist; the others are kept by name."""
+    """The listed pictures that exist, and the names of those that do not."""
     found = [(folder / name, label) for name, label in pairs if (folder / name).is_file()]
     missing = [name for name, _ in pairs if not (folder / name).is_file()]
     return [path for path, _ in found], [label for _, label in found], missing, {}

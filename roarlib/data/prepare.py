@@ -1,7 +1,7 @@
-"""Data prepared once: images decoded, cut and written to memory-mapped uint8 arrays that every stage reads.
+"""Data prepared once: images decoded, cropped and written to memory-mapped uint8 arrays that every stage reads.
 
 A folder of arrays holds `<split>-images.npy` uint8 (N, C, H, W), `-labels.npy` int64 (N,), `-masks.npy` bool where
-known, and meta.json, written last, so that its presence means done. Interrupted work goes on where it stopped.
+known, and meta.json, written last, so that its presence means done. Interrupted work resumes where it stopped.
 """
 
 import hashlib
@@ -40,18 +40,18 @@ class Split:
         return self.images.shape[1:]
 
     def read(self, part: slice) -> tuple[np.ndarray, dict[int, str]]:
-        """Some of the images, and none that is unreadable: what `photos.Photos` offers as well."""
+        """A part of the images, none of them unreadable: the interface of `photos.Photos.read`."""
         return self.images[part], {}
 
     def first(self, count: int, evenly: bool = False) -> "Split":
-        """The first `count` images, or, `evenly`, the first so many of each class; 0 means all."""
+        """The first `count` images or, with `evenly`, the first few of each class; 0 means all."""
         cut = of_each_class(self.labels, count) if evenly and count else slice(count or None)
         masks = None if self.masks is None else self.masks[cut]
         return replace(self, images=self.images[cut], labels=self.labels[cut], masks=masks)
 
 
 def of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
-    """Which `count` images to take, as evenly from all classes as can be: the first of each, in their order."""
+    """Indices of `count` images, as evenly from all classes as possible: the first of each, in their order."""
     turn = np.empty(len(labels), int)  # which image of its class it is
     for label in np.unique(labels):
         turn[labels == label] = np.arange((labels == label).sum())
@@ -59,10 +59,10 @@ def of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def write(folder: Path, splits: dict, classes: list[str], progress: Callable | None) -> None:
-    """Write all splits and meta.json; resumes. progress: called with (images done, of all).
+    """Write all splits and meta.json, resuming interrupted work. progress: called with (images done, of all).
 
-    splits: name -> what has `labels`, `shape` and `read` (`Split`, `photos.Photos`). Pictures that cannot be read are
-    left out, and named in meta.json; InputError where more than 1 percent are.
+    splits: name -> object with `labels`, `shape` and `read` (`Split`, `photos.Photos`). Pictures that cannot be read
+    are left out and named in meta.json; InputError if they are more than 1 percent.
     """
     total = sum(len(split) for split in splits.values())
     with alone(folder):
@@ -87,7 +87,7 @@ def _write_split(folder: Path, name: str, split, tell: Callable | None) -> tuple
     earlier = json.loads(notes.read_text()) if notes.is_file() and file.is_file() else {}
     if earlier.get("times") == state["times"]:
         state, array = earlier, np.lib.format.open_memmap(file, "r+")
-    else:  # nothing there, or other pictures by now
+    else:  # nothing there yet, or the pictures have changed
         array = new_array(file, (len(split), *split.shape))
     levels, saved = np.array(state["levels"]), time.monotonic()
     for start in range(state["seen"], len(split), CHUNK):
@@ -106,7 +106,7 @@ def _write_split(folder: Path, name: str, split, tell: Callable | None) -> tuple
         if tell:
             tell(part.stop)
     if len(state["bad"]) > BROKEN * len(split):
-        notes.unlink()  # mended pictures are to be looked at again
+        notes.unlink()  # so that mended pictures are read again
         one = next(iter(state["bad"].values()))
         raise InputError(f"{name}: {len(state['bad'])} of {len(split)} pictures cannot be read, {one} for one")
     used = np.flatnonzero(levels.sum(0))
@@ -126,7 +126,7 @@ def _finish_split(folder: Path, name: str, split, state: dict) -> dict:
 
 
 def _shared(folder: Path, meta: dict) -> int:
-    """How many test images are train images as well, value by value."""
+    """How many test images are also train images, value by value."""
     found = {}
     for name in ("train", "test"):
         images, found[name] = np.load(folder / f"{name}-images.npy", mmap_mode="r"), []
@@ -138,9 +138,9 @@ def _shared(folder: Path, meta: dict) -> int:
 
 
 def digests(split) -> dict[str, str]:
-    """Digests of what is written, so that work is only ever continued for the same pictures in the same order.
+    """Digests of what is to be written, so that work is only ever resumed for the same pictures in the same order.
 
-    names: sizes, and paths from the files' common folder on. times: when they were last written as well.
+    names: of shape, labels, file sizes and paths below the files' common folder. times: of modification times, too.
     """
     size = [len(split), list(split.shape), getattr(split, "resize", 0)]
     head = json.dumps(size).encode() + split.labels.tobytes()
@@ -178,7 +178,7 @@ def damaged(folder: Path) -> list[str]:
 
 
 def differs(folder: Path, splits: dict, progress: Callable | None = None) -> list[str]:
-    """Of these splits, those whose images, all read again, are not what was written; progress is of each split."""
+    """Those splits whose images, all read again, are not what was written; `progress` counts each split by itself."""
     found = []
     for name, split in splits.items():
         crc = 0

@@ -1,37 +1,37 @@
-"""Textures: a made-up data set whose informative pixels are known, small enough to retrain on in seconds.
+"""Textures: a synthetic data set whose informative pixels are known, small enough to retrain on in seconds.
 
 Every image shows one textured disc on a cluttered background. Only the texture in the disc tells the class:
 the disc's place, mean colour and contrast (over the channels together) and the whole background are drawn
-without looking at the label. So an estimator that ranks the disc first is right by construction, a judgement
+independently of the label. So an estimator that ranks the disc first is right by construction, a judgement
 that no natural data set allows.
 
-Four more kinds make the answer harder in a known way. `outline`: an ellipse whose direction tells the class, its
-texture nothing, so that the hole where it was tells the class as well. `twice`: two discs say the same (redundancy).
+Four more kinds make the task harder in a known way. `outline`: an ellipse whose direction tells the class and whose
+texture does not, so that the hole it leaves tells the class as well. `twice`: two discs say the same (redundancy).
 `against`: a second, fainter disc shows another class, which is evidence against the true one. `distractor`: a second
 disc carries rings, whatever the class.
 """
 
 import numpy as np
 
-ANGLES = (0, 45, 90, 135)  # degrees, of the stripes' direction against the horizontal, anticlockwise
+ANGLES = (0, 45, 90, 135)  # degrees from the horizontal to the stripes, anticlockwise
 PATTERNS = [f"stripes {angle}°" for angle in ANGLES] + ["checks"]
-TINTS = {"light-dark": (1, 1, 1), "red-green": (1, -1, 0)}  # how a texture leaves its disc's mean colour
+TINTS = {"light-dark": (1, 1, 1), "red-green": (1, -1, 0)}  # how a texture departs from its disc's mean colour
 CLASSES = [f"{pattern}, {tint}" for tint in TINTS for pattern in PATTERNS]
 
-# Standard deviations in units of 0..255, so low that hardly a value is clipped, which could tell the class.
-# Contrasts and periods from hard to easy make accuracy fall gradually as random pixels are removed; with one
-# of each for all images it stays up and then collapses.
-CONTRAST = (3.5, 50.0)  # least and greatest of the texture in one image
-SKEW = 1.5  # of contrasts towards the least; 1 spreads them evenly
+# Standard deviations in units of 0..255, so low that hardly any value is clipped, as clipping could tell the class.
+# Contrasts and periods range from hard to easy, so that accuracy falls gradually as random pixels are removed; with
+# one contrast and one period for all images, it stays high and then collapses.
+CONTRAST = (3.5, 50.0)  # smallest and largest, of the texture in one image
+SKEW = 1.5  # of contrasts towards the smallest; 1: evenly spread
 PERIOD = (2.9, 7.0)  # pixels of a 32 x 32 image, scaled with the size; log-uniform
-TINT = 0.25  # scatter of the direction of the tint, each channel
+TINT = 0.25  # scatter of the tint's direction, per channel
 NOISE = 6.5  # of every pixel and channel
 CLUTTER = 14.0  # of the colours of the background and its rectangles
 COLOUR = 7.0  # of the disc's mean colour
 GREY = 127.5  # mean of all colours
 
 KINDS = ("", "outline", "twice", "against", "distractor")
-DISC_SHARE = 0.15  # of the image's area; of two discs together
+DISC_SHARE = 0.15  # of the image's area; two discs share it
 ASPECT = 3.0  # of outline's ellipses
 FAINT = 0.5  # contrast of the disc that speaks against the class, as a share of the other's
 RECTANGLES = 8  # of clutter in one image
@@ -44,9 +44,9 @@ def make(n: int, seed: int, size: int = 32, kind: str = "") -> Arrays:
     """Draw n images with labels and informative pixels; image i depends on seed, i, size and kind, never on n.
 
     Returns images uint8 (n, 3, size, size), labels int64 (n,) in 0..9, balanced over every ten images, and
-    masks bool (n, 1, size, size), True in the disc (in both of `twice` and `against`). The same seed gives the same
-    bytes; train and test need different seeds. ValueError for n < 1, seed < 0, size < 24, whose finest stripes would
-    alias, or an unknown kind.
+    masks bool (n, 1, size, size), True in the disc (in both for `twice` and `against`). The same seed gives the same
+    bytes; train and test need different seeds. ValueError for n < 1, seed < 0, size < 24 (where the finest stripes
+    would alias), or an unknown kind.
     """
     if n < 1 or seed < 0 or size < 24 or kind not in KINDS:
         raise ValueError(
@@ -86,8 +86,8 @@ def _block(rng: np.random.Generator, size: int, kind: str) -> Arrays:
 def _object(rng, labels, place: Arrays, contrast=None, rings=False) -> tuple[np.ndarray, np.ndarray]:
     """A class's texture around its object's centre: pixels (BLOCK, 3, size, size) and their contrast (BLOCK, 1, 1, 1).
 
-    place: x, y and masks, as of `_discs`. contrast: of another object, or None to draw it. rings: a pattern of no class
-    instead, in the class's tint.
+    place: x, y and masks, as from `_discs`. contrast: to be used; None: draw it. rings: draw rings, the pattern of no
+    class, in the class's tint.
     """
     x, y, masks = place
     size = x.shape[2]
@@ -104,8 +104,8 @@ def _object(rng, labels, place: Arrays, contrast=None, rings=False) -> tuple[np.
 def _discs(rng: np.random.Generator, size: int, reach: float = 1.0) -> Arrays:
     """Place the discs: x (BLOCK, 1, size) and y (BLOCK, size, 1) in pixels from the centre, y upwards; masks.
 
-    Centres lie on corners between pixels, so that all discs have the very same pixels and none is cut off, even if it
-    reached so many radii.
+    Centres lie on pixel corners, so that all discs have exactly the same pixels. None is cut off, nor would one of
+    `reach` times the radius be.
     """
     radius = size * np.sqrt(DISC_SHARE / np.pi)
     margin = int(np.ceil(radius * reach))

@@ -1,7 +1,7 @@
-"""Scores of images by any estimator: its noise ensemble and variants around it, from passes shared by a whole family.
+"""Scores of images by any estimator, noise ensembles and variants included.
 
-The six members of a base (plain, squared, SG, SG squared, SG-SQ, VAR) come from one sweep over the noisy inputs: they
-share every model pass.
+The six members of a base's family (plain, squared, SG, SG squared, SG-SQ, VAR) come from one sweep over the noisy
+inputs, so that they share every model pass.
 """
 
 import functools
@@ -25,7 +25,7 @@ from roarlib.study.params import InputError, Study
 
 
 class Batch(NamedTuple):
-    """Images to be explained, and what belongs to each of them.
+    """Images to be explained, with the target, id and mask of each.
 
     images: normalised float (N, C, H, W). targets: int64 (N,), the explained classes. ids: int64 (N,), image numbers
     that seed noise (`degrade.image_ids`). masks: bool (N, 1, H, W) of the informative pixels, where known.
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     masks: torch.Tensor | None = None
 
     def repeated(self, images: torch.Tensor) -> "Batch":
-        """The same for so many copies of all images, stacked: (k N, C, H, W)."""
+        """This batch for `images` that stack k versions of its own, (k N, C, H, W): all else is repeated k times."""
         k = len(images) // len(self.images)
         masks = None if self.masks is None else self.masks.repeat(k, 1, 1, 1)
         return Batch(images, self.targets.repeat(k), self.ids.repeat(k), masks)
@@ -56,14 +56,14 @@ def max_filtered(scores: torch.Tensor) -> torch.Tensor:
     return F.max_pool2d(scores, 2 * reach + 1, stride=1, padding=reach)
 
 
-# what a name's last part does to any estimator's scores before they are ranked. Smoothing adds no information, so a
+# What the last part of a name does to an estimator's scores before they are ranked. Smoothing adds no information, so a
 # gain from it shows a weakness of ROAR (Song et al., "On Pitfalls of RemOve-And-Retrain", 2023); abs and reversed show
-# what the sign of scores is worth. `recursive` needs more than scores (see the module of that name); `mixed` is below.
+# what the sign of scores is worth. `recursive` needs more than scores (see its module); `mixed` is below.
 VARIANTS: dict[str, Callable] = {"blur": blurred, "max": max_filtered, "abs": torch.abs, "reversed": torch.neg}
 
 
 def varied(name: str, scores: torch.Tensor) -> torch.Tensor:
-    """Scores (N, C, H, W) as the variant in an estimator's name has them; a ranking's (uint8) as float, negated."""
+    """Scores (N, C, H, W), changed as the variant in the name says; a ranking (uint8) is first negated, as float."""
     variant = variant_of(name)
     if variant not in VARIANTS:
         return scores
@@ -72,10 +72,10 @@ def varied(name: str, scores: torch.Tensor) -> torch.Tensor:
 
 
 def mixed(name: str, ranking: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
-    """A ranking with the share of its units that the name says in random order; as it is for any other name.
+    """A ranking with the share of its units that the name gives put in random order; unchanged for any other name.
 
-    ranking: uint8 (N, C, H, W). ids: int64 (N,). Of each image's K units floor(share K / 100) are drawn from seed and
-    image, and their places are dealt among them anew. Units mixed at one share are mixed at every larger one.
+    ranking: uint8 (N, C, H, W). ids: int64 (N,). Of each image's K units, floor(share K / 100) are drawn by seed and
+    image, and their ranks are shuffled among them. Units mixed at one share are mixed at every larger one.
     """
     if not (share := mixed_share(name)):
         return ranking
@@ -91,10 +91,10 @@ def explain(
 ) -> dict[str, torch.Tensor]:
     """Scores of one batch of images by every named estimator, sharing the passes of each base.
 
-    reference: what a word for a baseline stands for, word -> tensor, normalised, broadcastable to the images
-    (`rank.Explainer.baseline`), or one tensor or number for all. batch: inputs a model pass takes. Returns name -> (N,
-    C, H, W), float, or uint8 where an estimator gives a ranking. The model is in evaluation mode during the call and
-    left as it was.
+    reference: maps a word such as `black` to a baseline, normalised, broadcastable to the images
+    (`rank.Explainer.baseline`); or one tensor or number for all words but `mean`, then 0. batch: inputs per model pass.
+    Returns name -> (N, C, H, W), float, or uint8 if an estimator returns a ranking. The model is in evaluation mode
+    during the call and restored afterwards.
     """
     wanted: dict[str, dict[str, str]] = {}  # base -> name -> ensemble
     for name in names:
@@ -119,12 +119,12 @@ def explain(
 
 
 def sweep(base: Callable, inputs: Batch, ensembles: set[str], study: Study, batch: int) -> dict[str, torch.Tensor]:
-    """The wanted members of one base's family from one plain estimate and one pass over J noisy inputs.
+    """The members of one base's family named in `ensembles`, from one plain estimate and one pass over J noisy inputs.
 
     base: Batch -> scores. Noise: normal, sigma = noise_level x (max - min) of each image (Smilkov et al., 2017). The
     noisy estimates e_j give a running mean m and sum of squared deviations s (Welford, 1962; Chan et al., 1983), so
-    that SG = m, VAR = s / J (Adebayo et al., 2018) and SG-SQ = mean of e_j^2 = VAR + SG^2, none of which cancels. J =
-    study.noise_samples.
+    that SG = m, VAR = s / J (Adebayo et al., 2018) and SG-SQ = mean of e_j^2 = VAR + SG^2, all without cancellation.
+    J = study.noise_samples.
     """
     images = inputs.images
     plain = base(inputs) if ensembles & {"", "squared"} else None
@@ -147,14 +147,14 @@ def sweep(base: Callable, inputs: Batch, ensembles: set[str], study: Study, batc
 
 
 def _with_extras(name: str, function: Callable, model: nn.Module, extras: dict) -> Callable[[Batch], torch.Tensor]:
-    """The function of a Batch alone, with those extras that its signature leaves without a value, as do its options.
+    """The function of a Batch alone; it gets the extras that its signature names and neither it nor its options set.
 
-    A function that is not ours gets contiguous copies of its own, and random numbers that follow from the seed, the
-    batch and the call: what it does to its inputs, or draws, changes nothing for those beside it.
+    A function that is not ours gets its own contiguous copies, and generators seeded by study, batch and call, so that
+    whatever it does to its inputs, or draws, changes nothing for other estimators.
     """
     try:
         accepted = inspect.signature(function).parameters
-    except ValueError:  # keywords that it does not take, or a builtin, which tells nothing
+    except ValueError:  # unknown keywords, or a builtin without a signature
         if not isinstance(function, functools.partial):
             raise InputError(f"{name} is a builtin, whose arguments nobody knows: wrap it in a function") from None
         takes = ", ".join(inspect.signature(function.func).parameters)
@@ -181,10 +181,10 @@ def _with_extras(name: str, function: Callable, model: nn.Module, extras: dict) 
 
 
 def as_scores(name: str, scores, images: torch.Tensor) -> torch.Tensor:
-    """What a function gives as scores (N, C, H, W) of the images: float, detached, on their device.
+    """What a function returned, as scores (N, C, H, W) of the images: float, detached, on their device.
 
-    One score per pixel, (N, 1, H, W) or (N, H, W), stands for all channels; NumPy arrays and whole numbers, which are
-    scores too, are taken. InputError for anything else.
+    One score per pixel, (N, 1, H, W) or (N, H, W), counts for all channels; NumPy arrays and integers are accepted.
+    InputError for anything else.
     """
     if isinstance(scores, np.ndarray) and scores.dtype != object:
         scores = torch.as_tensor(scores)
@@ -200,4 +200,4 @@ def as_scores(name: str, scores, images: torch.Tensor) -> torch.Tensor:
             f"must be equal, or (N, 1, H, W) or (N, H, W) for one score per pixel"
         )
     exact = torch.promote_types(scores.dtype, torch.float32) if scores.is_floating_point() else torch.float64
-    return scores.detach().to(images.device, exact)  # squares of 16 bits would be 0
+    return scores.detach().to(images.device, exact)  # small 16-bit floats would square to 0

@@ -1,4 +1,4 @@
-"""Random crops and flips of degraded images, vectorised on the device; drawn on the CPU, so alike on all devices."""
+"""Random crops and flips of degraded images, vectorised on the device; drawn on the CPU, so the same on all devices."""
 
 import math
 
@@ -9,11 +9,10 @@ AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of a random-area crop, a
 
 
 def augment(images: torch.Tensor, kind: str, generator: torch.Generator, fill=None) -> torch.Tensor:
-    """Augmented images, (N, C, H, W) to the same shape. They are degraded already; beyond the edge lies `fill`, (C,).
+    """Augment images that are already degraded, (N, C, H, W) to the same shape. Beyond the edge is `fill`, (C,), or 0.
 
-    kind: `none`; `crop`, shifts by up to 4 pixels; `crop-flip`, and mirrored with probability a half;
-    `area-flip`, a crop of 8 to 100 percent of the area, stretched to the image's size (Szegedy et al., CVPR 2015), and
-    mirrored with probability a half.
+    kind: `none`; `crop`, shifts by up to 4 pixels; `crop-flip`, also mirrored with probability 1/2; `area-flip`, a crop
+    of 8 to 100 percent of the area, stretched to the image's size (Szegedy et al., CVPR 2015), and mirrored likewise.
     """
     if kind == "none":
         return images
@@ -53,7 +52,7 @@ def _area_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 
 def _samples(start: torch.Tensor, length: torch.Tensor, size: int) -> torch.Tensor:
-    """Where `size` equal samples of [start, start + length) lie, (N, size), in pixels; never outside of it."""
+    """Positions of `size` evenly spaced samples of [start, start + length): (N, size), in pixels, never outside it."""
     at = start[:, None] + (torch.arange(size) + 0.5) * (length / size)[:, None] - 0.5
     return at.maximum(start[:, None]).minimum((start + length - 1)[:, None])
 
@@ -61,7 +60,7 @@ def _samples(start: torch.Tensor, length: torch.Tensor, size: int) -> torch.Tens
 def boxes(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
     """Crops (top, left, height, width), each float (N,) of whole pixels: a random share of the area, a random ratio.
 
-    Of up to ten draws the first that fits into the image, else all of it.
+    The first of ten draws that fits into the image, else all of it.
     """
     share = torch.empty(TRIES, count).uniform_(*AREA, generator=generator) * height * width
     ratio = torch.empty(TRIES, count).uniform_(*map(math.log, RATIO), generator=generator).exp()  # wide : tall

@@ -1,6 +1,6 @@
-"""Well-known estimators beside the paper's: by a layer's maps, by covering, by relevance, by attention.
+"""Well-known estimators beyond the paper's: by a layer's maps, by covering inputs, by relevance, by attention.
 
-They read the very model, and not the folded copy; `estimator_options` fills in their keywords.
+They explain the model itself, not its folded copy; `estimator_options` sets their keywords.
 """
 
 import copy
@@ -16,9 +16,9 @@ from roarlib.study.params import InputError
 
 
 def gradcam(model, images, targets, *, layer=None):
-    """Grad-CAM: a layer's maps, each weighted by its mean gradient, summed and cut at 0 (Selvaraju et al., ICCV 2017).
+    """Grad-CAM: a layer's maps, each weighted by its mean gradient, summed, clipped at 0 (Selvaraju et al., ICCV 2017).
 
-    layer: dotted name of a submodule; None: `layers.find`. Returns (N, 1, H, W).
+    layer: dotted name of a submodule; None: the one of `layers.find`. Returns (N, 1, H, W).
     """
     options = {"layer": layer, "relu_attributions": True}
     return from_captum.attribute(LayerGradCam, options, model, images, targets, baseline_of=None)
@@ -30,10 +30,10 @@ def hirescam(model, images, targets, *, layer=None):
 
 
 def rise(model, images, targets, *, batch, seed, samples=500, grid=7):
-    """RISE: the mean of random masks, weighted by the target's probability behind them (Petsiuk et al., BMVC 2018).
+    """RISE: the mean of random masks, weighted by the target's probability under each (Petsiuk et al., BMVC 2018).
 
-    samples: masks, the same for all images of a study. grid: cells a side, each open with probability 1/2; they are
-    interpolated and shifted at random. Returns (N, 1, H, W).
+    samples: number of masks, the same for all images of a study. grid: cells per side, each open with probability 1/2;
+    they are interpolated and shifted at random. Returns (N, 1, H, W).
     """
     count, size, total = len(images), images.shape[2:], 0.0
     for first in range(0, samples, at_once := max(1, batch // count)):
@@ -47,7 +47,7 @@ def rise(model, images, targets, *, batch, seed, samples=500, grid=7):
 
 
 def random_masks(seed: int, numbers: torch.Tensor, grid: int, size: tuple[int, int]) -> torch.Tensor:
-    """RISE's masks (k, 1, H, W) in 0..1 of these numbers, int64 (k,): alike on any device and in any batch."""
+    """RISE's masks of these numbers, int64 (k,): (k, 1, H, W) in 0..1, the same on any device and in any batch."""
     cell = [math.ceil(side / grid) for side in size]
     drawn = draws.uniform(seed, draws.MASKS, numbers, grid * grid + 2)
     cells = (drawn[:, :-2] < 0.5).float().reshape(-1, 1, grid, grid)
@@ -57,10 +57,10 @@ def random_masks(seed: int, numbers: torch.Tensor, grid: int, size: tuple[int, i
 
 
 def occlusion(model, images, targets, *, batch, baseline_of, window=0, stride=0):
-    """Occlusion: by how much the logit falls behind a square of the mean colour (Zeiler and Fergus, 2014).
+    """Occlusion: by how much the logit falls when a square of the mean colour covers a pixel (Zeiler and Fergus, 2014).
 
-    Averaged over the squares. window: px a side, 0: an eighth of the shorter side. stride: px, 0: half of it. Returns
-    (N, 1, H, W).
+    Averaged over the squares. window: px per side; 0: an eighth of the shorter side. stride: px; 0: half a window.
+    Returns (N, 1, H, W).
     """
     channels, height, width = images.shape[1:]
     window = window or max(1, min(height, width) // 8)
@@ -72,10 +72,10 @@ def occlusion(model, images, targets, *, batch, baseline_of, window=0, stride=0)
 
 
 def lrp(model, images, targets, *, epsilon=1e-6):
-    """LRP: relevance 1 of the target, handed back layer by layer (Bach et al., 2015). Sums to 1, less what biases take.
+    """LRP: relevance 1 of the target, passed back layer by layer (Bach et al., 2015). Sums to 1, less what biases take.
 
     The rules are zennit's EpsilonPlusFlat (Kohlbrenner et al., 2020): epsilon in dense layers, z+ in convolutions,
-    flat in the first; each sum of a residual block, ours or torchvision's, is shared out by its parts.
+    flat in the first; the sum in a residual block, ours or torchvision's, is shared out in proportion to its parts.
     """
     try:
         from zennit import attribution, canonizers, composites, rules, torchvision
@@ -85,9 +85,9 @@ def lrp(model, images, targets, *, epsilon=1e-6):
     composite = composites.EpsilonPlusFlat(
         epsilon, layer_map=[((models.Blur, models.Scale), rules.Norm())], canonizers=shapes
     )
-    with attribution.Gradient(copy.deepcopy(model), composite) as attributor:  # it changes batch norms meanwhile
+    with attribution.Gradient(copy.deepcopy(model), composite) as attributor:  # zennit changes batch norms meanwhile
         found = attributor(images, lambda out: F.one_hot(targets, out.shape[1]).to(out))[1]
-    if (total := float(found.flatten(1).sum(1).median())) > 1.5:  # a bias against a small logit may give back more
+    if (total := float(found.flatten(1).sum(1).median())) > 1.5:  # biases may add some to 1 if the logit is small
         raise InputError(
             f"lrp hands back {total:.1f} of 1: the network adds branches in a way that it has no rule for; it knows "
             "our residual blocks and torchvision's ResNets"
@@ -96,7 +96,7 @@ def lrp(model, images, targets, *, epsilon=1e-6):
 
 
 def _with_sums(name: str, module: torch.nn.Module) -> dict | None:
-    """For zennit: a block of ours whose sum is a module, so that it can have a rule."""
+    """For zennit: makes the sum in a block of ours a module, so that it can have a rule."""
     from zennit.layer import Sum
 
     def residual(x):

@@ -1,6 +1,6 @@
 """Degraded images on the device: gather, normalise, remove or impute, batch by batch.
 
-Images and ranking stay on the device where they fit, else batches stream from their memory-mapped files, with the very
+Images and ranking stay on the device if they fit; else batches stream from their memory-mapped files, with exactly the
 same numbers.
 """
 
@@ -24,19 +24,19 @@ from roarlib.study.rankings import removed
 
 
 def image_ids(part: str, index: slice | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The numbers that seed an image's noise, ties and Random: int64 (B,), unlike for train and test images."""
+    """The numbers that seed an image's noise, ties and Random: int64 (B,), different for train and test images."""
     numbers = torch.arange(index.start, index.stop) if isinstance(index, slice) else index
     return numbers.to(device) + (SPLITS.index(part) << 40)
 
 
 def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, C, H, W) to float32, mean (C,) becoming 0 and std (C,) 1: those of the training set, mostly."""
+    """uint8 (N, C, H, W) to float32, so that mean (C,), in 0..1 units, becomes 0 and std (C,) becomes 1."""
     scale, shift = 1 / (255 * std), -mean / std  # (C,)
     return torch.addcmul(shift[:, None, None], images.float(), scale[:, None, None])
 
 
 def placed(study: Study, split: Split, ranking: np.ndarray | None = None) -> str:
-    """In words, where the images of a split and their ranking will be during training."""
+    """Where the images of a split and their ranking will be kept during training, in words."""
     device = device_of(study)
     size, limit = split.images.nbytes + (0 if ranking is None else ranking.nbytes), room(study, device)
     where = f"are kept on {device}" if size <= limit else "stream from the disk, read ahead by a thread"
@@ -45,13 +45,13 @@ def placed(study: Study, split: Split, ranking: np.ndarray | None = None) -> str
 
 @dataclass
 class Degraded:
-    """A split of the data (`train` or `test`) with its removal: gives normalised, degraded batches and their labels.
+    """A split of the data (`train` or `test`) with inputs removed: gives normalised, degraded batches and their labels.
 
     ranking: uint8 (N, C, H, W) or (N, 1, H, W), or None for untouched images. Removed inputs become `data.fill`, the
-    training set's mean of their channel, which is 0 where it normalises the images, or their own image's; in the modes
-    that impute, 8-bit values from their neighbours with noise (standard deviation, 0..1) of a seed; in mode `mask` the
-    mask is all there is. room: bytes it may keep on the device, None for any; a larger split streams from its file, the
-    next batches being read while the last is used.
+    training set's mean of their channel (0 if that normalises the images), or their own image's mean. In the modes that
+    impute they become 8-bit values from their neighbours, with noise (standard deviation, in 0..1 units) drawn by seed;
+    in mode `mask` models see the mask alone. room: bytes it may keep on the device, None for any number; a larger split
+    streams from its file, the next batches being read while one is used.
     """
 
     part: str
@@ -74,7 +74,7 @@ class Degraded:
         self.resident = self.room is None or sum(array.nbytes for array in self.stored) <= self.room
         if self.resident:
             self.stored = [_put(array, self.device).permute(0, 2, 3, 1).contiguous() for array in self.stored]
-            if self.ranking is not None and imputes(self.mode):  # once, not once an epoch
+            if self.ranking is not None and imputes(self.mode):  # once, not every epoch
                 self.stored = [self._all_imputed()]
 
     def __len__(self):
@@ -82,7 +82,7 @@ class Degraded:
 
     @cached_property
     def labels(self) -> torch.Tensor:
-        """int64 (N,), on the device from the first time they are asked for: explaining images needs none."""
+        """int64 (N,), put on the device when they are first asked for: explaining images needs none."""
         return _put(self.split.labels, self.device)
 
     def images(self, index: torch.Tensor | slice) -> torch.Tensor:
@@ -167,7 +167,7 @@ def degraded(
 
 
 def as_seen(pixels, ranking, percent: int, mode: str, fill) -> np.ndarray:
-    """An image uint8 (C, H, W) as models see it in a mode; the mask alone as white holes, imputed ones without noise.
+    """An image uint8 (C, H, W) as models see it in a mode; a mask alone has white holes, imputed values no noise.
 
     ranking: uint8 (C or 1, H, W). fill: what removed inputs become, per channel (C,) in 0..255, rounded.
     """
@@ -182,5 +182,5 @@ def as_seen(pixels, ranking, percent: int, mode: str, fill) -> np.ndarray:
 
 
 def _put(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    array = array if array.flags.writeable else np.array(array)  # torch warns of read-only arrays
+    array = array if array.flags.writeable else np.array(array)  # torch warns about read-only arrays
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)

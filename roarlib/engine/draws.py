@@ -1,4 +1,4 @@
-"""Random numbers that belong to an image: a function of (seed, stream, image id, position) and of nothing else.
+"""Random numbers that belong to an image: a function of (seed, stream, image id, position) and nothing else.
 
 A generator that is advanced would make the noise of image i depend on batch size, order and device count. Here each
 number is a hash of its coordinates (splitmix64: Steele, Lea and Flood, OOPSLA 2014, "Fast splittable pseudorandom
@@ -61,7 +61,7 @@ def normal(seed: int, ids: torch.Tensor, sample: int, shape: tuple[int, ...], st
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's own generators seeded meanwhile, and then as before: for code that is not ours."""
+    """Seed Python's, NumPy's and torch's own generators for a while, then restore them: for code that is not ours."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
         random.seed(seed)

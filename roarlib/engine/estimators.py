@@ -1,8 +1,8 @@
-"""Estimators: the paper's three bases, its controls, those that know the answer, `cams`, and anybody's own by name.
+"""Estimators: the paper's three bases, its controls, those that know the answer, `cams`, and users' own by name.
 
 Each is a function `(model, images, targets) -> scores`: images normalised float (N, C, H, W), targets int64 (N,) the
-explained class, scores of the images' shape, larger = more important. It may ask for more by naming a keyword (`ids`,
-`masks`, `seed`, `steps`, `reference`, `batch`, `baseline_of`): see `attribute.explain`.
+explained class, scores of the images' shape, larger = more important. It may ask for more by naming keywords: `ids` and
+`masks` (see `attribute.Batch`), `seed`, `steps`, `reference`, `batch`, `baseline_of` (see `attribute.explain`).
 """
 
 import functools
@@ -29,7 +29,7 @@ def grad(model, images, targets):
 def gb(model, images, targets):
     """GB: Guided Backprop, the gradient with negative parts cut at every ReLU (Springenberg et al., 2015).
 
-    Raises InputError where it could guide nothing and would silently be GRAD: no ReLU, or a scripted model.
+    Raises InputError if there is nothing to guide and it would silently be GRAD: no ReLU, or a scripted model.
     """
     if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         raise InputError("gb cannot guide the ReLUs inside a TorchScript model; give the eager model")
@@ -46,9 +46,9 @@ def gb(model, images, targets):
 def ig(model, images, targets, *, steps, reference, batch):
     """IG: Integrated Gradients along the straight line from `reference` (Sundararajan et al., ICML 2017).
 
-    steps: k points of Gauss-Legendre quadrature. reference: broadcastable to images. batch: how many inputs the model
-    takes at once; steps are stacked up to it. Sums to f(x) - f(reference) up to the quadrature's error. A traced
-    model's first convolution is affine: it is passed once, and the steps lie on the straight line behind it.
+    steps: points of Gauss-Legendre quadrature. reference: broadcastable to images. batch: inputs per model pass; steps
+    are stacked up to it. Sums to f(x) - f(reference) up to the quadrature's error. A folded model's first convolution
+    is affine: it is evaluated once, and the steps are taken on the straight line behind it.
     """
     nodes, weights = (v[:, None, None, None, None] / 2 for v in np.polynomial.legendre.leggauss(steps))
     alphas, weights = (torch.as_tensor(v, dtype=images.dtype, device=images.device) for v in (nodes + 0.5, weights))
@@ -66,7 +66,7 @@ def ig(model, images, targets, *, steps, reference, batch):
 
 
 def random(model, images, targets, *, ids, seed):
-    """Random: each input goes at t percent with probability t/100, drawn once per image, nested in t.
+    """Random: each input is removed at t percent with probability t/100, drawn once per image, nested in t.
 
     Returns a ranking (uint8) rather than scores: the counts are binomial, as in the paper.
     """
@@ -86,7 +86,7 @@ def sobel(model, images, targets):
 
 
 def oracle(model, images, targets, *, masks):
-    """Oracle: the truly informative pixels first, on data that knows them."""
+    """Oracle: the truly informative pixels first, on data for which they are known."""
     return masks.to(images.dtype).expand_as(images)
 
 
@@ -111,8 +111,8 @@ BASES: dict[str, Callable] = {
 def register(name: str, function: Callable) -> None:
     """Make a function an estimator of this process under a plain name, with its noise ensembles (`name-sgsq` ..).
 
-    For notebooks: a grid runs in processes of its own and needs the function in a file, as `module:function`. Raises
-    InputError for a name that is taken or not lower case.
+    For notebooks: a grid runs in separate processes and needs the function in a file, as `module:function`. Raises
+    InputError for a name that is taken or not in lower case.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in BASES and name not in names.REGISTERED:
         raise InputError(f"'{name}' cannot name an estimator: take a new word of small letters, digits and _")
@@ -121,7 +121,7 @@ def register(name: str, function: Callable) -> None:
 
 
 def built_in(name: str) -> bool:
-    """Whether a base is one of ours that leave their inputs as they are and may explain the folded model."""
+    """Whether a base is one of ours that leave their inputs unchanged and may explain the folded model."""
     return name in BASES and name not in names.REGISTERED and name not in names.READY
 
 

@@ -19,7 +19,7 @@ HOOKING = ("GuidedBackprop", "Deconvolution", "GuidedGradCam")  # they see nn.Re
 NO_OPTIONS = ("self", "inputs", "target", "forward_func", "model", "kwargs", "return_convergence_delta")
 WITH_SKLEARN = ("Lime", "KernelShap")
 BATCHES = "permutes inputs within the batch, so that an image's scores would depend on those beside it"
-REFUSED = {  # what a class's name begins with -> why it cannot be an estimator of ours
+REFUSED = {  # start of a class's name -> why it cannot be an estimator here
     "Neuron": "explains one hidden neuron, and not the class",
     "NoiseTunnel": "is a suffix here: take another class, with -sg, -sgsq or -var behind it",
     "FeaturePermutation": BATCHES,
@@ -40,14 +40,14 @@ def method(name: str) -> type:
 def attribute(kind, options, model, images, targets, *, baseline_of, **more):
     """Scores by a class of captum.attr: (N, C, H, W), or (N, 1, H, W) by one that explains a layer (`layers.find`).
 
-    options: of the class and of its `attribute`. baseline_of: what a word for baselines stands for (Explainer's); where
-    none are given, train:20 for a class that needs several, else mean. more: further keywords, with which Captum's own
-    result comes back. InputError for what cannot be an estimator, and for unknown options.
+    options: of the class and of its `attribute`. baseline_of: maps a word to baselines (`Explainer.baseline`); without
+    the option `baselines`, train:20 for a class that needs several, else mean. more: further keywords, with which
+    Captum's own result is returned. InputError for a class that cannot be an estimator, and for unknown options.
     """
     _refuse(kind, model, images[:1])
     made, takes = (inspect.signature(f).parameters for f in (kind.__init__, kind.attribute))
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}  # YAML has no tuples
-    model = copy.deepcopy(model) if "LRP" in kind.__name__ else model  # where it fails it leaves rules behind
+    model = copy.deepcopy(model) if "LRP" in kind.__name__ else model  # if it fails, it leaves rules behind
     known = [k for k in (*made, *takes) if k not in NO_OPTIONS]
     if unknown := [k for k in options if k not in known]:
         raise InputError(f"captum:{kind.__name__} takes {', '.join(known)}; its options give {', '.join(unknown)}")
@@ -110,9 +110,9 @@ def _baselines(kind: type, word: str, many: bool, images: torch.Tensor, baseline
 def gap(
     name: str, options: dict, model: nn.Module, images: torch.Tensor, targets: torch.Tensor, baseline_of: Callable
 ) -> float | None:
-    """By how much a method of Captum's that promises completeness misses it; None for those that promise nothing.
+    """By how much a method of Captum's that promises completeness misses it; None for one that does not promise it.
 
-    Median over images of |sum of scores - (f(x) - f(baseline))|, averaged over an image's baselines or samples, as a
+    Median over images of |mean over an image's baselines or samples of sum of scores - (f(x) - f(baseline))|, as a
     share of the median |f(x) - f(0)|.
     """
     kind = method(name) if name.startswith("captum:") else None
@@ -140,7 +140,7 @@ def table(model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> list
             answer = answer if found.isfinite().all() else "gives scores that are not finite"
         except InputError as error:
             answer = str(error).removeprefix(f"captum:{name} ")
-        except Exception as error:  # theirs, on a model of anybody's
+        except Exception as error:  # Captum's code, on any model
             answer = own.said(error)
         rows.append((name, answer))
     return rows

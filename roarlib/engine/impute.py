@@ -2,13 +2,13 @@
 
 Rong, Leemann, Borisov, Kasneci and Kasneci (ICML 2022, "A Consistent and Efficient Evaluation Strategy for Attribution
 Methods"): a removed pixel is the weighted mean of its neighbours, 1/6 for each of the four beside it and 1/12 for each
-of the four across its corners; those beyond the border take no part. Times 12, on the missing pixels,
+of the four at its corners; those beyond the border do not count. Multiplied by 12, on the missing pixels,
 
     A u = b,   A = diag(K 1) - K,   K = [1 2 1] x [1 2 1]   (whose centre cancels),
 
 a graph Laplacian, positive definite as soon as one pixel is known. Conjugate gradients solve it, preconditioned by one
-multigrid V-cycle (Tatebe 1993): at most 11 iterations for all masks tried at 32 to 224 pixels. All of it is sums and
-products of whole arrays, on any device. On one kind of device an image's bits do not depend on the images beside it.
+multigrid V-cycle (Tatebe 1993): at most 11 iterations for all masks tried at 32 to 224 pixels. It takes only sums and
+products of whole arrays, on any device. On one kind of device an image's bits do not depend on the other images.
 """
 
 import torch
@@ -18,8 +18,8 @@ from roarlib.engine import draws
 
 TOLERANCE = 5e-5  # largest error of a pixel, as estimated; true ones were below it for all kinds of masks tried
 LIMIT = 100  # iterations
-SCREEN = 64.0  # at most so firmly known pixels hold a coarse cell, as they screen each other
-CHUNK = 2**24  # values that arrays hold at a time
+SCREEN = 64.0  # bounds how firmly known pixels hold a coarse cell, as they screen each other
+CHUNK = 2**24  # values per array, at most
 
 
 def linear(images, missing, fill=0.0, tolerance: float = TOLERANCE) -> torch.Tensor:
@@ -50,7 +50,7 @@ def linear(images, missing, fill=0.0, tolerance: float = TOLERANCE) -> torch.Ten
 
 
 def noisy_linear(images, missing, fill, sigma, seed: int, ids) -> torch.Tensor:
-    """The same, with normal noise added to the imputed values, drawn from (seed, image id) alone.
+    """`linear`, with normal noise added to the imputed values, drawn from (seed, image id) alone.
 
     sigma: number or (C,), the noise's standard deviation in the images' units (ROAD: 0.01 where white is 1). ids: int64
     (N,), image numbers, on the images' device.
@@ -66,7 +66,7 @@ def _solved(start, mask, fill, tolerance):
     counts = _folded(1 - mask)
     start = torch.where(mask > 0, 0, start)
     start = start + mask * torch.where(counts > 0, _folded(start) / counts.clamp(min=1), fill)
-    mask = mask * (counts > 0)  # a column that knows nothing is its fill
+    mask = mask * (counts > 0)  # a column without known pixels becomes its fill
     diagonal = _blurred(torch.ones_like(mask[..., :1]))
     levels = _levels(mask, diagonal)
     residual = torch.where(mask > 0, _blurred(start) - diagonal * start, 0)
@@ -76,7 +76,7 @@ def _solved(start, mask, fill, tolerance):
         image = diagonal * direction - _blurred(direction)
         length = running * energy / _folded(direction * image).clamp(min=1e-30)
         start, residual = start + length * direction, residual - length * image
-        z = _cycle(levels, residual)  # the error, by and large
+        z = _cycle(levels, residual)  # roughly the error
         ending = running * (_folded(z.abs(), torch.maximum) <= tolerance)
         start, running = start + ending * z, running - ending
         if not running.any():
@@ -87,10 +87,10 @@ def _solved(start, mask, fill, tolerance):
 
 
 def _levels(mask, diagonal):
-    """(mask, Jacobi weight) of every scale down to 2 x 2, and what a constant costs there, (B,).
+    """(mask, Jacobi weight) of every scale down to 2 x 2, and the inverse of what a constant costs there, (B,).
 
-    A coarse cell is missing where any pixel in it is. Known pixels stay out of the coarse systems; what they are worth
-    is added to the diagonal, as conductances to ground: `tie` sums the weights between missing and known pixels.
+    A coarse cell is missing if any pixel in it is. Known pixels stay out of the coarse systems; their effect is added
+    to the diagonal, as conductances to ground: `tie` sums the weights between missing and known pixels.
     """
     tie = mask * (diagonal - _blurred(mask))
     levels = [(mask, mask / diagonal)]
@@ -102,7 +102,7 @@ def _levels(mask, diagonal):
 
 
 def _cycle(system, residual, depth=0):
-    """About A^-1 residual by one symmetric V-cycle: Jacobi, the coarser scale's correction, Jacobi."""
+    """Approximates A^-1 residual by one symmetric V-cycle: Jacobi, the coarser scale's correction, Jacobi."""
     levels, softness = system
     mask, weight = levels[depth]
     x = residual * weight
@@ -121,14 +121,14 @@ def _blurred(x):
 
 
 def _pooled(x):
-    """Sums over cells of 2 x 2, the last of them cut off where a side is odd."""
+    """Sums over cells of 2 x 2; where a side is odd, the last cells are half as wide."""
     x = F.pad(x, (0, 0, 0, x.shape[1] % 2, 0, len(x) % 2))
     x = x[0::2] + x[1::2]
     return x[:, 0::2] + x[:, 1::2]
 
 
 def _folded(x, function=torch.add):
-    """(H, W, B) to (B,) by halving, in an order that no number of columns or threads changes, as torch.sum's does."""
+    """(H, W, B) to (B,) by halving, in an order that, unlike torch.sum's, no number of columns or threads changes."""
     x = x.flatten(0, 1)
     while len(x) > 1:
         half = len(x) // 2

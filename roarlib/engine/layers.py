@@ -13,9 +13,9 @@ from roarlib.study.params import InputError
 
 
 class Guided(TorchFunctionMode):
-    """While active, every ReLU call passes only positive gradients on; module and functional, in place or not.
+    """While active, every ReLU call, module or functional, in place or not, passes on only positive gradients.
 
-    Calls are intercepted, so the model itself is never touched and a shared or functional ReLU is guided as well.
+    Calls are intercepted, so the model itself is not changed, and a ReLU that is used twice is guided each time.
     """
 
     RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
@@ -23,8 +23,8 @@ class Guided(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.others = Counter()  # calls of other activations, by name: they stay as they are
-        self.guided = self.reached = 0  # calls, and those of them that lie between the images and the logits
+        self.others = Counter()  # calls of other activations, by name: these are not guided
+        self.guided = self.reached = 0  # ReLU calls, and gradients that reached one
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -41,7 +41,7 @@ class Guided(TorchFunctionMode):
 
 
 def relus_are_modules(model: nn.Module, image: torch.Tensor) -> bool:
-    """Whether every ReLU that the model calls is an nn.ReLU module, called once, and there is one."""
+    """Whether the model calls ReLUs, and only as nn.ReLU modules, each of them once."""
     calls, relus = [], [module for module in model.modules() if isinstance(module, nn.ReLU)]
     with ExitStack() as hooks, Guided() as mode, torch.enable_grad():
         for module in relus:
@@ -51,10 +51,10 @@ def relus_are_modules(model: nn.Module, image: torch.Tensor) -> bool:
 
 
 def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tuple[str, nn.Module]:
-    """A layer by its dotted name, or the last one whose output is maps (N, K, h, w), h w > 1: (name, module).
+    """A layer by its dotted name, or the last one whose output is maps (N, K, h, w) with h w > 1: (name, module).
 
-    image: (1, C, H, W). Last is what ends last in a pass, so the outermost of those that end together. InputError
-    for an unknown name, where no layer has such an output, and for one that a pass does not call exactly once.
+    image: (1, C, H, W). The last layer is the one that ends last in a pass, so of nested ones the outermost. InputError
+    for an unknown name, if no layer has such an output, and for a layer that a pass does not call exactly once.
     """
     modules, calls, ended = {n: m for n, m in model.named_modules() if n}, [], []
     if name is not None and str(name) not in modules:
@@ -80,13 +80,13 @@ def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tupl
 
 
 def like(out: torch.Tensor, images: torch.Tensor) -> bool:
-    """Whether maps (N, K, h, w) have the images' proportions, to a pixel: those with channels last do not."""
+    """Whether maps (N, K, h, w) have the images' proportions, to within a pixel; with channels last they do not."""
     (h, w), (height, width) = out.shape[2:], images.shape[2:]
     return abs(h * width - w * height) <= max(height, width)
 
 
 def refuse(what: str, out, images: torch.Tensor) -> None:
-    """InputError for an output that is no maps (N, K, h, w) of the images."""
+    """InputError for an output that is not maps (N, K, h, w) of the images."""
     if not isinstance(out, torch.Tensor) or out.ndim != 4:
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
         raise InputError(f"{what} gives {got}; maps (N, K, h, w) are needed")

@@ -1,4 +1,4 @@
-"""Finished maps: `maps:folder` looks its scores up in NumPy files that were made anywhere, one map an image.
+"""Finished maps: `maps:folder` looks up its scores in NumPy files made anywhere, one map per image.
 
 The folder holds train.npy and test.npy, float (N, C, H, W), (N, 1, H, W) or (N, H, W), in the study's order (`roar
 images` writes it); or in any order, with an images.csv that names each map's image by split and file or sha256.
@@ -20,7 +20,7 @@ from roarlib.study.params import InputError, Study
 
 
 def estimator(study: Study, base: str) -> Callable:
-    """The function (model, images, targets, ids) -> scores that looks the maps of these images up."""
+    """The function (model, images, targets, ids) -> scores that looks up the maps of these images."""
 
     def look(model, images, targets, *, ids):
         maps, order = _opened(study, base, SPLITS[int(ids[0]) >> 40])
@@ -32,7 +32,7 @@ def estimator(study: Study, base: str) -> Callable:
 
 
 def check(study: Study, base: str, data: Data) -> str | None:
-    """InputError in one line where maps do not fit the data; a note where only their order can be trusted."""
+    """InputError of one line if maps do not fit the data; returns a note if their order must be taken on trust."""
     for split in SPLITS:
         maps, order = _opened(study, base, split)
         count, (channels, height, width) = len(data.split(split)), data.shape
@@ -49,7 +49,7 @@ def check(study: Study, base: str, data: Data) -> str | None:
 
 
 def refuse_variants(study: Study) -> None:
-    """InputError where a folder has the name of a variant of another's maps, and so would be overlooked."""
+    """InputError if a folder has the name of a variant of other maps, so that it would be overlooked."""
     for name in study.estimators:
         base = split_name(name)[0]
         if MAPS.fullmatch(base) and name != base and brought.where(study, name.removeprefix("maps:")).is_dir():
@@ -66,7 +66,7 @@ def _opened(study: Study, base: str, split: str) -> tuple[np.ndarray, np.ndarray
         raise InputError(f"{base}: there is no {file}")
     listed = folder / brought.MAP_LIST
     times = file.stat().st_mtime_ns, listed.stat().st_mtime_ns if listed.is_file() else 0
-    plain = study.model_copy(update={"name": "maps"})  # the rehearsal's name is none
+    plain = study.model_copy(update={"name": "maps"})  # a rehearsal's name is not a valid one
     return _read(plain.model_dump_json(), study.home, file, listed, split, times)
 
 

@@ -1,6 +1,6 @@
 """Classifiers by name: small nets of ours, torchvision's and timm's, any `module:function` of the user's.
 
-Every model maps normalised images (N, C, H, W) to pre-softmax logits (N, classes). ReLUs are modules, one a use.
+Every model maps normalised images (N, C, H, W) to pre-softmax logits (N, classes). In ours, each ReLU is a module.
 """
 
 import copy
@@ -28,10 +28,10 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list
 
 
 class Blur(nn.Module):
-    """Halves the size by the binomial filter [1 3 3 1] in both directions (Zhang, ICML 2019).
+    """Halves the size with the binomial filter [1 3 3 1] in both directions (Zhang, ICML 2019).
 
-    Every pixel behind it weighs the same, which no 3 x 3 convolution of stride 2 grants: that one prints a lattice on
-    gradients, and rankings inherit it. In float32 always: processors have no fast depthwise bfloat16.
+    Every input pixel has the same total weight. A 3 x 3 convolution of stride 2 does not grant that, so it prints a
+    lattice on gradients, and rankings inherit it. Never in bfloat16: processors have no fast depthwise bfloat16.
     """
 
     def __init__(self, channels: int):
@@ -46,9 +46,9 @@ class Blur(nn.Module):
 
 
 class Residual(nn.Module):
-    """Basic residual block (He et al., CVPR 2016): two 3 x 3 convolutions and a shortcut, projected where it must.
+    """Basic residual block (He et al., CVPR 2016): two 3 x 3 convolutions and a shortcut, projected if sizes differ.
 
-    down: blur and halve what comes in, before both. stride: of the first convolution and the shortcut instead.
+    down: first blur and halve the input. stride: of the first convolution and the shortcut, as an alternative.
     """
 
     def __init__(self, inputs: int, outputs: int, down: bool = False, stride: int = 1):
@@ -76,14 +76,14 @@ def resnet_tiny(classes: int, channels: int, widths=(16, 32, 64)) -> nn.Module:
 
 
 def resnet_tiny_strided(classes: int, channels: int) -> nn.Module:
-    """resnet-tiny with convolutions of stride 2 in stem and blocks, which print a lattice: to compare with."""
+    """resnet-tiny with convolutions of stride 2 in stem and blocks, which print a lattice; for comparison."""
     stem = [*conv_bn(channels, 16, 3, 2), nn.ReLU(True)]
     blocks = [Residual(16, 16), Residual(16, 32, stride=2), Residual(32, 64, stride=2)]
     return nn.Sequential(*stem, *blocks, *_head(64, classes))
 
 
 def resnet9(classes: int, channels: int) -> nn.Module:
-    """Page's 9-layer residual net (DAWNBench, 2018) with blurs for its poolings: 6.6 million weights."""
+    """Page's 9-layer residual net (DAWNBench, 2018) with blurs in place of its poolings: 6.6 million weights."""
 
     def conv(inputs, outputs):
         return [*conv_bn(inputs, outputs), nn.ReLU(True)]
@@ -117,8 +117,8 @@ class Scale(nn.Module):
 def resnet18(classes: int, channels: int) -> nn.Module:
     """ResNet-18 with the CIFAR stem (3 x 3, stride 1, no pooling) and blurs before its strides, for 32 x 32 images.
 
-    For images of 64 pixels and more `build` takes torchvision's, which has the original stem (7 x 7, stride 2), as does
-    `torchvision:resnet18` for all.
+    For images of 64 pixels and more `build` takes torchvision's, which has the original stem (7 x 7, stride 2);
+    `torchvision:resnet18` is that one at any size.
     """
     layers = [Residual(64, 64), Residual(64, 64)]
     for inputs, outputs in pairwise((64, 128, 256, 512)):
@@ -140,8 +140,8 @@ MODELS: dict[str, Callable] = {
 def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """A fresh model with random weights for images of `shape` (C, H, W), checked on blank images, in its `layout`.
 
-    Weights come from torch's global generator: seed it before. Raises InputError for an unknown name and for a model
-    that does not map a batch to (N, classes); logits are taken out of what Hugging Face's models give.
+    Weights come from torch's global generator: seed it first. Raises InputError for an unknown name and for a model
+    that does not map a batch to (N, classes); logits are extracted from the outputs of Hugging Face's models.
     """
     make = constructor(name, shape[1:])
     try:
@@ -152,11 +152,11 @@ def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
                 out = model(blank)
             try:
                 model.to(memory_format=torch.channels_last)(blank.contiguous(memory_format=torch.channels_last))
-            except RuntimeError:  # for instance x.view(-1, 400), which wants channels first
+            except RuntimeError:  # for instance x.view(-1, 400), which needs channels first
                 model.to(memory_format=torch.contiguous_format).roar_layout = torch.contiguous_format
     except InputError:
         raise
-    except Exception as error:  # the user's code: anything may come of it
+    except Exception as error:  # the user's code, which may raise anything
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"model {name} fails on images of shape {tuple(shape)}: {reason}") from error
     if not isinstance(out, torch.Tensor) or out.shape != (2, classes):
@@ -168,12 +168,12 @@ def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
 
 
 def layout(model: nn.Module) -> torch.memory_format:
-    """How the model's images lie in memory: channels last, which is faster, unless `build` saw that it cannot."""
+    """The memory format of the model's images: channels last, which is faster, unless `build` found that this fails."""
     return getattr(model, "roar_layout", torch.channels_last)
 
 
 def constructor(name: str, size: tuple[int, int]) -> Callable:
-    """The function (classes, channels) -> module behind a name, for images of this size; InputError if it is none."""
+    """The function (classes, channels) -> module behind a name, for images of this size; InputError if unknown."""
     if name in MODELS and not (name == "resnet18" and size[0] >= 64):
         return MODELS[name]
     if name.startswith("timm:"):
@@ -193,15 +193,15 @@ def folded(model: nn.Module, images: torch.Tensor) -> nn.Module:
     """A copy of the model with every batch norm folded into the convolution before it, for faster passes.
 
     The same function in evaluation mode up to rounding: w' = w g / sqrt(v + e), b' = (b - m) g / sqrt(v + e) + beta.
-    The model itself comes back where the copy is another function: one that torch.fx cannot trace, that has hooks or
-    parametrisations, or that disagrees on these few images (normalised, (N, C, H, W)) in float64.
+    The model itself is returned if the copy might be another function: if torch.fx cannot trace it, it has hooks or
+    parametrisations, or the two disagree on these few images (normalised, (N, C, H, W)), in float64 or in precision.
     """
     try:
         exact = copy.deepcopy(model).double().eval()
         same = not _hooked(model) and _same(exact, _fold(copy.deepcopy(exact)), images.double())
         lean = _fold(copy.deepcopy(model).eval())
         return lean if same and _as_precise(copy.deepcopy(model).eval(), lean, images) else model
-    except Exception:  # tracing runs the user's forward on proxies: anything may come of it
+    except Exception:  # tracing runs the user's forward on proxies, which may raise anything
         return model
 
 
@@ -218,7 +218,7 @@ def _hooked(model: nn.Module) -> bool:
 
 
 def _fold(model: nn.Module) -> fx.GraphModule:
-    lean = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)  # its own trace would go into a Blur
+    lean = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)  # its own trace would enter Blur
     lean = fx.GraphModule(lean, lean.graph, type(model).__name__)
     lean.roar_folded = True
     return lean.requires_grad_(False)
@@ -235,9 +235,9 @@ def _same(model: nn.Module, other: nn.Module, images: torch.Tensor) -> bool:
     return all(bool((a - b).abs().max() <= 1e-9 * a.abs().max()) for a, b in pairs)
 
 
-@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # its rounding is far above what is asked here
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # TF32 rounds far more than is allowed here
 def _as_precise(model: nn.Module, other: nn.Module, images: torch.Tensor) -> bool:
-    """Whether two models compute in the same precision, alone and under autocast: tracing drops a model's own."""
+    """Whether two models compute in the same precision, alone and under autocast; tracing drops a model's own."""
     for half in (False, True):
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=half):
             a, b = model(images), other(images)
@@ -246,12 +246,12 @@ def _as_precise(model: nn.Module, other: nn.Module, images: torch.Tensor) -> boo
     return True
 
 
-@functools.lru_cache(maxsize=2)  # a batch asks for each of its noisy copies
+@functools.lru_cache(maxsize=2)  # called again for every noisy copy of a batch
 def stem_and_rest(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """A folded model as rest(stem(images)), the stem its first convolution; (identity, model) where that is not so.
+    """A folded model as rest(stem(images)), the stem being its first convolution; else (identity, model).
 
-    The stem is affine: what lies on a straight line between images lies on one behind it as well. It is all that reads
-    the images. The weights are the model's own.
+    The stem is affine: a straight line between images is a straight line behind it as well. Nothing else reads the
+    images. The weights are the model's own.
     """
     inputs = model.graph.find_nodes(op="placeholder") if getattr(model, "roar_folded", False) else []
     if len(inputs) != 1 or len(inputs[0].users) != 1:
@@ -270,7 +270,7 @@ def stem_and_rest(model: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; modes and gradients of weights are back as they were, whatever happens."""
+    """Every module in evaluation mode; afterwards modes and weights' gradients are restored, whatever happens."""
     modes, grads = [(m, m.training) for m in model.modules()], [(p, p.grad) for p in model.parameters()]
     model.eval()
     try:

@@ -1,6 +1,6 @@
 """Does a ranking change when the model's weights are random? If not, it says nothing about what the model has learnt.
 
-Layers get fresh weights from the top down, ever more of them and in the end all, and test images are explained again
+Layers get fresh weights from the top down, more and more of them until all have, and test images are explained again
 (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018). Nothing is retrained.
 """
 
@@ -25,14 +25,14 @@ MEASURED = 256  # training images on which batch norms with fresh weights measur
 
 
 def layers(model: nn.Module, images: torch.Tensor) -> list[str]:
-    """The modules that hold weights of their own, by name, in the order in which images reach them, the last first.
+    """Names of the modules that hold weights of their own, those that images reach last first.
 
-    One that is not called itself counts with the module around it.
+    A module that is not called itself counts as reached with the module around it.
     """
     called: dict[str, int] = {}
 
     def reached(name: str):
-        return lambda *_: called.update({name: called.get(name, len(called))})  # None: the inputs go on as they are
+        return lambda *_: called.update({name: called.get(name, len(called))})  # returns None: inputs stay as they are
 
     with ExitStack() as hooks, models.evaluating(model), torch.no_grad():
         for name, module in model.named_modules():
@@ -47,10 +47,10 @@ def layers(model: nn.Module, images: torch.Tensor) -> list[str]:
 
 
 def randomised(explainer: Explainer, share: int) -> nn.Module:
-    """A copy of the model with fresh weights in the top `share` percent of its layers, at least one, as it starts anew.
+    """A copy of the model with newly initialised weights in the top `share` percent of its layers, at least one.
 
-    Drawn with the study's base seed + 1. Batch norms among them take their means and variances from training images,
-    as those of the old weights would shrink or blow up what reaches them; all below stays as it was.
+    They are drawn with the study's base seed + 1. Batch norms among them take new means and variances from training
+    images, as the old ones would shrink or blow up what reaches them; the layers below are unchanged.
     """
     study, data = explainer.study, explainer.data
     with torch.random.fork_rng([]):
@@ -80,12 +80,12 @@ def randomised(explainer: Explainer, share: int) -> nn.Module:
 def compare(
     explainer: Explainer, estimators: list[str], count: int, depths=tuple(DEPTHS)
 ) -> Iterator[tuple[tuple[str, str, str], dict[str, float | np.ndarray]]]:
-    """How far the rankings of the first `count` test images stay the same at these depths.
+    """How similar the rankings of the first `count` test images remain at these depths.
 
-    estimators: of one group, ranked already (names.asks_model). Yields (estimator, unit, depth) and {"rho": Spearman's
+    estimators: of one group, already ranked (names.asks_model). Yields (estimator, unit, depth) and {"rho": Spearman's
     correlation, mean over the images, "overlap": `rankings.overlap` at t = 1 .. 100}. The class that is explained stays
-    that of the base model; noise, ties and Random are drawn anew (base seed + 1), at depth 0 alone. So depth 0 is
-    as alike as rankings of this estimator can be, and Random as unlike as unrelated ones.
+    that of the base model; noise, ties and Random are drawn anew (base seed + 1), at depth 0 nothing else. So rankings
+    of an estimator cannot be more alike than at depth 0, and Random shows how alike unrelated rankings are.
     """
     study = explainer.study
     other = study.model_copy(update={"base_seed": study.base_seed + 1})
@@ -101,7 +101,7 @@ def compare(
 
 
 def _ranked(explainer: Explainer, keys: list[tuple[str, str]], count: int) -> dict[tuple[str, str], np.ndarray]:
-    """Rankings of the first test images, uint8 (count, C or 1, H, W), by estimator and unit; kept nowhere."""
+    """Rankings of the first test images, uint8 (count, C or 1, H, W), by estimator and unit; not stored."""
     found: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in keys}
     for first in range(0, count, step := images_at_once(explainer.batch)):
         index = slice(first, min(first + step, count))

@@ -1,4 +1,4 @@
-"""From scores to rankings: what the scores of a few images are, and how their units are ranked."""
+"""From scores to rankings: the scores of a few images, and how their units are ranked."""
 
 import inspect
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from roarlib.study.params import InputError, Study
 def to_unit(scores: torch.Tensor, unit: str) -> torch.Tensor:
     """Scores per ranked unit: (N, C, H, W) stays for `value`; `pixel` sums the channels to (N, 1, H, W).
 
-    A uint8 tensor is a ranking already (see estimators.random); for `pixel` its first channel stands for the pixel.
+    A uint8 tensor is already a ranking (see estimators.random); for `pixel` its first channel stands for the pixel.
     """
     if unit == "value":
         return scores
@@ -29,17 +29,17 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
     """Rank the units of every image, largest score first, ties in an order drawn from seed and image.
 
     scores: float (N, C, H, W), finite. ids: int64 (N,), from `degrade.image_ids`. Returns uint8 of the same shape,
-    0..99. Raises ValueError for NaN or infinite scores. One sort of 64-bit keys: the score's bits in ascending integer
-    order above, 32 random bits below.
+    0..99. Raises ValueError for NaN or infinite scores. Sorts 64-bit keys once (float64: twice): the score's bits as
+    an integer in the upper half, 32 random bits in the lower.
     """
     flat = scores.detach().reshape(len(scores), -1)
     flat = flat if flat.dtype == torch.float64 else flat.float()
     if not torch.isfinite(flat).all():
-        bad = int(ids[~torch.isfinite(flat).all(1)][0]) % (1 << 40)  # above are the split's bits
+        bad = int(ids[~torch.isfinite(flat).all(1)][0]) % (1 << 40)  # the upper bits tell the split
         raise ValueError(f"scores of image {bad} are NaN or infinite; an importance must be a finite number")
     units = flat.shape[1]
     ties = draws.bits(seed, draws.TIES, ids, 0, units) & 0xFFFFFFFF
-    if flat.dtype == torch.float64:  # no key holds its 64 bits and the ties': sort by these, then stably by the scores
+    if flat.dtype == torch.float64:  # too long for such keys: sort by ties, then stably by scores
         shuffled = ties.argsort(1)
         rank_to_unit = shuffled.gather(1, flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
     else:
@@ -55,13 +55,13 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
 
 @dataclass
 class Explainer:
-    """A study's data explained by one model; what every ranking is made with.
+    """Explains a study's data by one model; every ranking is made with it.
 
-    Our own estimators explain a faster copy of it, checked to be the same function: `models.folded`.
+    Our own estimators explain a faster copy of the model, checked to be the same function: `models.folded`.
 
     model: the network to explain, which is moved to the study's device. predictions: split -> int64 (N,), the classes
-    that are explained, but where the study asks for the label. batch: inputs a model pass takes; 0: what suits the
-    device. untrained: as in a rehearsal.
+    that are explained, unless the study asks for the label. batch: inputs per model pass; 0: what suits the device.
+    untrained: whether the model is, as in a rehearsal.
     """
 
     study: Study
@@ -82,14 +82,14 @@ class Explainer:
         return image_ids(split, index, self.device)
 
     def targets(self, split: str, index: slice) -> torch.Tensor:
-        """The classes that are explained of these images, int64 (B,)."""
+        """The classes that are explained for these images, int64 (B,)."""
         explained = self.predictions[split] if self.study.target == "predicted" else self.data.split(split).labels
         return torch.from_numpy(np.array(explained[index])).to(self.device)
 
     def baseline(self, word: str) -> torch.Tensor:
-        """What a word for a baseline stands for, normalised, broadcastable to images; InputError for any other word.
+        """The baseline that a word names, normalised, broadcastable to images; InputError for any other word.
 
-        mean: the training set's. black. grey: halfway to white. train:20: so many training images, spread evenly.
+        mean: the training set's. black. grey: halfway to white. train:N: N training images, evenly spaced.
         """
         kind, _, count = word.partition(":")
         mean, std = self.data.scale
@@ -106,23 +106,23 @@ class Explainer:
         return images.contiguous(memory_format=self.layout)
 
     def scores(self, split: str, index: slice, estimators: list[str], gone=None, percent: int = 0) -> dict:
-        """Scores (B, C, H, W) by name of the images `index` of a split, with the study's settings.
+        """Scores of the images `index` of a split, with the study's settings: name -> (B, C, H, W).
 
-        gone, percent: a ranking and how much of it is removed from the images first; None: they are untouched.
+        gone, percent: a ranking, and how much of it is removed from the images first; None: nothing.
         """
         images, targets = self._images(split, index, gone, percent), self.targets(split, index)
         masks = self.data.split(split).masks
         masks = None if masks is None else torch.from_numpy(masks[index]).to(self.device)
         inputs = attribute.Batch(images, targets, self.ids(split, index), masks)
         made = {}
-        for model, ours in ((self.folded, True), (self.model, False)):  # code that is not ours gets the very model
+        for model, ours in ((self.folded, True), (self.model, False)):  # code that is not ours gets the model itself
             names = [n for n in estimators if built_in(split_name(n)[0]) == ours]
             if names:
                 made |= attribute.explain(self.study, model, inputs, names, self.baseline, self.batch)
         return made
 
     def ranked(self, scores: torch.Tensor, unit: str, ids: torch.Tensor, estimator: str) -> np.ndarray:
-        """Scores of a batch as a ranking of this unit; InputError names the estimator if they are not finite."""
+        """The ranking of a batch in this unit by its scores; InputError names the estimator if they are not finite."""
         units = to_unit(scores, unit)
         try:
             found = units if units.dtype == torch.uint8 else rank(units, ids, self.study.base_seed)
@@ -131,7 +131,7 @@ class Explainer:
         return attribute.mixed(estimator, found, ids, self.study.base_seed).cpu().numpy()
 
     def gap(self, base: str) -> float | None:
-        """How far a base that promises completeness misses it on a few test images: `from_captum.gap`."""
+        """By how much a base that promises completeness misses it on a few test images: `from_captum.gap`."""
         count = min(8, images_at_once(self.batch), len(self.data.test))
         index, options = slice(0, count), self.study.estimator_options.get(base, {})
         targets = self.targets("test", index)
@@ -141,7 +141,7 @@ class Explainer:
             return from_captum.gap(base, options, self.model, images, targets, self.baseline)
 
     def layer(self, base: str) -> str | None:
-        """The layer that a base reads by itself; None where it reads none, or its options name one."""
+        """The layer that a base chooses by itself; None if it reads none, or its options name one."""
         function = from_captum.method(base).__init__ if base.startswith("captum:") else cams.READY.get(base)
         given = self.study.estimator_options.get(base, {})
         if function is None or "layer" in given or "layer" not in inspect.signature(function).parameters:
@@ -150,15 +150,15 @@ class Explainer:
             return layers.find(self.model, self._images("train", slice(0, 1)))[0]
 
     def unguided(self) -> dict[str, int]:
-        """Activations of the model that Guided Backprop leaves as they are: name -> how many."""
+        """Activations of the model that Guided Backprop leaves unguided: name -> number of calls."""
         with layers.Guided() as mode, models.evaluating(self.model), torch.no_grad():
             self.model(self._images("train", slice(0, 1)))
         return dict(mode.others)
 
     def rankings(self, split: str, index: slice, estimators: list[str], unit: str) -> dict[str, np.ndarray]:
-        """Rankings of a few images, computed now and kept nowhere: name -> uint8 (B, C or 1, H, W).
+        """Rankings of a few images, computed now and not stored: name -> uint8 (B, C or 1, H, W).
 
-        For trying an estimator before any retraining; InputError if one gives what cannot be ranked.
+        For trying an estimator before any retraining; InputError if its scores cannot be ranked.
         """
         found, ids = self.scores(split, index, estimators), self.ids(split, index)
         for name in estimators:
@@ -167,18 +167,18 @@ class Explainer:
 
 
 def batch_size(device: torch.device, shape: tuple[int, int, int]) -> int:
-    """How many inputs a model pass takes: what keeps a CPU's cores busy (256 at 32 x 32), or fills a GPU."""
+    """Inputs per model pass: as many as keep a CPU's cores busy (256 at 32 x 32), or fill a GPU."""
     area = shape[1] * shape[2]
     return max(8, 256 * 1024 // area) if device.type == "cpu" else max(64, 4_000_000 // area)
 
 
 def images_at_once(batch: int) -> int:
-    """How many images share passes of that many inputs: few, so that checkpoints come often; copies fill the rest."""
+    """How many images share passes of `batch` inputs: few, so that checkpoints are frequent; noisy copies fill them."""
     return max(1, batch // 4)
 
 
 def constants(scores: torch.Tensor, unit: str) -> int:
-    """How many images of a batch have the same score for all their units: their ranking is drawn by chance."""
+    """How many images of a batch have the same score for all their units, so that chance ranks them."""
     flat = to_unit(scores, unit).flatten(1)
     return 0 if scores.dtype == torch.uint8 else int((flat == flat[:, :1]).all(1).sum())
 

@@ -1,10 +1,10 @@
 """Recursive ROAR: importance recomputed on a retrained model before each further removal.
 
-Of two inputs that say the same a model may use one, and a ranking made once leaves the other in its place. Here the
+Of two inputs that say the same, a model may use only one, and a ranking made once leaves the other in place. Here the
 model that explains the next removal was trained on images without the inputs removed so far (Madsen et al., "Evaluating
 the Faithfulness of Importance Measures in NLP by Recursively Masking Allegedly Important Tokens and Retraining", 2022).
-The result is one nested ranking, retrained and judged like any other. Unlike there, the models that rank are trained
-with the study's base seed alone, as the base model is; the seeds vary the judging models.
+The result is one nested ranking, retrained and judged like any other. Unlike in Madsen et al., the models that rank
+are trained only with the study's base seed, like the base model; the seeds vary the models that judge.
 """
 
 import time
@@ -26,7 +26,7 @@ from roarlib.study.machine import keep_memory
 from roarlib.study.names import parent_of
 from roarlib.study.params import InputError
 
-FIRST = 1e38  # above any score that is ranked; times 1 to 2, in the order of what is gone, still a float32
+FIRST = 1e38  # above any score; times 1 to 2, which keeps the order of what is gone, it is still a float32
 
 
 def make(explainer: Explainer, estimators: list[str], progress: Progress = None) -> dict:
@@ -34,7 +34,7 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
 
     explainer: of the base model, which explains the first removal; later ones are explained by models retrained at each
     of the study's recursive_steps, and the classes that these predict unless the study explains labels. Arguments and
-    result are those of `store.make`. An interrupted unit starts again. Source: Madsen et al. (2022).
+    result are those of `store.make`. An interrupted unit is started again. Source: Madsen et al. (2022).
     """
     (estimator,) = estimators
     keep_memory()
@@ -81,9 +81,9 @@ def _retrained(explainer: Explainer, found: dict[str, np.ndarray], percent: int)
 def _step(
     explainer: Explainer, what: tuple[str, str, str], ranking: np.ndarray, percent: int
 ) -> Iterator[tuple[int, int]]:
-    """Ranks what is left at `percent` anew, in place; what is gone keeps its place. Yields by batch how many images.
+    """Ranks what is left at `percent` anew, in place; what is gone keeps its rank.
 
-    Beside it, how many of them had nothing to rank before anything was removed.
+    Yields, batch by batch, the number of images and, before anything is removed, how many of them had nothing to rank.
 
     what: estimator, unit, split.
     """

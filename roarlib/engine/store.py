@@ -1,6 +1,6 @@
-"""Every image of a study ranked, into memory-mapped uint8 files; an interrupted run resumes.
+"""Ranks every image of a study, into memory-mapped uint8 files; an interrupted run resumes.
 
-`study.rankings` says what a ranking is and where it lies.
+`study.rankings` says what a ranking is and where it is stored.
 """
 
 import json
@@ -25,9 +25,9 @@ Progress = Callable[[int, int], None] | None  # called with (images done, of all
 def make(explainer: Explainer, estimators: list[str], progress: Progress = None) -> dict:
     """Rank every image of both splits by these estimators (one group), in all units of the study; write the files.
 
-    Returns of this call {"seconds", "images_per_second"}, and {"constant"}: (estimator, unit) -> share of the images
-    whose units all scored the same, so that chance ranked them. Above half it is an InputError. Memory does not grow
-    with the number of images. An interrupted run resumes at the last checkpoint, with the same bytes in the end.
+    Returns this call's "seconds" and "images_per_second", and "constant": (estimator, unit) -> share of the images
+    whose units all scored the same, so that chance ranked them; a share above half is an InputError. Memory does not
+    grow with the number of images. An interrupted run resumes at the last checkpoint and ends with the same bytes.
     `recursive.make` ranks recursive estimators.
     """
     if len({group_of(name) for name in estimators}) != 1:
@@ -39,7 +39,7 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
     total = len(data.train) + len(data.test)
     for before, split in ((0, "train"), (len(data.train), "test")):
         steps = _split(explainer, split, estimators)
-        computed += len(data.split(split)) - next(steps)  # first it says how much an earlier run left
+        computed += len(data.split(split)) - next(steps)  # the first value: how many an earlier run has done
         for done in steps:
             if progress:
                 progress(before + done, total)
@@ -49,7 +49,7 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
 
 
 def shares_of_constants(explainer: Explainer, estimators: list[str]) -> dict[tuple[str, str], float]:
-    """(estimator, unit) -> the share of all images in which there was nothing to rank, by what is `noted`."""
+    """(estimator, unit) -> the share of all images in which there was nothing to rank, as `noted`."""
     study, total = explainer.study, len(explainer.data.train) + len(explainer.data.test)
     counted = noted(study, estimators[0], "train") | noted(study, estimators[0], "test")
     files = {(e, u): [rankings.path(study, e, u, s).name for s in SPLITS] for e in estimators for u in study.units}
@@ -62,7 +62,7 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
     files = {(e, u): rankings.path(study, e, u, name) for e in estimators for u in study.units}
     source, before = own.source(study, estimators[0]), noted(study, estimators[0], name)
     done = [f for f in files.values() if f.is_file() and before.get(f.name, [0, source])[1] == source]
-    files = {key: file for key, file in files.items() if file not in done}  # what is done stays
+    files = {key: file for key, file in files.items() if file not in done}  # what is done is kept
     for file in files.values():
         file.unlink(missing_ok=True)  # of another version of the function
     estimators = [e for e in estimators if any(key[0] == e for key in files)]
@@ -89,7 +89,7 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
         for (estimator, unit), part in parts.items():
             part[index] = explainer.ranked(scores[estimator], unit, ids, estimator)
             constant[files[estimator, unit].name] += constants(scores[estimator], unit)
-            if not explainer.untrained or split_name(estimator)[0] not in READY:  # whose maps may be 0 so early
+            if not explainer.untrained or split_name(estimator)[0] not in READY:  # whose maps may still be 0
                 refuse_constant(estimator, constant[files[estimator, unit].name], len(split))
         first = index.stop
         yield first
@@ -108,9 +108,10 @@ def _notes_file(study: Study, estimator: str, split: str) -> Path:
 
 
 def note(study: Study, estimator: str, split: str, counts: dict[str, int], source: str | None) -> None:
-    """Keep what `noted` gives, before the rankings that it speaks of get their names.
+    """Store what `noted` returns, before the rankings that it is about get their final names.
 
-    source: when ranking began; InputError if it is another by now.
+    counts: ranking file -> images in which there was nothing to rank. source: `own.source` when ranking began;
+    InputError if it has changed since.
     """
     if own.source(study, estimator) != source:
         raise InputError(f"{estimator}: its file has changed while it was ranked; run it again")
@@ -119,7 +120,7 @@ def note(study: Study, estimator: str, split: str, counts: dict[str, int], sourc
 
 
 def noted(study: Study, estimator: str, split: str) -> dict[str, list]:
-    """Of each ranking file of a group and split: in how many images there was nothing to rank, and `own.source`."""
+    """For each ranking file of a group and split: in how many images there was nothing to rank, and `own.source`."""
     file = _notes_file(study, estimator, split)
     return json.loads(file.read_text()) if file.is_file() else {}
 
@@ -131,7 +132,7 @@ def _open_parts(files: dict, split: Split, checkpoint: Path, source: str | None)
         state = json.loads(checkpoint.read_text())
         if state["files"] == names and state.get("source") == source:
             return {key: np.lib.format.open_memmap(part_of(file), mode="r+") for key, file in files.items()}, state
-    checkpoint.unlink(missing_ok=True)  # it speaks of parts that end here
+    checkpoint.unlink(missing_ok=True)  # it belongs to parts that are replaced here
     channels, height, width = split.shape
     shapes = {"pixel": (len(split), 1, height, width), "value": (len(split), channels, height, width)}
     parts = {key: new_array(part_of(file), shapes[key[1]]) for key, file in files.items()}

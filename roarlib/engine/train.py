@@ -1,7 +1,7 @@
 """Training and evaluation on degraded images, on the device.
 
 One function trains the base model (nothing removed) and every retraining, so that they differ in the removal alone.
-A base model may also be brought, trained elsewhere; retrainings start from scratch all the same.
+A base model may also be brought, trained elsewhere; retrainings still start from scratch.
 """
 
 import math
@@ -35,15 +35,15 @@ def train(
 ) -> nn.Module:
     """Train a fresh model on the degraded train split; the last epoch's weights are the result.
 
-    ranking: of the train split, uint8, or None. seed: of the first weights, the order of the images and the
+    ranking: of the train split, uint8, or None. seed: of the initial weights, the order of the images and the
     augmentation, so that estimators trained with one seed are paired. progress: called with each epoch's mean loss.
     Recipe: SGD with Nesterov momentum or AdamW, label smoothing, a learning rate per step that is triangular or falls
-    at drop_epochs, no selection of any kind. InputError names the key to lower where the GPU's memory is too small.
+    at drop_epochs, no selection of any kind. If the GPU's memory is too small, InputError names the key to lower.
     """
     device = device_of(study)
     images = degraded(study, data, "train", ranking, percent, mode)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # first weights, and what the model itself draws: dropout, stochastic depth
+        torch.manual_seed(seed)  # initial weights, and what the model itself draws: dropout, stochastic depth
         model = models.build(study.model, len(data.classes), data.shape)
         try:
             return _fit(study, model.to(device, memory_format=models.layout(model)), images, seed, progress).eval()
@@ -56,10 +56,10 @@ def train(
 
 
 def _fit(study: Study, model: nn.Module, images: Degraded, seed: int, progress) -> nn.Module:
-    """The training loop of `train`. InputError if the loss stops being a number: no row may come of it."""
+    """The training loop of `train`. InputError if the loss is no longer finite: that must not become a row."""
     device = images.device
     generator = torch.Generator().manual_seed(seed)
-    batches = max(1, len(images) // study.batch_size)  # the odd rest of an epoch is dropped: the order is new each time
+    batches = max(1, len(images) // study.batch_size)  # an incomplete batch is dropped: the order changes every epoch
     optimiser, schedule = _optimiser(study, model, batches * study.epochs)
     half = precision_of(study.precision, device) == "bfloat16"
     for epoch in range(1, study.epochs + 1):
@@ -85,7 +85,7 @@ def _fit(study: Study, model: nn.Module, images: Degraded, seed: int, progress) 
 
 
 def _optimiser(study: Study, model: nn.Module, steps: int):
-    decayed = [p for p in model.parameters() if p.ndim > 1]  # not norms and biases, as the paper
+    decayed = [p for p in model.parameters() if p.ndim > 1]  # not norms and biases, as in the paper
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": study.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     if study.optimiser == "adamw":
@@ -119,9 +119,9 @@ def predict(study: Study, model: nn.Module, images: Degraded, flip: bool = False
 
 
 def tested(study: Study, model: nn.Module, data: Data, ranking=None, percent: int = 0, mode: str = "remove") -> dict:
-    """What a row says of a test: accuracy, the share of the degraded test images that are classified correctly (0..1).
+    """What a row says about a test: `accuracy`, the share of degraded test images that are classified correctly (0..1).
 
-    And `balanced`, the mean over classes of their accuracies. ranking: of the test split.
+    And `balanced`, the mean of the classes' accuracies. ranking: of the test split.
     """
     images, labels = degraded(study, data, "test", ranking, percent, mode), data.test.labels
     right = predict(study, model, images, study.flip_average) == labels
@@ -132,7 +132,7 @@ def tested(study: Study, model: nn.Module, data: Data, ranking=None, percent: in
 def base_model(study: Study, data: Data, progress=None) -> nn.Module:
     """The network to explain, on the device, in evaluation mode: trained, or the one that `base_weights` brings.
 
-    InputError in one line for weights that are not there or do not fit.
+    InputError of one line if the weights are missing or do not fit.
     """
     if not study.base_weights:
         return train(study, data, study.base_seed, progress=progress)
@@ -152,11 +152,11 @@ def _read(file) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a pickle's version, right before its refusal
+            warnings.simplefilter("ignore")  # about a pickle's version, right before it is refused
             found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(f"{file} holds Python objects, which could run any code: save model.state_dict()") from None
-    except Exception as error:  # damaged files raise all sorts
+    except Exception as error:  # damaged files raise all sorts of errors
         raise InputError(f"{file} cannot be read as weights: {' '.join(str(error).split())[:90]}") from None
     for key in ("state_dict", "model_state_dict", "model"):  # checkpoints of training loops
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
@@ -168,7 +168,7 @@ def _read(file) -> dict[str, torch.Tensor]:
 
 
 def _misfits(wanted: dict, given: dict) -> str:
-    """In a phrase, what of the given weights a model does not take; empty if they fit."""
+    """How the given weights do not fit a model, in a phrase; empty if they do."""
     said = []
     for what, names in (("lacks", wanted.keys() - given.keys()), ("has no place for", given.keys() - wanted.keys())):
         more = f" and {len(names) - 1} more" * (len(names) > 1)
@@ -182,7 +182,7 @@ def _misfits(wanted: dict, given: dict) -> str:
 
 
 def save_base(study: Study, data: Data, model: nn.Module) -> dict[str, np.ndarray]:
-    """Keep the base model (safetensors) and its predictions on both splits; returns split -> int64 (N,)."""
+    """Save the base model (safetensors) and its predictions on both splits; returns the latter, split -> int64 (N,)."""
     file = base_file(study, "model.safetensors")
     file.parent.mkdir(parents=True, exist_ok=True)
     found = {name: predict(study, model, degraded(study, data, name)) for name in SPLITS}

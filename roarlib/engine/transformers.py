@@ -14,10 +14,10 @@ from roarlib.study.params import InputError
 class ViT(nn.Module):
     """A small vision transformer (Dosovitskiy et al., ICLR 2021) for images of 32 to 64 px, 138,000 weights.
 
-    Patches of 4 x 4 px and a class token go through four layers of attention, normalised first.
+    Patches of 4 x 4 px and a class token pass through four pre-norm layers of attention.
 
-    Places are sines of row and column, computed for the grid that comes in: sides of any multiple of 4 px will do. A
-    side of 32 makes 64 patches; one of 64 makes 256, which cost about six times as much.
+    Positions are sines and cosines of row and column, computed for the grid that comes in: sides of any multiple of 4
+    px will do. A side of 32 makes 64 patches; one of 64 makes 256, which cost about six times as much.
     """
 
     def __init__(self, classes: int, channels: int, width: int = 64, layers: int = 4, heads: int = 4):
@@ -52,8 +52,8 @@ def places(x: torch.Tensor) -> torch.Tensor:
 def rollout(model, images, targets):
     """Attention rollout (Abnar and Zuidema, ACL 2020): how much of every patch reaches the class token.
 
-    Each layer passes on half of its attention, the mean over its heads, and half of what was there. Where there is no
-    class token, so that tokens are averaged, their mean counts. The class that is explained plays no part. Returns
+    Each layer counts as half its attention, the mean over its heads, and half the identity. Without a class token,
+    where tokens are averaged, their mean is taken. The class that is explained plays no part. Returns
     (N, 1, H, W), patches interpolated bilinearly. InputError for a model without nn.MultiheadAttention over patches.
     """
     seen = _attentions(model, images)
@@ -75,7 +75,7 @@ def _attentions(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     """Attention (N, tokens, tokens), the mean over heads, of every nn.MultiheadAttention in the order of calls."""
     seen = []
 
-    def ask(module, args, kwargs):  # its caller may have given the weights up, for speed
+    def ask(module, args, kwargs):  # the caller may have declined the weights, for speed
         call = inspect.signature(nn.MultiheadAttention.forward).bind(module, *args, **kwargs)
         call.arguments |= {"need_weights": True, "average_attn_weights": True}
         return call.args[1:], call.kwargs
@@ -98,9 +98,9 @@ def _attentions(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _grid(tokens: int, height: int, width: int) -> tuple[int, int, int]:
-    """(1, rows, columns) of patches in the image's proportions behind a class token, (0, rows, columns) without one.
+    """(1, rows, columns) of patches in the image's proportions after a class token, (0, rows, columns) without one.
 
-    Never both: squares differ by more than 1, and so do their multiples.
+    Both never fit: squares differ by more than 1, and so do their multiples.
     """
     for token in (0, 1):
         rows = max(1, round(math.sqrt((tokens - token) * height / width)))

@@ -1,4 +1,4 @@
-"""Classifiers of other packages by name: torchvision's and timm's, told the size of the images where they need it."""
+"""Classifiers of other packages by name: torchvision's and timm's, given the images' size where they need it."""
 
 import difflib
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def from_torchvision(name: str, size: Size) -> Callable:
         more = {"image_size": size[0]}
     elif name.startswith("maxvit"):
         more = {"input_size": size}
-    elif name in ("googlenet", "inception_v3"):  # in training they would give the logits of three heads
+    elif name in ("googlenet", "inception_v3"):  # else training would return auxiliary logits too
         more = {"aux_logits": False, "init_weights": True}
     return lambda classes, channels: torchvision.models.get_model(name, weights=None, num_classes=classes, **more)
 
@@ -56,7 +56,7 @@ def from_timm(name: str, size: Size) -> Callable:
 
 
 def _patches_fit(name: str, patch: int, size: Size) -> None:
-    if size[0] % patch or size[1] % patch:  # timm would leave the rest of the image out, without a word
+    if size[0] % patch or size[1] % patch:  # timm would silently leave out the rest of the image
         raise InputError(
             f"{name} cuts images into patches of {patch} px: both sides must be multiples of {patch} px, and the "
             f"images are {size[0]} x {size[1]}"
@@ -64,8 +64,8 @@ def _patches_fit(name: str, patch: int, size: Size) -> None:
 
 
 def give_logits(model: nn.Module, args: tuple, out: Any) -> torch.Tensor | None:
-    """A forward hook: the logits in Hugging Face's ModelOutput, a dict with "logits", or what else has `.logits`.
+    """A forward hook: the logits in Hugging Face's ModelOutput, a dict with "logits", or anything with `.logits`.
 
-    A hook and no module around the model, so that names of weights, attributes and the class stay the model's own.
+    A hook, not a module around the model, so that names of weights, attributes and the class stay the model's own.
     """
     return out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)

@@ -1,4 +1,4 @@
-"""The grid: a study's cells, what each needs and leaves, and how far they are. `runner` executes them.
+"""The grid: a study's cells, what each needs and leaves, and their progress. `runner` executes them.
 
 A cell is one execution of a stage notebook. It is done when every row it promises is there; the files are the only
 truth, so a run can be stopped anywhere and started again.
@@ -20,7 +20,7 @@ from roarlib.study.results import STAGES, Key
 
 @dataclass(frozen=True)
 class Cell:
-    """One notebook execution: `rows` are the measurements it leaves, `needs` the cells that must be done before.
+    """One notebook execution: `rows` are the measurements it leaves, `needs` the cells that must be done first.
 
     Cells that share a folder (`name`) differ in `part`, the name of their executed notebook.
     """
@@ -57,7 +57,7 @@ class Grid:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """Base model by base model, and of one: costly and early stages first, then seed by seed."""
+        """All cells, base model by base model; of each, early stages and costly groups first, then seed by seed."""
         return [cell for seed in self.study.base_seeds for cell in self._of_base(self.study.based(seed))]
 
     def _of_base(self, study: Study) -> list[Cell]:
@@ -83,7 +83,7 @@ class Grid:
         """What `seeds: auto` has seen so far, `looks.Look` by look; none where seeds are a list."""
         if self.study.seeds != "auto":
             return []
-        from roarlib.answers import looks  # SciPy takes its time
+        from roarlib.answers import looks  # SciPy is slow to import
 
         return looks.made(results.known(self.study), self.study)
 
@@ -110,11 +110,11 @@ class Grid:
         return [row for row in cell.rows if not results.has(self.study, row)]
 
     def complete(self, cell: Cell) -> bool:
-        """Whether all rows of a cell are there, and the files that other cells need of it."""
+        """Whether all rows of a cell are there, and the files that other cells need from it."""
         return not self.missing(cell) and all(file.is_file() for file in self.files_of(cell))
 
     def to_do(self, chosen: list[Cell]) -> list[Cell]:
-        """The cells that owe rows, and those whose files they need and are not here (deleted, or never in a clone)."""
+        """The cells that owe rows, and those whose files these need but which are gone (or were never in a clone)."""
         wanted = {cell.id for cell in chosen if self.missing(cell)}
         for cell in reversed(chosen):  # what a cell needs comes before it
             if cell.id in wanted:
@@ -122,11 +122,11 @@ class Grid:
         return [cell for cell in chosen if cell.id in wanted]
 
     def due(self, cell: Cell) -> bool:
-        """Whether a cell must be run now: it owes rows, or files that a cell which is due needs."""
+        """Whether a cell must be run now: it owes rows, or files that another due cell needs."""
         return bool(self.missing(cell)) or not self.complete(cell) and cell in self.to_do(self.cells)
 
     def files_of(self, cell: Cell, splits: tuple[str, ...] = ("train", "test")) -> list[Path]:
-        """What others need of a cell: its rankings, or the base model."""
+        """The files of a cell that others need: its rankings, or the base model."""
         study = self.study.based(cell.rows[0].seed)
         if cell.measure == "base":
             return [results.base_file(study, "model.safetensors")]
@@ -162,7 +162,7 @@ class Grid:
         return self.study.folder / cell.name / f"{cell.part}.ipynb"
 
     def error_file(self, cell: Cell) -> Path:
-        """Where the last failure of a cell is told in one line; gone once it succeeds."""
+        """The file with the last failure of a cell, in one line; deleted once the cell succeeds."""
         return self.notebook(cell).with_suffix(".error")
 
     def state(self, cell: Cell) -> str:

@@ -1,4 +1,4 @@
-"""Where cells run: this machine's cores and GPUs, a Dask cluster that is there, or jobs of SLURM."""
+"""Where cells run: this machine's cores and GPUs, an existing Dask cluster, or SLURM jobs."""
 
 import functools
 import os
@@ -19,11 +19,11 @@ from roarlib.study.machine import cores, precision_of
 from roarlib.study.params import InputError, Study
 
 VERSIONS = ("roarlib", "torch", "torchvision", "numpy", "captum", "papermill", "distributed")  # must agree
-LOOPBACK = "127.0.0.1:0"  # of dashboards, which else are open to the network
+LOOPBACK = "127.0.0.1:0"  # for dashboards, which would else be open to the network
 
 
 class Leave(WorkerPlugin):
-    """For workers in jobs: the process ends within seconds of its worker, where Dask's own end can wait for ever."""
+    """For workers in jobs: the process ends within seconds of its worker; Dask's own shutdown can hang forever."""
 
     name, idempotent = "roar-leave", True
 
@@ -50,9 +50,9 @@ def gpus_of(study: Study) -> list[str]:
 
 @contextmanager
 def local(study: Study, count: int) -> Iterator[Client]:
-    """A Dask client of threads of this process: each waits for a kernel process of its own, forked from one server.
+    """A Dask client of threads of this process: each waits for its own kernel process, forked from one server.
 
-    Where GPUs are handed out, each thread is a worker of its own, whose number says which GPU is its.
+    If GPUs are handed out, each thread is a worker of its own, whose number says which GPU it gets.
     """
     at_once = min(machine(study)[0], count)
     workers, threads = (at_once, 1) if gpus_of(study) else (1, at_once)
@@ -63,7 +63,7 @@ def local(study: Study, count: int) -> Iterator[Client]:
 
 @contextmanager
 def existing(address: str) -> Iterator[Client]:
-    """A client of a Dask scheduler that is there already; InputError where none answers."""
+    """A client of an existing Dask scheduler; InputError if none answers."""
     try:
         client = Client(address, timeout="20s")
     except (OSError, ValueError) as error:
@@ -74,7 +74,7 @@ def existing(address: str) -> Iterator[Client]:
 
 @contextmanager
 def slurm(settings: dict, count: int) -> Iterator[tuple[Client, Callable]]:
-    """A client of workers that run as SLURM jobs, and what ends the jobs. settings: of `slurm_settings`."""
+    """A client of workers that run as SLURM jobs, and a function that ends these. settings: of `slurm_settings`."""
     from dask_jobqueue import SLURMCluster  # an extra, found by slurm_settings
 
     jobs, options = settings["jobs"], {key: value for key, value in settings.items() if key != "jobs"}
@@ -85,12 +85,12 @@ def slurm(settings: dict, count: int) -> Iterator[tuple[Client, Callable]]:
 
 
 def slurm_settings(file: Path) -> dict:
-    """What `--slurm` reads: `jobs`, at most how many at a time, and any of dask-jobqueue's own keys for SLURM.
+    """What `--slurm` reads: `jobs`, the most to run at a time, and any of dask-jobqueue's own keys for SLURM.
 
     Returns them as SLURMCluster's keywords, with what this project needs; InputError (one line) for anything wrong.
     """
     try:
-        import dask  # dask_jobqueue is an extra; it tells dask its keys
+        import dask  # dask_jobqueue is an extra; its import adds its keys to dask's
         import dask_jobqueue  # noqa: F401
     except ImportError:
         raise InputError("--slurm needs dask-jobqueue: pip install -e '.[slurm]'") from None
@@ -109,7 +109,7 @@ def slurm_settings(file: Path) -> dict:
         "walltime": "04:00:00",
         "log-directory": str(outputs() / "_slurm"),
     } | given
-    # one cell at a time: the job's other cores serve a GPU's cell; SLURM sees to lost workers
+    # one cell at a time: a job's other cores serve a cell on a GPU; lost workers are replaced as jobs
     job_cpu = settings.get("job-cpu") or settings["cores"]
     settings |= {"job-cpu": job_cpu, "cores": 1, "processes": 1, "nanny": False}
     settings["job-script-prologue"] = [
@@ -122,7 +122,7 @@ def slurm_settings(file: Path) -> dict:
 
 
 def here() -> dict[str, str]:
-    """The versions that the numbers of a cell depend on, on this machine, and what precision `auto` is."""
+    """The versions on this machine that the numbers of a cell depend on, and the precision that `auto` means."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {"python": platform.python_version()} | {name: version(name) for name in VERSIONS}
     return found | {"auto precision": precision_of("auto", device)}
@@ -140,9 +140,9 @@ def writable(folder: str) -> bool:
 
 
 def able(client: Client, study: Study) -> list[str] | None:
-    """Addresses of the scheduler's workers that see the outputs, None for all; InputError for none, or other versions.
+    """Addresses of the scheduler's workers that see the outputs, None for all; InputError if none, or versions differ.
 
-    Only where some do not see them are cells bound to addresses, which a restarted worker loses.
+    Cells are bound to addresses, which a restarted worker loses, only if some workers do not see the outputs.
     """
     with suppress(TimeoutError):
         client.wait_for_workers(1, timeout=30)

@@ -1,7 +1,7 @@
 """Run one notebook through papermill in a fresh kernel, without waiting for its imports.
 
-A server process imports the heavy modules once and forks itself for each notebook, which so has a process and
-a state of its own, half a second after the call. Elsewhere than on Linux ordinary kernels do the work.
+A server process imports the heavy modules once and forks itself for each notebook, which thus has a process and
+a state of its own half a second after the call. On systems other than Linux, ordinary kernels are used.
 """
 
 import atexit
@@ -58,7 +58,7 @@ def execute(
 ) -> None:
     """Run the notebook `source` with `parameters` in a fresh kernel and leave the executed copy at `target`.
 
-    timeout: seconds for all cells together. threads: CPU threads of torch in the kernel. env: more environment.
+    timeout: seconds for all cells together. threads: CPU threads of torch in the kernel. env: more variables.
     Several threads may call this at once. Raises ValueError for a parameter that the notebook does not take;
     NotebookFailed if a cell raises, time is up or the kernel dies, and `target` then holds the notebook so far.
     """
@@ -91,7 +91,7 @@ class _Engine(Engine):
     def execute_managed_notebook(cls, nb_man, kernel_name, *, env, timeout, **_):
         end = monotonic() + timeout if timeout else None
         folder = TemporaryDirectory(prefix="roar-", dir="/tmp" if FORK else None, ignore_cleanup_errors=True)
-        with folder as path:  # of sockets: ports would be raced for. Not TMPDIR: a socket's path ends at 107
+        with folder as path:  # for sockets: ports could be lost to others. Not TMPDIR: paths end at 107
             sockets = {"transport": "ipc", "ip": f"{path}/k", "connection_file": f"{path}/kernel.json"}
             manager = _ForkManager(**sockets) if FORK else AsyncKernelManager(kernel_name=kernel_name)
             client = _Client(nb_man, km=manager, log=logging.Logger("quiet", logging.CRITICAL + 1))
@@ -136,7 +136,7 @@ class _ForkManager(AsyncKernelManager):
 
 
 class _Process:
-    """A forked kernel: a Popen to jupyter_client; unpickled by the child, which calls `_bootstrap`."""
+    """A forked kernel: acts as a Popen for jupyter_client; unpickled by the child, which calls `_bootstrap`."""
 
     stdin = stdout = stderr = returncode = None
 
@@ -145,7 +145,7 @@ class _Process:
         SERVER.set_forkserver_preload(PRELOAD)
         status, pipe = SERVER.connect_to_new_process([])
         with open(pipe, "wb", closefd=False) as file:
-            # as multiprocessing does, but for "__main__": importing that would run an unguarded script again
+            # as multiprocessing does, except for "__main__": importing that would rerun an unguarded script
             pickle.dump({"sys_path": sys.path, "dir": os.getcwd(), "start_method": "fork"}, file)
             pickle.dump(self, file)
         self.status, self.pipe, self.pid = status, pipe, forkserver.read_signed(status)
@@ -153,7 +153,7 @@ class _Process:
     def poll(self):
         if self.returncode is None and connection.wait([self.status], 0):
             self.returncode = -signal.SIGKILL
-            with suppress(EOFError):  # the server died and took its kernels along
+            with suppress(EOFError):  # the server died, and its kernels with it
                 self.returncode = forkserver.read_signed(self.status)
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)  # what the kernel left behind
@@ -176,7 +176,7 @@ class _Process:
 
         os.setsid()
         threading.Thread(target=self._die_with_owner, args=[pipe], daemon=True).start()
-        gc.freeze()  # what came with the fork is no garbage: its memory stays shared, collections are short
+        gc.freeze()  # what came with the fork is not garbage: its memory stays shared, collections are short
         os.environ.clear()
         os.environ.update(self.env)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -190,7 +190,7 @@ class _Process:
             logging.getLogger(noisy).setLevel(logging.CRITICAL)  # and prints a traceback about nothing
         app.initialize(["-f", self.connection_file, "--HistoryManager.hist_file=:memory:", "--log-level=50"])
         app.start()
-        atexit.unregister(app.close)  # of no use now, and one time in twenty it waits for its own threads
+        atexit.unregister(app.close)  # not needed now, and one time in twenty it waits for its own threads
         atexit._run_exitfuncs()  # as at the end of an ordinary process
         return 0
 

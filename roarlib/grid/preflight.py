@@ -34,8 +34,8 @@ def check(
 ) -> datasets.Data:
     """Load the data and rehearse the run on a few images; InputError names what does not fit.
 
-    Returns the data, which are prepared before (with `progress`, of images) where they are not yet. say: hears notes.
-    whole: False where pictures are not to be prepared: a few are decoded for this alone, and finished maps wait.
+    Returns the data, prepared first if need be (`progress` counts images). say: called with notes. whole: False if
+    pictures are not to be prepared yet: a few are decoded for this alone, and finished maps are not checked.
     """
     device_of(study)
     _check_folder(study)
@@ -66,7 +66,7 @@ def check(
 
 
 def _few(study: Study) -> datasets.Data:
-    """Some pictures of each split, prepared in a folder that is gone: their memory maps outlive it."""
+    """Some pictures of each split, prepared in a temporary folder, which their memory maps outlive."""
     counts, _ = datasets.sizes(study)
     with TemporaryDirectory() as folder:
         few = study.model_copy(update={f"{split}_images": min(count, TRIED) for split, count in counts.items()})
@@ -75,7 +75,7 @@ def _few(study: Study) -> datasets.Data:
 
 
 def _check_folder(study: Study) -> None:
-    """The outputs folder can be written and has room for the images and rankings still to come."""
+    """InputError unless the outputs folder can be written and has room for the images and rankings still to come."""
     folder = study.folder
     there = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
     try:
@@ -95,7 +95,7 @@ def _check_folder(study: Study) -> None:
 def disk_bytes(study: Study) -> tuple[int, int]:
     """Bytes still to be written: of prepared images, and of rankings (one byte a unit, image, estimator and unit).
 
-    With `rankings: recompute` only as many groups as there are workers have theirs at a time: the largest count.
+    With `rankings: recompute`, only as many groups as there are workers have theirs at a time: the largest are counted.
     """
     counts, (channels, height, width) = datasets.sizes(study)
     area, groups = height * width, {}
@@ -126,7 +126,7 @@ def seconds_left(grid: Grid, found: datasets.Data, todo: list[Cell]) -> float:
     return max(sum(spent) / workers, max(spent, default=0.0))
 
 
-PASSES = {"rise": 500 / 3, "occlusion": 225 / 3}  # of an image, as gradients: these only go forward
+PASSES = {"rise": 500 / 3, "occlusion": 225 / 3}  # per image, in gradient passes: these only go forward
 
 
 def _cost(study: Study, counts: dict[str, int], cell: Cell, step: float, one_pass: float) -> float:
@@ -145,12 +145,12 @@ def _cost(study: Study, counts: dict[str, int], cell: Cell, step: float, one_pas
         passes *= 1 if ensemble in ("", "squared") else study.noise_samples
         sweep = images * (passes * one_pass + 1e-4)
         return sweep + len(study.recursive_steps) * (sweep + training)
-    passes *= 1 + study.noise_samples  # shared by the rows of the cell; ranking takes its own
+    passes *= 1 + study.noise_samples  # passes are shared by the rows of the cell, ranking is not
     return images * (passes * one_pass / len(cell.rows) + 1e-4)
 
 
 def _trial(study: Study, found: datasets.Data, threads: int) -> tuple[float, float]:
-    """Seconds of one training step, and of one gradient pass of one image, with so many threads here and now."""
+    """Seconds of one training step, and of one gradient pass of one image, measured here on `threads` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,7 +1,7 @@
-"""The whole run on a handful of images before the run: what would fail in some cell hours later fails here, in seconds.
+"""The whole run, rehearsed on a handful of images: what would fail hours later in some cell fails here, in seconds.
 
-It goes through the very functions that the stage notebooks call, with the study's model, layout, precision, estimators
-(whole groups at once), units and modes. What it writes lies in a folder of its own, which it deletes.
+It calls the same functions as the stage notebooks, with the study's model, layout, precision, estimators (whole groups
+at once), units and modes. It writes to a folder of its own, which it deletes.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ from roarlib.study import own, rankings
 from roarlib.study.names import asks_model, parent_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
-LONG = 3600  # seconds of ranking from which on a user is told
+LONG = 3600  # seconds of ranking above which the user is told
 FEW = 8  # images of each split, evenly from all of it: folders are sorted by class
 
 
 def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line: None) -> None:
-    """InputError in one line for what does not work; `say` hears what works but a user should know."""
+    """InputError of one line for what does not work; `say` gets notes on what works but a user should know."""
     whole, few = study, dataclasses.replace(data, train=_few(data.train), test=_few(data.test))
     short = {"epochs": 1, "batch_size": len(few.train), "noise_samples": 2, "ig_steps": 2, "recursive_steps": [50]}
     short |= {
@@ -41,7 +41,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
     }
     study = study.model_copy(update=short)
     _fresh_weights(study, data, say)
-    shutil.rmtree(study.folder, ignore_errors=True)  # of one that was killed
+    shutil.rmtree(study.folder, ignore_errors=True)  # left by one that was killed
     try:
         with _told(f"model {study.model} fails in training"):
             train.save_base(study, few, train.base_model(study, few))
@@ -82,7 +82,7 @@ def _few(split: Split) -> Split:
 
 
 def _rank(explainer: Explainer, group: list[str]) -> float:
-    """Make a group's rankings as its cell does; on failure one by one, to name the one. Seconds of one warm pass."""
+    """Make a group's rankings as its cell does; on failure one by one, to name the culprit. Seconds of a warm pass."""
     make = recursive.make if variant_of(group[0]) == "recursive" else store.make
     folder = rankings.path(explainer.study, group[0], "", "").parent
     try:
@@ -103,7 +103,7 @@ def _rank(explainer: Explainer, group: list[str]) -> float:
 
 @contextmanager
 def _told(what: str, estimator: str = "") -> Iterator[None]:
-    """Turn what goes wrong into one line that says where; an InputError speaks for itself."""
+    """Turn any error into an InputError of one line that says where; an InputError keeps its message."""
     try:
         yield
     except InputError as error:
@@ -114,7 +114,7 @@ def _told(what: str, estimator: str = "") -> Iterator[None]:
 
 
 def _fresh_weights(study: Study, data: Data, say: Callable[[str], None]) -> None:
-    """InputError where a model does not start anew with every seed, or is not what its state_dict and logits say."""
+    """InputError if a model does not start anew with every seed, or is not what its state_dict and logits say."""
     nets = []
     for seed in (0, 0, 1):
         with torch.random.fork_rng([]):
@@ -137,7 +137,7 @@ def _fresh_weights(study: Study, data: Data, say: Callable[[str], None]) -> None
 
 @torch.no_grad()
 def _as_stored(study: Study, net: nn.Module, other: nn.Module, images: torch.Tensor, say: Callable) -> None:
-    """InputError if a network is another one once its state_dict is loaded (into other), or gives probabilities."""
+    """InputError if a network differs once its state_dict is loaded (into `other`), or gives probabilities."""
     other.load_state_dict(net.state_dict())
     logits = []
     for one, seed in ((net.eval(), 0), (other.eval(), 0), (net, 1), (net, 0)):

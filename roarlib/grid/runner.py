@@ -1,7 +1,7 @@
-"""Running cells through papermill, on whatever `cluster` gives.
+"""Running cells through papermill, on whatever `cluster` provides.
 
 The graph of cells is given to Dask; the files are the truth. Every cell is claimed by a lock on a file while it runs,
-so that several runs share one study: what another process works on is waited for, while the rest goes on.
+so that several runs can share a study: a cell that another process works on is waited for while the rest goes on.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ from roarlib.study import params, results
 from roarlib.study.files import root, try_lock, write_atomically
 from roarlib.study.params import InputError, Study
 
-WAITS, INTERRUPTED = "not run: it needs", "interrupted"  # how the errors of cells begin that did not fail themselves
+WAITS, INTERRUPTED = "not run: it needs", "interrupted"  # how errors begin of cells that did not fail themselves
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Outcome:
 
 @contextmanager
 def claim(grid: Grid, cell: Cell) -> Iterator[bool]:
-    """Hold the cell's lock; False where another process has done the cell and holds it still.
+    """Hold the cell's lock; yields False if another process has done the cell and still holds it.
 
-    While another process has it, wait outside of the worker's slot, so that others go on.
+    While another process holds it, wait outside the worker's slot, so that other cells can run.
     """
     file = grid.claim_file(cell)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def claim(grid: Grid, cell: Cell) -> Iterator[bool]:
 
 @contextmanager
 def _outside_slot():
-    """Leave the Dask worker's slot to another cell meanwhile; elsewhere nothing."""
+    """Leave the Dask worker's slot to another cell meanwhile; outside a worker, do nothing."""
     try:
         get_worker()
     except ValueError:
@@ -73,9 +73,9 @@ def _outside_slot():
 
 @contextmanager
 def present(study: Study) -> Iterator[tuple[Path, Callable[[], bool]]]:
-    """Be known as a run of the study: (a file with this run's own parameters, a function: is no other run there?).
+    """Be known as a run of the study; yields (a file with its own parameters, a function: is no other run there?).
 
-    study.yaml beside it speaks of the latest run; cells must not change under a run whose lists differ.
+    study.yaml holds the parameters of the latest run; cells must not change under a run whose lists differ.
     """
     text = params.dump(study)
     own = study.folder / ".runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
@@ -85,7 +85,7 @@ def present(study: Study) -> Iterator[tuple[Path, Callable[[], bool]]]:
 
         def alone() -> bool:
             only = try_lock(file)
-            fcntl.flock(file, fcntl.LOCK_SH)  # a failed upgrade has lost it
+            fcntl.flock(file, fcntl.LOCK_SH)  # a failed upgrade loses it
             return only
 
         yield own.resolve(), alone
@@ -93,7 +93,7 @@ def present(study: Study) -> Iterator[tuple[Path, Callable[[], bool]]]:
 
 @dataclass(frozen=True)
 class Job:
-    """What the cells of one run share. gpus: to hand out among local workers. threads: per kernel; 0: as here."""
+    """What the cells of one run share. gpus: for local workers. threads: per kernel; 0: as `cluster.machine` says."""
 
     study_file: Path
     threads: int = 0
@@ -102,7 +102,7 @@ class Job:
 
 
 def execute(job: Job, cell: Cell, needs: list[Outcome]) -> Outcome:
-    """Run one cell here, in a fresh kernel. Never raises for what a notebook does: the Outcome says it."""
+    """Run one cell here, in a fresh kernel. Never raises for a failed notebook: the Outcome tells."""
     failed = next((n for n in needs if n.error), None)
     if failed:
         return Outcome(cell, 0.0, f"{WAITS} {failed.cell.id}")
@@ -142,7 +142,7 @@ class Run:
     """One run of a study's cells.
 
     scheduler: address of a Dask scheduler to use. slurm: a file for `cluster.slurm_settings`, to start workers as jobs.
-    Neither: this machine. say: hears where the work goes on.
+    Neither: this machine. say: called with lines for the user, such as the dashboard's address.
     """
 
     def __init__(
@@ -158,10 +158,10 @@ class Run:
         self.stop: Callable | None = None  # ends what runs elsewhere
 
     def run(self, only: str | None = None, report: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
-        """Run all cells that are not done, several at a time; `report` hears of each as it ends. Returns all outcomes.
+        """Run all cells that are not done, several at a time; `report` gets each outcome as it comes. Returns all.
 
-        With `seeds: auto`, `say` hears of every look, and the cells that it asks for are run as well. InputError where
-        no worker can do it.
+        With `seeds: auto`, `say` gets every look, and the cells that it asks for are run as well. InputError if no
+        worker can do it.
         """
         params.save(self.study)
         todo, outcomes = self.grid.to_do(self.grid.select(only)), []
@@ -184,12 +184,12 @@ class Run:
         futures, part = {}, len(self.grid.looks)  # a ranking may be made again after a look
         for place, cell in enumerate(todo):
             needs = [futures[n] for n in cell.needs if n in futures]
-            key = f"{self.study.name}/{cell.id}/{self.id}/{part}"  # two runs on one scheduler are two
+            key = f"{self.study.name}/{cell.id}/{self.id}/{part}"  # so that two runs on one scheduler do not share it
             futures[cell.id] = submit(cell, needs, key=key, priority=-place, retries=2)
         return {futures[cell.id]: cell for cell in todo}
 
     def _look(self, only: str | None) -> list[Cell]:
-        """The cells that a new look at the rows asks for; none without one, as where seeds are a list."""
+        """The cells that new looks at the rows ask for; none if there are none, as when seeds are a list."""
         seen, self.grid = len(self.grid.looks), Grid(self.study)
         for look in self.grid.looks[seen:]:
             self.say(f"{self.study.name}: {look}")
@@ -214,7 +214,7 @@ class Run:
             yield client, able, lambda file: Job(file, threads, gpus, self.id)
 
     def abandon(self, seconds: float = 5) -> None:
-        """End what runs elsewhere for this run, in so many seconds at most; for a process about to leave."""
+        """End what runs elsewhere for this run, within `seconds` at most; for a process about to exit."""
         if self.stop:
             end = threading.Thread(target=self.stop, daemon=True)
             end.start()
@@ -222,7 +222,7 @@ class Run:
 
 
 def _outcome(future, cell: Cell) -> Outcome:
-    """What a future tells, or why it tells nothing: its workers died, or the scheduler did."""
+    """The outcome in a future, or why there is none: its workers died, or the scheduler did."""
     if future.status == "finished":
         return future.result()
     cause = "the scheduler was lost" if future.status in ("cancelled", "lost") else repr(future.exception())

@@ -1,4 +1,4 @@
-"""How far things are: one progress bar for every place, and the state of a whole study from its files alone."""
+"""Progress: one bar for terminal, notebook and log, and the state of a whole study from its files alone."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ RECENT = 600  # seconds back over which the rate of retrainings is taken
 
 
 class Lines(tqdm.tqdm):
-    """A bar for a file, where it cannot be drawn over: a line each time."""
+    """A bar for a file, where it cannot be redrawn: every update is a new line."""
 
     def display(self, msg=None, pos=None):
         self.fp.write(f"{msg or self}\n")
@@ -29,7 +29,7 @@ class Lines(tqdm.tqdm):
         pass
 
     def refresh(self, nolock=False, lock_args=None):
-        if not nolock:  # else it is only put back below what somebody wrote
+        if not nolock:  # else it is only redrawn below other output
             super().refresh(lock_args=lock_args)
 
 
@@ -82,7 +82,7 @@ def counts(grid: Grid, cells: list[Cell]) -> str:
 
 
 def rate(study: Study) -> float:
-    """Retrainings a minute over the last ten minutes, or since the first one if that is later; 0 if there is none."""
+    """Retrainings per minute over the last ten minutes, or since the first one if that is later; 0 if there is none."""
     found = results.rows(study)
     ages = (datetime.now(UTC) - pd.to_datetime(found[found.measure == "retrain"].finished, utc=True)).dt.total_seconds()
     ages = ages[ages < RECENT]
@@ -90,7 +90,7 @@ def rate(study: Study) -> float:
 
 
 def failures(grid: Grid) -> list[str]:
-    """One line per failed cell: its id, the cause, and where its notebook lies."""
+    """One line per failed cell: its id, the cause, and where its notebook is."""
     failed = [cell for cell in grid.cells if grid.state(cell) == "failed"]
     return [f"{c.id}: {grid.error_file(c).read_text().strip()} (see {grid.notebook(c)})" for c in failed]
 

@@ -1,4 +1,4 @@
-"""What a user brings as files: finished maps, weights, arrays, pictures. Where they lie, and their digests."""
+"""What a user brings as files: finished maps, weights, arrays, pictures. Where they are, and their digests."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ MAP_LIST = "images.csv"  # beside them, for maps in an order of their own
 
 
 def data_dir(study: Study) -> Path:
-    """Where data sets lie: the study's data_dir, else $ROAR_DATA, else data/ in the project."""
+    """The folder of the data sets: the study's data_dir, else $ROAR_DATA, else data/ in the project."""
     return Path(study.data_dir or os.environ.get("ROAR_DATA") or root() / "data").expanduser()
 
 
@@ -26,7 +26,7 @@ def where(study: Study, name: str) -> Path:
 
 
 def find(study: Study, name: str, what: str, hint: str = "") -> Path:
-    """`where`, and InputError in one line, which ends in the hint, if nothing is there."""
+    """`where`; if nothing is there, an InputError of one line that ends in the hint."""
     if not (path := where(study, name)).exists():
         beside = f"in {study.files_dir}" if study.files_dir else "beside the study's file"
         raise InputError(f"{what}: there is no {name} {beside}, nor in {data_dir(study)}{hint}")
@@ -34,9 +34,9 @@ def find(study: Study, name: str, what: str, hint: str = "") -> Path:
 
 
 def digest(study: Study, estimator: str) -> str:
-    """What an estimator's results rest on of these files: digests of the brought weights and of its own maps, or ''.
+    """Digests of the files that an estimator's results depend on: brought weights, and its own maps; '' if none.
 
-    FileNotFoundError where one is not here.
+    FileNotFoundError if one is not here.
     """
     base = "" if estimator == "clean" else split_name(estimator)[0]
     files = [where(study, study.base_weights)] if study.base_weights else []
@@ -48,6 +48,6 @@ def digest(study: Study, estimator: str) -> str:
 
 @lru_cache(maxsize=64)
 def _digest(file: Path, size: int, time: int) -> str:
-    """Of all bytes; read again once size or time have changed."""
+    """Digest of all bytes, which are read again only if size or time have changed."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]

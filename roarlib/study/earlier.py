@@ -1,4 +1,4 @@
-"""What earlier runs left in a study's folder: whether there are results, and where they lie."""
+"""What earlier runs left in a study's folder: whether there are results, and where they are."""
 
 import csv
 import os
@@ -8,13 +8,13 @@ from roarlib.study.files import outputs, root, try_lock
 
 
 def results(folder: Path) -> bool:
-    """Whether anything there rests on the study's parameters: a row, a ranking, a published table, a run at work."""
+    """Whether anything there depends on the study's parameters: a row, a ranking, a published table, an active run."""
     kinds = ("*/*/rows/*.json", "02-attribute/*/*.npy", "results.csv")
     return any(file for kind in kinds for file in folder.glob(kind)) or at_work(folder)
 
 
 def mentions(folder: Path, word: str) -> bool:
-    """Whether a row there is of an estimator or a mode that ends in this word, such as -recursive."""
+    """Whether any row there is of an estimator or a mode whose name ends in this word, such as -recursive."""
     if any(folder.glob(f"*/*/rows/*{word}_*")):
         return True
     if not (folder / "results.csv").is_file():
@@ -24,7 +24,7 @@ def mentions(folder: Path, word: str) -> bool:
 
 
 def at_work(folder: Path) -> bool:
-    """Whether a run of the study is at work, here or on another machine; see `grid.runner.present`."""
+    """Whether a run of the study is active, here or on another machine; see `grid.runner.present`."""
     try:
         with (folder / ".runs" / "lock").open("r+") as file:
             return not try_lock(file)
@@ -33,9 +33,10 @@ def at_work(folder: Path) -> bool:
 
 
 def home_of(file: Path, name: str) -> Path | None:
-    """Where the results of a study in this file lie, if not in `outputs()`: around the file, if results have it.
+    """The folder that holds the results folder of the study in this file; None if that is `outputs()`.
 
-    Else beside it if it lies outside of the project, and $ROAR_OUTPUTS does not say otherwise.
+    A study.yaml among results, or a file in .runs/, belongs to the results around it. Any other file outside the
+    project has its results in outputs/ beside it, unless $ROAR_OUTPUTS is set.
     """
     folder = file.parent.parent if file.parent.name == ".runs" else file.parent
     if folder.name == name and (file.parent.name == ".runs" or file.name == "study.yaml" and results(folder)):

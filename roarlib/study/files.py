@@ -1,4 +1,4 @@
-"""Where files lie, and writing them so that any process may be killed at any time."""
+"""Where files are, and writing them so that any process may be killed at any time."""
 
 import fcntl
 import mmap
@@ -16,12 +16,12 @@ def root() -> Path:
 
 
 def outputs() -> Path:
-    """Where results and prepared data lie: $ROAR_OUTPUTS, or outputs/ in the project."""
+    """The folder of results and prepared data: $ROAR_OUTPUTS, or outputs/ in the project."""
     return Path(os.environ.get("ROAR_OUTPUTS") or root() / "outputs")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, even after a power cut. OSError names the file."""
+    """Write a file completely or not at all, even if power is cut. An OSError names the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -42,7 +42,7 @@ def part_of(file: Path) -> Path:
 
 
 def new_array(file: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A new memory-mapped uint8 file with its disk space reserved: OSError now, not a dead process later."""
+    """A new memory-mapped uint8 file. Its disk space is reserved: a full disk is an OSError now, not a crash later."""
     file.parent.mkdir(parents=True, exist_ok=True)
     array = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
     if hasattr(os, "posix_fallocate"):
@@ -55,9 +55,9 @@ def new_array(file: Path, shape: tuple[int, ...]) -> np.memmap:
 
 
 def release(*arrays: np.ndarray) -> None:
-    """Let go of the pages of memory-mapped arrays, so that memory stays flat however much of a file was read.
+    """Drop the pages of memory-mapped arrays from memory, so that it stays flat however much of a file is read.
 
-    Flush what was written first. Arrays that are not mapped are left alone.
+    Flush what was written first. Arrays that are not memory-mapped are left alone.
     """
     for array in arrays:
         mapped = getattr(array, "_mmap", None)
@@ -66,7 +66,7 @@ def release(*arrays: np.ndarray) -> None:
 
 
 def try_lock(file, shared: bool = False) -> bool:
-    """Lock an open file for this process unless another holds it; it ends with the process, however that ends.
+    """Lock an open file without waiting; False if another process holds it. The lock ends with this process.
 
     A shared file system must support flock (NFS 4 and Lustre do).
     """

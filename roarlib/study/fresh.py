@@ -1,4 +1,4 @@
-"""A study of the user's own, begun: `new.yaml` filled in."""
+"""Starting a study of the user's own: the template `new.yaml`, filled in."""
 
 import json
 import shlex
@@ -10,7 +10,7 @@ from roarlib.study.params import InputError
 
 
 def write(file: Path, dataset: str, model: str, estimators: list[str]) -> str:
-    """Write a commented study to a new file; returns what comes next. InputError, and no file, where it cannot be."""
+    """Write a commented study to a new file; returns what to do next. InputError, and no new file, if it is invalid."""
     if file.exists():
         raise InputError(f"{file} exists already")
     size = "image_size: 64  # px a side, cut from the centre\n" * dataset.startswith("folder:")
@@ -29,7 +29,7 @@ def write(file: Path, dataset: str, model: str, estimators: list[str]) -> str:
 
 
 def _lacking(name: str) -> str:
-    """What keeps a function of the user's from being loaded so far; empty if nothing does, or the name is none."""
+    """Why a function of the user's cannot be loaded yet; empty if it can, or if the name is not such a function."""
     try:
         if own.is_own(name):
             own.load(name)

@@ -1,6 +1,6 @@
 """The machine that computes: its device, precision and memory, and the versions that a row names.
 
-torch is imported where it is asked for: who only reads tables does not wait for it.
+Functions import torch only when they need it, so that reading tables does not wait for it.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ def device_of(study: Study):
 
 
 def precision_of(choice: str, device) -> str:
-    """float32 or bfloat16, of a study's choice; `auto` is bfloat16 where the hardware multiplies it natively."""
+    """float32 or bfloat16, as a study chooses; `auto` is bfloat16 where the hardware multiplies it natively."""
     import torch
 
     if choice != "auto":
@@ -46,10 +46,10 @@ def precision_of(choice: str, device) -> str:
 
 
 def keep_memory() -> bool:
-    """Have the C library keep what a pass frees for the next one, in this process; whether it does.
+    """Make the C library keep the memory that one pass frees for the next, in this process; whether that worked.
 
-    By default glibc hands the end of its heap and every large block back to the kernel, which then clears the same
-    pages again for each pass. Blocks above 32 MB still go back. Without glibc nothing happens.
+    By default glibc returns the top of its heap and every large block to the kernel, which then clears the same pages
+    again for each pass. Blocks above 32 MB are still returned. Without glibc nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -62,7 +62,7 @@ def keep_memory() -> bool:
 def room(study: Study, device) -> int:
     """Bytes that images and ranking may take on the device: the study's memory_gb, or a cell's part of what is free.
 
-    A third of what is free, shared by the cells that run at a time; of a GPU, by those that its `workers` put on it.
+    That part is a third of what is free, divided by the number of cells that run at a time (on a GPU: on that GPU).
     """
     import torch
 
@@ -75,7 +75,7 @@ def room(study: Study, device) -> int:
 
 
 def _allowed() -> list[int]:
-    """Bytes that a control group, for example a batch system's job, leaves this process; empty without a limit."""
+    """Bytes that a control group, such as a batch job's, leaves this process, in a list; empty without a limit."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
@@ -115,7 +115,7 @@ def provenance() -> dict:
 
 
 def installed(name: str) -> str:
-    """The version of an installed package; empty where it is not: a clone runs without being installed."""
+    """The version of an installed package; empty if it is not installed, as a clone can run without installation."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,9 +1,9 @@
-"""The one catalogue of names: estimators and their parts, modes, units and measures, each with its label and its look.
+"""The one catalogue of names: estimators and their parts, modes, units and measures, with labels and line styles.
 
 An estimator's name is a base, an ensemble around it, and a variant of either: `ig-sg-squared-blur` has all three.
-An estimator looks the same in every figure. For the paper's, colour says which ensemble, dashes which base, in colours
-of Okabe and Ito (2008), which colour-blind readers can tell apart; any other base has a colour of its own (Tol's muted
-ones, 2021, and by hash for users' own), and the marker says which ensemble.
+An estimator looks the same in every figure. For the paper's, colour shows the ensemble and dashes the base, in colours
+of Okabe and Ito (2008), which colour-blind readers can tell apart; any other base has its own colour (one of Tol's
+muted ones, 2021; for users' own, by hash), and the marker shows the ensemble.
 """
 
 import colorsys
@@ -24,7 +24,7 @@ class Look(NamedTuple):
 
 
 BASES = {"grad": Look("GRAD"), "gb": Look("GB", dashes=(0, (5, 1.5))), "ig": Look("IG", dashes=(0, (1.5, 1)))}
-READY = {  # beside the paper's: see engine.cams
+READY = {  # ready-made, beyond the paper's: see engine.cams
     "gradcam": Look("Grad-CAM", "#332288"),
     "hirescam": Look("HiResCAM", "#AA4499"),
     "rise": Look("RISE", "#999933"),
@@ -42,12 +42,12 @@ ENSEMBLES = {
     "var": Look("VAR-{}", "#CC79A7", "P", menu="VAR"),
 }
 CONTROLS = {"random": Look("Random", "#000000", "", (0, (4, 2))), "sobel": Look("Sobel", "#808080", "x")}
-KNOWN_ANSWER = {  # on data that carries the mask of its informative pixels
+KNOWN_ANSWER = {  # for data whose informative pixels are known
     "oracle": Look("Oracle", "#8C510A", "*"),
     "anti-oracle": Look("Anti-oracle", "#8C510A", "*", (0, (2, 2))),
 }
 MIXED = {"mix25": 25, "mix50": 50, "mix75": 75, "mix100": 100}  # variant -> percent of the units in random order
-VARIANTS = {  # of any estimator: see attribute.VARIANTS and mixed; recursive has a module of its own
+VARIANTS = {  # of any estimator: see attribute.VARIANTS and mixed; recursive has its own module
     "blur": Look("{} blurred", dashes=(0, (1, 1))),
     "max": Look("{} max-filtered", dashes=(0, (1, 2))),
     "abs": Look("|{}|", dashes=(0, (3, 1, 1, 1))),
@@ -57,14 +57,14 @@ VARIANTS = {  # of any estimator: see attribute.VARIANTS and mixed; recursive ha
 }
 NOT_OF_RANDOM = ("abs", "reversed", "recursive", *MIXED)
 USERS_DASHES = [(0, (6, 1.5, 1.5, 1.5)), (0, (8, 1.5)), (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1))]
-HUES = [hue for hue in range(0, 360, 20) if not 180 <= hue <= 220]  # of users' own; GRAD's blue is at 202
+HUES = [hue for hue in range(0, 360, 20) if not 180 <= hue <= 220]  # for users' own; not near GRAD's blue, at 202
 TAKEN: dict[str, int] = {}  # base -> hue, in this process
 PAPER_BASES = ("grad", "gb", "ig")
 PAPER = tuple(f"{b}-{e}" if e else b for b in PAPER_BASES for e in ENSEMBLES) + tuple(CONTROLS)
 FIXED = CONTROLS | KNOWN_ANSWER  # bases without ensembles
 
 UNITS = {"value": "single values", "pixel": "whole pixels"}
-MODES = {  # what a model gets to see
+MODES = {  # what a model sees
     "remove": "removed",
     "keep": "kept",
     "remove-imputed": "removed and imputed",
@@ -76,17 +76,17 @@ CURVES = ("retrain", "deletion")  # the measures of which curves are drawn
 
 REGISTERED: set[str] = set()  # by estimators.register, in this process
 USERS_OWN = re.compile(r"(?!maps:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
-PACKAGES = ("captum:", "timm:", "torchvision:", "folder:", "npz:")  # what they begin looks like module:function
+PACKAGES = ("captum:", "timm:", "torchvision:", "folder:", "npz:")  # prefixes of names that look like module:function
 MAPS = re.compile(r"maps:[A-Za-z0-9][\w-]*")  # maps:folder, finished maps
 
 
-DEPTHS = {f"top{share}": share for share in (0, 1, 25, 50, 75, 100)}  # mode of a sanity row -> percent of the layers,
-# from the top, whose weights are drawn anew, at least one; 0: none, only other noise
-OVERLAPS = (10, 30)  # percents at which its rankings are compared
+DEPTHS = {f"top{share}": share for share in (0, 1, 25, 50, 75, 100)}  # mode of a sanity row -> percent of the
+# layers, from the top, whose weights are drawn anew (at least one layer); 0: none, only the noise differs
+OVERLAPS = (10, 30)  # percents t at which a sanity row compares rankings
 
 
 def alike(*names: str) -> bool:
-    """Whether two names are close, module and function each; a name without a module may mean any."""
+    """Whether two names are similar in both module and function; a name without a module fits any module."""
     pairs = zip(*(f":{name.lower()}".replace(".", ":").rsplit(":", 2)[-2:] for name in names), strict=True)
     return all("" in pair or difflib.SequenceMatcher(None, *pair).ratio() >= 0.75 for pair in pairs)
 
@@ -97,14 +97,14 @@ def keeps(mode: str) -> bool:
 
 
 def imputes(mode: str) -> bool:
-    """Whether removed inputs are imputed from their neighbours (ROAD's fill) instead of set to the mean."""
+    """Whether removed inputs are imputed from their neighbours (ROAD's fill) rather than set to the mean."""
     return mode.endswith("-imputed")
 
 
 def expand(names: list[str]) -> list[str]:
-    """Estimators as a study lists them, in full and once each: `paper`, and `*-blur` for a variant of all before it.
+    """A study's list of estimators, in full and once each: `paper`, and `*-blur` for a variant of all before it.
 
-    Variants are not taken of variants, and only the smoothing ones of Random. ValueError for a name that is none.
+    There are no variants of variants, and of Random only the smoothing ones. ValueError for an unknown name.
     """
     found = []
     for name in names:
@@ -125,14 +125,14 @@ def variant_of(name: str) -> str:
 
 
 def mixed_share(name: str) -> int:
-    """'grad-squared-mix25' -> 25, the percent of its units in random order; 0 for what is not mixed."""
+    """'grad-squared-mix25' -> 25, the percent of its units in random order; 0 if it is not mixed."""
     return MIXED.get(variant_of(name), 0)
 
 
 def asks_model(name: str) -> bool:
     """Whether an estimator can explain another model at once: finished maps cannot, a recursive one trains its own.
 
-    What is mixed says what its parent says.
+    Mixed ones are left out, as they would only repeat their parent.
     """
     return not (MAPS.fullmatch(split_name(name)[0]) or variant_of(name) == "recursive" or mixed_share(name))
 
@@ -148,7 +148,7 @@ def parent_of(name: str) -> str:
 def split_name(name: str) -> tuple[str, str]:
     """An estimator's name as (base, ensemble): 'ig-sg-squared' -> ('ig', 'sg-squared'), 'grad-blur' -> ('grad', '').
 
-    Raises ValueError for a name that is no estimator.
+    Raises ValueError for a name that is not an estimator's.
     """
     variant = variant_of(name)
     base = name.removesuffix(f"-{variant}") if variant else name
@@ -182,9 +182,9 @@ def _unknown(name: str, base: str) -> str:
 
 
 def group_of(name: str) -> str:
-    """Which estimators are computed together, as a file-name-safe word: a base's family, or all controls.
+    """The group that an estimator is computed in, as a word fit for file names: its base's family, or all controls.
 
-    A recursive one is alone: it trains models of its own.
+    A recursive estimator is a group of its own, since it trains its own models.
     """
     base, _ = split_name(name)
     if variant_of(name) == "recursive":
@@ -208,7 +208,7 @@ def label(name: str) -> str:
 
 
 def style(name: str) -> dict:
-    """Line keywords of an estimator for matplotlib: color, linestyle, marker, linewidth, markersize."""
+    """Line keywords for matplotlib: color, linestyle, marker, linewidth, markersize."""
     if variant := variant_of(name):
         return style(parent_of(name)) | dict(linestyle=VARIANTS[variant].dashes, linewidth=1.1)
     base, ensemble = split_name(name)
@@ -219,9 +219,9 @@ def style(name: str) -> dict:
 
 
 def _users_look(base: str) -> Look:
-    """A hue and dashes from the name alone, so that it looks the same in every figure, whoever is beside it.
+    """A hue and dashes derived from the name, so that it looks the same in every figure.
 
-    Where two names in one process would have one hue, the later takes the next that is free.
+    If two names in one process would share a hue, the later one takes the next free one.
     """
     number = zlib.crc32(base.encode())
     free = [hue for k in range(len(HUES)) if (hue := HUES[(number + k) % len(HUES)]) not in TAKEN.values()]
@@ -232,7 +232,7 @@ def _users_look(base: str) -> Look:
 
 
 def in_order(names) -> list[str]:
-    """Estimators in the catalogue's order, base by base, users' own by name, then controls; variants after each."""
+    """Estimators in the catalogue's order: by base, users' own by name, then controls; each before its variants."""
     known = [f"{b}-{e}" if e else b for b in NAMED for e in ENSEMBLES]
     plain = {parent_of(n) if variant_of(n) else n for n in names}
     own = sorted(plain - {*known, *FIXED})

@@ -1,4 +1,4 @@
-"""Users' own code, named as `module:function`: imported, and watched, as results must not mix two versions of it."""
+"""Users' own code, named `module:function`: imported, and digested so that results do not mix two versions of it."""
 
 import ast
 import difflib
@@ -22,9 +22,9 @@ NOT_OWN = {"site-packages", "dist-packages"}
 
 
 def load(name: str) -> Callable:
-    """The object behind `module:function`; modules are also looked for in the working folder and the project's root.
+    """The function named `module:function`; modules are also looked for in the working folder and the project's root.
 
-    InputError says which half is missing, or that it cannot be called.
+    InputError says which half is missing, or that the object is not callable.
     """
     module_name, _, attribute = name.partition(":")
     for place in ("", str(root())):
@@ -48,12 +48,12 @@ def load(name: str) -> Callable:
 
 
 def is_own(name: str) -> bool:
-    """Whether a name of a model, base or data set is `module:function` of the user's."""
+    """Whether the name of a model, base or data set is a `module:function` of the user's."""
     return bool(USERS_OWN.fullmatch(name)) and not name.startswith(PACKAGES)
 
 
 def said(error: BaseException) -> str:
-    """What went wrong in a user's code, in one line: where in their file, and the first line that says something."""
+    """What went wrong in a user's code, in one line: where in their file, and the first line of the message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     where = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(Path(frame.filename))]
     place = f"{Path(where[-1].filename).name}:{where[-1].lineno}: " if where else ""
@@ -61,16 +61,16 @@ def said(error: BaseException) -> str:
 
 
 def place_in(traced: str) -> str:
-    """Where a traceback's text last was in a file of the user's own, as 'mine.py:6: '; empty where it never was."""
+    """The last place in a user's own file that a traceback's text names, as 'mine.py:6: '; empty if there is none."""
     frames = re.findall(r"^File (.+?\.py):(\d+)", traced, re.M)
     where = [(Path(file), line) for file, line in frames if _is_own(Path(file).expanduser())]
     return f"{where[-1][0].name}:{where[-1][1]}: " if where else ""
 
 
 def source(study: Study, estimator: str) -> str | None:
-    """What rows of an estimator rest on of the user's: digests of code and files, and options; or `ours` where nothing.
+    """What an estimator's rows depend on that is the user's: digests of code and files, and options; else `ours`.
 
-    None where it cannot be told, as a file of theirs is not here.
+    None if that cannot be determined because one of the user's files is not here.
     """
     base = "" if estimator == "clean" else split_name(estimator)[0]
     options = json.loads(json.dumps(study.estimator_options.get(base), default=str))  # keys as text, to be sorted
@@ -83,7 +83,7 @@ def source(study: Study, estimator: str) -> str | None:
 
 
 def is_source(study: Study, estimator: str, made) -> bool:
-    """Whether rows of this `source` may stand beside what there is now. Options of what is not listed may be gone."""
+    """Whether rows made with this `source` fit the current one. Options of estimators not listed do not count."""
     if not isinstance(made, str):  # an earlier version's row
         return True
     now = source(study, estimator)
@@ -96,16 +96,16 @@ _AS_RUN: WeakKeyDictionary = WeakKeyDictionary()  # module -> name -> digest whe
 
 
 def _digest_as_run(name: str) -> str:
-    """`digest` when the code was imported, not of what an editor has saved since."""
+    """`digest` of the code as it was imported, not as an editor has saved it since."""
     load(name)
     known = _AS_RUN.setdefault(sys.modules[name.partition(":")[0]], {})
     return known.get(name) or known.setdefault(name, digest(name))
 
 
 def digest(name: str) -> str:
-    """Digest of the whole module of a function and of all of the user's modules behind its imports.
+    """Digest of a function's whole module and of all of the user's modules that it imports, directly or not.
 
-    Comments, docstrings and layout are free. roarlib, the standard library and installed packages are not followed.
+    Comments, docstrings and layout do not count. roarlib, the standard library and installed packages are not followed.
     """
     load(name)  # InputError where it cannot be found
     sources, todo = {}, [name.partition(":")[0]]
@@ -115,7 +115,7 @@ def digest(name: str) -> str:
             continue
         try:
             tree = ast.parse(code := file.read_bytes())
-        except (SyntaxError, ValueError):  # no Python, which an import caught in the user's file has met
+        except (SyntaxError, ValueError):  # not valid Python; the user's file must catch that on import
             sources[module] = repr(code)
             continue
         package = module if file.name == "__init__.py" else module.rpartition(".")[0]
@@ -125,7 +125,7 @@ def digest(name: str) -> str:
 
 
 def _own_file(module: str) -> Path | None:
-    """The source file of a module of the user's own; None for any other, and for what is no module."""
+    """The source file of a module of the user's own; None for any other, and for a name that is not a module's."""
     if module.partition(".")[0] in {*sys.stdlib_module_names, "roarlib"}:
         return None
     try:
@@ -144,7 +144,7 @@ def _is_own(file: Path) -> bool:
 
 
 def _imported(tree: ast.Module, package: str) -> Iterator[str]:
-    """Every module that a source may import anywhere, packages around it included."""
+    """Every module that a source file may import, anywhere in it, including parent packages."""
     for node in ast.walk(tree):
         found = []
         if isinstance(node, ast.Import):

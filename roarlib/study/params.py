@@ -19,7 +19,7 @@ Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # no text, no 
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message is one line that names it and says what would be right."""
+    """The user's input is wrong; the message is one line that names what is wrong and says what would be right."""
 
 
 class Study(BaseModel, extra="forbid", frozen=True):
@@ -27,32 +27,32 @@ class Study(BaseModel, extra="forbid", frozen=True):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)  # folder under outputs/
     # data
-    dataset: str = "textures"  # a name of datasets.DATASETS, folder:PATH, npz:FILE, or module:function
-    data_dir: str | None = None  # where data sets lie; None: $ROAR_DATA, else ./data
-    files_dir: str | None = None  # where what the study brings lies: maps, weights, .. ; None: beside its file
-    train_images: Annotated[StrictInt, Field(ge=0)] = 0  # the first so many, of own data evenly by class; 0: all
+    dataset: str = "textures"  # a name in datasets.DATASETS, folder:PATH, npz:FILE, or module:function
+    data_dir: str | None = None  # folder of the data sets; None: $ROAR_DATA, else data/ in the project
+    files_dir: str | None = None  # folder of the files that it brings (maps, weights ..); None: beside its YAML
+    train_images: Annotated[StrictInt, Field(ge=0)] = 0  # the first n, of own data and photos evenly by class; 0: all
     test_images: Annotated[StrictInt, Field(ge=0)] = 0
-    image_size: Annotated[StrictInt, Field(ge=0)] = 0  # px a side of photographs' centre crop; 0: 224
-    resize: Annotated[StrictInt, Field(ge=0)] = 0  # px of their short side before it; 0: 8/7 of image_size
-    normalise: Literal["train", "imagenet", "0.5"] = "train"  # mean and std 0 and 1 by: the train set, ImageNet's, 0.5
+    image_size: Annotated[StrictInt, Field(ge=0)] = 0  # px per side of photographs' centre crop; 0: 224
+    resize: Annotated[StrictInt, Field(ge=0)] = 0  # px of their short side before the crop; 0: 8/7 of image_size
+    normalise: Literal["train", "imagenet", "0.5"] = "train"  # by mean and std of the train set, ImageNet, or 0.5
     # model and training recipe, the same for the base model and every retraining
-    model: str = "resnet-tiny"  # a name of models.MODELS or torchvision (torchvision:NAME), timm:NAME, module:function
+    model: str = "resnet-tiny"  # a name in models.MODELS or torchvision (torchvision:NAME), timm:NAME, module:function
     base_weights: str | None = None  # a trained network to explain, .safetensors or .pt; None: train one
     epochs: Count = 8
     batch_size: Count = 128
-    micro_batch: Annotated[StrictInt, Field(ge=0)] = 0  # images a pass, their gradients summed to a batch; 0: all
+    micro_batch: Annotated[StrictInt, Field(ge=0)] = 0  # images per pass, gradients summed over a batch; 0: all of it
     learning_rate: Real = Field(0.2, gt=0)  # peak
     optimiser: Literal["sgd", "adamw"] = "sgd"
-    momentum: Real = Field(0.9, ge=0, lt=1)  # Nesterov's; of AdamW the first beta
+    momentum: Real = Field(0.9, ge=0, lt=1)  # Nesterov's; for AdamW the first beta
     weight_decay: Real = Field(5e-4, ge=0)  # not on norms and biases
     label_smoothing: Real = Field(0.1, ge=0, lt=1)
-    warmup: Real = Field(0.2, ge=0, lt=1)  # share of the steps in which the rate rises; then it falls to 0
-    drop_epochs: list[Count] = []  # not empty: after the warm-up it stays, and falls to a tenth at each of these
-    augment: Literal["none", "crop", "crop-flip", "area-flip"] = "crop-flip"  # after removal; see train.augment
+    warmup: Real = Field(0.2, ge=0, lt=1)  # share of the steps over which the rate rises; then it falls to 0
+    drop_epochs: list[Count] = []  # if given: after the warm-up the rate stays, and falls to a tenth at each
+    augment: Literal["none", "crop", "crop-flip", "area-flip"] = "crop-flip"  # after removal; see engine.augment
     precision: Literal["float32", "bfloat16", "auto"] = "auto"  # of training; auto: bfloat16 where the device has it
     flip_average: bool = Field(False, strict=True)  # tests average the logits of an image and its mirror image
     # estimators
-    estimators: list[str] = Field(min_length=1)  # names; `paper`: its 18 and 2 controls; `*-blur`: see expand
+    estimators: list[str] = Field(min_length=1)  # names; `paper`: its 18 and 2 controls; `*-blur`: see names.expand
     estimator_options: dict[str, dict] = {}  # base -> keyword arguments; not for the paper's bases
     target: Literal["predicted", "label"] = "predicted"  # the class explained: the base model's, or the true one
     units: list[Literal["value", "pixel"]] = Field(["pixel"], min_length=1)  # what is ranked and removed
@@ -61,25 +61,25 @@ class Study(BaseModel, extra="forbid", frozen=True):
     ig_steps: Count = 25
     ig_reference: Literal["black", "mean", "grey"] = "black"  # grey: halfway to white
     attribution_precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [10, 30, 50, 70]  # `-recursive` explains anew
+    recursive_steps: list[Annotated[StrictInt, Field(ge=1, le=99)]] = [10, 30, 50, 70]  # t of new `-recursive` maps
     # grid
-    modes: list[Mode] = Field(["remove"], min_length=1)  # retrained; scored without it, too, but for mask
-    scored_modes: list[Scored] = []  # more modes, only scored without retraining
-    fill: Literal["train-mean", "image-mean"] = "train-mean"  # of holes, per channel, in the modes that do not impute
+    modes: list[Mode] = Field(["remove"], min_length=1)  # retrained; all but mask are also scored without retraining
+    scored_modes: list[Scored] = []  # further modes, only scored without retraining
+    fill: Literal["train-mean", "image-mean"] = "train-mean"  # value of holes, per channel, in modes that do not impute
     imputation_noise: Real = Field(0.01, ge=0)  # standard deviation added to imputed inputs, in 0..1 units
-    sanity_images: Annotated[StrictInt, Field(ge=0)] = 0  # test images explained with random weights too; 0: no check
+    sanity_images: Annotated[StrictInt, Field(ge=0)] = 0  # test images also explained with random weights; 0: none
     percents: list[Percent] = Field([10, 30, 50, 70, 90], min_length=1)  # t; 0 (untouched) is always run too
-    seeds: Seeds = [0, 1, 2, 3, 4]  # one retraining each, the same for all; auto: until all are told, see answers.looks
-    seeds_max: Annotated[StrictInt, Field(ge=3)] = 12  # of auto, for estimators that stay open
-    hours: Real = Field(0, ge=0)  # of work, beyond which auto adds no seeds; 0: no limit
+    seeds: Seeds = [0, 1, 2, 3, 4]  # one retraining each, same for all; auto: until all are decided, see answers.looks
+    seeds_max: Annotated[StrictInt, Field(ge=3)] = 12  # most that auto gives to an estimator that stays open
+    hours: Real = Field(0, ge=0)  # hours of work beyond which auto adds no seeds; 0: no limit
     base_seed: Seed = 0  # of the base model, the noise, the ties and Random
     base_models: Literal["one", "each-seed"] = "one"  # each-seed: every seed has a base model and rankings of its own
-    margin: Real = Field(1.0, gt=0, lt=100)  # points of accuracy: a smaller difference to Random counts as equal
-    # machine: free to change between runs of one study
+    margin: Real = Field(1.0, gt=0, lt=100)  # points of accuracy: a smaller difference from Random counts as equal
+    # machine: may change between runs of one study
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ..
-    workers: Annotated[StrictInt, Field(ge=0)] = 0  # cells at a time; 0: one a core, or one on a GPU
+    workers: Annotated[StrictInt, Field(ge=0)] = 0  # cells at a time; 0: one per core, or one per GPU
     cell_hours: Real = Field(24, gt=0)  # a cell that takes longer counts as hanging and is stopped
-    memory_gb: Real = Field(0, ge=0)  # images and ranking above it stream from the disk; 0: a third of what is free
+    memory_gb: Real = Field(0, ge=0)  # a cell's images and ranking above it stream from disk; 0: a third of free memory
     rankings: Literal["keep", "recompute"] = "keep"  # recompute: deleted after use, made again if needed again
 
     @field_validator("estimators")
@@ -139,7 +139,7 @@ class Study(BaseModel, extra="forbid", frozen=True):
                 raise ValueError(f"estimators: {name} needs the true informative pixels, which only textures has")
         return self
 
-    _home: Path | None = None  # of a study from a file: see `earlier.home_of`
+    _home: Path | None = None  # set for a study read from a file: see `earlier.home_of`
 
     @property
     def home(self) -> Path:
@@ -169,24 +169,24 @@ class Study(BaseModel, extra="forbid", frozen=True):
         return self.seeds if self.base_models == "each-seed" else [self.base_seed]
 
     def based(self, seed: int | None) -> "Study":
-        """The study with the base model that retrainings of this seed rest on; itself where there is only one."""
+        """The study with the base model of retrainings with this seed; the study itself if there is only one."""
         if seed is None or self.base_models == "one":
             return self
         return self.model_copy(update={"base_seed": seed})
 
     @property
     def of_base(self) -> str:
-        """What the names of files end in that belong to one of several base models."""
+        """Ending of the names of files that belong to one of several base models; empty if there is only one."""
         return f"-b{self.base_seed}" if self.base_models == "each-seed" else ""
 
 
-# Lists that only select what is run: they may grow or shrink under existing outputs, since a row names its own values.
+# Keys that only select what is run: they may change under existing outputs, since every row names its own values.
 SELECTION = ("estimators", "units", "modes", "scored_modes", "sanity_images", "percents", "seeds", "hours")
 MACHINE = ("data_dir", "files_dir", "device", "workers", "cell_hours", "memory_gb", "rankings")
 
 
 def load(path: str | Path) -> Study:
-    """Read a study from YAML; relative paths count from the working folder, then from the project's root.
+    """Read a study from YAML; a relative path is tried from the working folder, then from the project's root.
 
     Raises InputError (one line) for a missing file, broken YAML, an unknown key or a bad value.
     """
@@ -229,17 +229,17 @@ def dump(study: Study) -> str:
 
 
 def save(study: Study) -> Path:
-    """Put the study beside its outputs (study.yaml) and return the file; an unlike study there is an InputError."""
+    """Write study.yaml beside the outputs and return its path; InputError if results there have other parameters."""
     path = agree(study)
     write_atomically(path, dump(study))
     return path
 
 
 def agree(study: Study) -> Path:
-    """Where study.yaml lies, beside the outputs; InputError if results there have other parameters, which it shows.
+    """The path of study.yaml, beside the outputs; InputError, with the differences, if results there have others.
 
-    Only what changes the meaning of existing rows counts: the selected lists and the machine may differ. Options of
-    estimators are a part of what a row rests on (`own.source`). Without any row, everything may differ.
+    Only what changes the meaning of existing rows counts: keys in SELECTION and MACHINE may differ. Options of
+    estimators are compared row by row instead (`own.source`). Without any results, everything may differ.
     """
     path = study.folder / "study.yaml"
     if not path.is_file() or not earlier.results(study.folder):
@@ -261,7 +261,7 @@ def agree(study: Study) -> Path:
 
 
 def _slip(name: str, study: Study) -> str:
-    """What is wrong with the name of an estimator that has options; empty for a base that is listed, or just unused."""
+    """What is wrong with a key of estimator_options; empty for a base that the study lists, or is merely unused."""
     own = sorted(base for base in study.bases - {*BASES, *FIXED} if not MAPS.fullmatch(base))
     if name in own:
         return ""

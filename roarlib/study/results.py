@@ -26,14 +26,14 @@ COLUMNS = (
 NUMBERS = (
     "percent seed accuracy n_train n_test n_classes epochs seconds constant base_seed balanced floor gap overlap rho"
 ).split()
-TEXT = {name: str for name in COLUMNS if name not in NUMBERS}  # a commit of digits alone is no number
+TEXT = {name: str for name in COLUMNS if name not in NUMBERS}  # a commit of digits alone is not a number
 
 
 class Key(NamedTuple):
-    """What makes a row itself. Its file name says it all, and nothing else reads file names.
+    """What identifies a row and makes up the name of its file.
 
-    measure: of STAGES; a ranking has no accuracy, its row says that it is done. mode: of names.MODES, of a sanity
-    row of names.DEPTHS. percent: t. seed: the retraining's, or the study's base seed.
+    measure: one of STAGES; a ranking has no accuracy, its row only says that it is done. mode: one of names.MODES, or
+    for a sanity row of names.DEPTHS. percent: t. seed: the retraining's, or the study's base seed.
     """
 
     measure: str
@@ -45,7 +45,7 @@ class Key(NamedTuple):
 
     @property
     def cell(self) -> str:
-        """The folder of its cell below the study's: its stage, then what is measured together."""
+        """The folder of its cell within the study's: stage, then the estimator or group that is measured together."""
         together = group_of if self.measure in ("ranking", "deletion", "sanity") else safe
         return f"{STAGES[self.measure]}/{'base' if self.measure == 'base' else together(self.estimator)}"
 
@@ -59,7 +59,7 @@ KEY = list(Key._fields)
 
 
 def base_file(study: Study, name: str) -> Path:
-    """Where a file of the base model lies: `model.safetensors`, `predictions-train.npy`, `predictions-test.npy`."""
+    """The path of a file of the base model: `model.safetensors`, `predictions-train.npy`, `predictions-test.npy`."""
     stem, _, kind = name.rpartition(".")
     return study.folder / Key("base").cell / f"{stem}{study.of_base}.{kind}"
 
@@ -76,17 +76,17 @@ def _digest(file: Path, changed: int) -> str:
 
 
 def row_file(study: Study, key: Key) -> Path:
-    """Where a measurement's row lies."""
+    """The path of a measurement's row."""
     return study.folder / key.cell / "rows" / key.file
 
 
 def has(study: Study, key: Key) -> bool:
-    """Whether a row is there, as a file or in a published results.csv, and so its measurement done."""
+    """Whether a measurement is done: its row exists as a file or in a published results.csv."""
     return row_file(study, key).is_file() or key in published(study)
 
 
 def published(study: Study) -> frozenset[Key]:
-    """The measurements that results.csv knows: in a clone they count as done, and the study can be continued."""
+    """The measurements in results.csv: in a clone they count as done, so that the study can be continued."""
     file = study.folder / "results.csv"
     return _keys(study.model_dump_json(), file, file.stat().st_mtime_ns) if file.is_file() else frozenset()
 
@@ -98,8 +98,8 @@ def _keys(study: str, file: Path, changed: int) -> frozenset[Key]:
 
 
 def _earlier(study: Study, file: Path) -> pd.DataFrame:
-    """The rows of a results.csv, without those that another version of a user's function or model made."""
-    table = pd.read_csv(file, dtype=TEXT).reindex(columns=COLUMNS)  # an earlier version had fewer
+    """The rows of a results.csv, except those made by another version of a user's function or model."""
+    table = pd.read_csv(file, dtype=TEXT).reindex(columns=COLUMNS)  # earlier versions had fewer columns
     made = list(zip(table.estimator, table.source.astype(object).where(table.source.notna(), None), strict=True))
     fits = {kind: own.is_source(study, *kind) for kind in set(made)}
     return table[[fits[kind] for kind in made]]
@@ -114,17 +114,17 @@ def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict
         raise ValueError(f"no such row: {key}, accuracy {accuracy}")
     row = {"study": study.name, "cell": key.cell, **key._asdict(), "accuracy": accuracy, **more}
     row |= {"epochs": study.epochs, "base_seed": study.base_seed, "source": own.source(study, key.estimator)}
-    untouched = (key.measure, key.estimator) == ("retrain", "clean")  # rests on no other network, made or not yet
+    untouched = (key.measure, key.estimator) == ("retrain", "clean")  # does not depend on the base model
     row |= machine.provenance() | {"network": None if untouched else network(study)}
     row |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "params": study.model_dump()}
     if not agree(study).is_file() or not earlier.results(study.folder):
-        save(study)  # a notebook run by hand: from now on the folder speaks of this study
+        save(study)  # a notebook run by hand: from now on the folder is this study's
     write_atomically(row_file(study, key), json.dumps(row, indent=1))
     return row
 
 
 def context(study: Study, data) -> dict:
-    """What a row says of the data and the device: sizes, classes, the share of the largest class, device, precision."""
+    """What a row says about data and device: sizes, classes, the largest class's share, digest, device, precision."""
     device = machine.device_of(study)
     return {
         "n_train": len(data.train),
@@ -152,7 +152,7 @@ def rows(study: Study) -> pd.DataFrame:
 
 
 def nothing_learnt(study: Study) -> str:
-    """What to tell of base models that are no better than guessing, so that nothing can be lost; or ''."""
+    """A warning if a base model is no better than guessing, so that removal costs nothing; else ''."""
     for key in (Key("base", seed=seed) for seed in study.base_seeds):
         row = json.loads(file.read_text()) if (file := row_file(study, key)).is_file() else {}
         if (floor := row.get("floor") or 0) >= row.get("accuracy", 1):
@@ -165,9 +165,9 @@ def nothing_learnt(study: Study) -> str:
 
 
 def studies() -> list[Path]:
-    """study.yaml of every study with retrainings, the one with the newest rows first.
+    """study.yaml of every study with retrainings or a results.csv, the newest first.
 
-    They lie under `files.outputs`, and unless $ROAR_OUTPUTS says where, also under outputs/ of the working folder.
+    They are looked for in `files.outputs` and, unless $ROAR_OUTPUTS is set, in outputs/ of the working folder.
     """
 
     def newest(file: Path) -> float:
@@ -181,7 +181,7 @@ def studies() -> list[Path]:
 
 
 def check_sources(study: Study) -> None:
-    """InputError where rows here were made by another version of a user's function or model than there is now."""
+    """InputError if rows here were made with another version of a user's function, model or files than there is now."""
     for name, made in rows(study).groupby("estimator").source.unique().items():
         if all(own.is_source(study, name, source) for source in made):
             continue
@@ -200,7 +200,7 @@ def check_sources(study: Study) -> None:
 
 
 def check_data(study: Study, data) -> None:
-    """InputError where rows here are of other images or labels than the data now."""
+    """InputError if rows here were measured on other images or labels than those of `data`."""
     made = set(known(study)["data"].dropna())
     if made - {data.digest, ""}:
         raise InputError(
@@ -210,9 +210,9 @@ def check_data(study: Study, data) -> None:
 
 
 def known(study: Study) -> pd.DataFrame:
-    """Every row, rankings included: the row files, and what only an earlier results.csv still knows. See COLUMNS.
+    """Every row, rankings included: from the row files, and from results.csv what they lack. See COLUMNS.
 
-    A clone has the published table alone; where both know a row, the file wins.
+    A clone has only the published table; where both have a row, the file wins.
     """
     found, file = rows(study), study.folder / "results.csv"
     if not file.is_file():
@@ -223,13 +223,13 @@ def known(study: Study) -> pd.DataFrame:
 
 
 def table(study: Study) -> pd.DataFrame:
-    """The tidy table of accuracies: `known` without the rankings and how they agree."""
+    """The tidy table of accuracies: `known` without rankings and sanity checks."""
     found = known(study)
     return found[~found.measure.isin(["ranking", "sanity"])].reset_index(drop=True)
 
 
 def collect(study: Study) -> Path:
-    """Write results.csv and .parquet, the same table with its types; returns the CSV. InputError without any row."""
+    """Write results.csv and .parquet, the same table with types; returns the CSV's path. InputError without any row."""
     found = known(study)
     if found.empty:
         raise InputError(f"no results under {study.folder} yet; `roar run` with the study's YAML makes them")

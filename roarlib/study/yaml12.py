@@ -1,6 +1,6 @@
-"""YAML as version 1.2 has it: `1e-3` is a number, `no` a text, and a key given twice is an error.
+"""YAML 1.2: `1e-3` is a number, `no` is text, and a key given twice is an error.
 
-PyYAML reads YAML 1.1, where 010 is 8, 1:30 is 90, `1e-3` a text and `no` false, and the last of two equal keys wins.
+PyYAML reads YAML 1.1, where 010 is 8, 1:30 is 90, `1e-3` is text, `no` is false, and of two equal keys the last wins.
 """
 
 import re
@@ -17,9 +17,9 @@ FORMS = {  # the core schema, https://yaml.org/spec/1.2.2/#103-core-schema; all 
 
 
 def load(text: bytes) -> object:
-    """The values of a file's bytes: lists, dicts, texts, numbers, booleans and None, never another object.
+    """The values in a file's bytes: lists, dicts, strings, numbers, booleans and None, never any other object.
 
-    Raises ValueError, one line with the number of the file's line, for anything else. Aliases and tags are refused.
+    Anything else, aliases and tags included, raises a ValueError of one line, which names the line of the file.
     """
     try:
         return yaml.load(text.decode("utf-8-sig"), _Loader)
@@ -37,7 +37,7 @@ def load(text: bytes) -> object:
 
 
 def dump(values: object, **form) -> str:
-    """YAML that `load` reads as the same values, and so does a reader of YAML 1.1. form: keywords of yaml.dump."""
+    """YAML that `load` and any reader of YAML 1.1 read as the same values. form: keywords of yaml.dump."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, **form)
 
 
@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):  # a small file of aliases can stand for gigabytes
+        if isinstance(event, yaml.AliasEvent):  # a small file of aliases can expand to gigabytes
             name = f"*{event.anchor}"
             raise _wrong(event, f"{name} needs quotes, '{name}'; without them it is an alias, which is not read here")
         if tag := getattr(event, "tag", None):
@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that either version of YAML would read as something else."""
+    """Quotes strings that either version of YAML would read as something else."""
 
     def ignore_aliases(self, data):
         return True

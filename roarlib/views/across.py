@@ -1,4 +1,4 @@
-"""Several studies in one picture: differences to Random, study by study, and mean ranks with what tells them apart."""
+"""Several studies in one picture: differences from Random by study, and mean ranks with their critical difference."""
 
 import html
 
@@ -11,11 +11,11 @@ from roarlib.study.names import MODES, UNITS, label, style
 from roarlib.views import plots
 from roarlib.views.view import View, named, several
 
-HIGH, WIDE = 0.19, 2.3  # inches of a row; of a study
+HIGH, WIDE = 0.19, 2.3  # inches per row; per study
 
 
 def differences(axes, compared: across.Compared) -> None:
-    """Differences to Random in points with 95 percent intervals, one axes a study, the same rows in each.
+    """Differences from Random in points with 95 percent intervals, one axes per study, the same rows in each.
 
     Ranked estimators come first; dots are filled by verdict, see `plots.intervals`.
     """

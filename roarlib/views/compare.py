@@ -14,8 +14,8 @@ from roarlib.views import naming, plots
 from roarlib.views.images import Chooser
 from roarlib.views.sheets import heat, sheet
 
-SAMPLE = 200  # images at most in a mean overlap ..
-SAMPLE_UNITS = 8_000_000  # .. and units of them all: about 0.1 s
+SAMPLE = 200  # most images in a mean overlap ..
+SAMPLE_UNITS = 8_000_000  # .. and most units of them all: about 0.1 s
 ONLY_A, ONLY_B, BOTH = np.array([[230, 159, 0], [0, 114, 178], [0, 0, 0]])  # Okabe and Ito's orange, blue, black
 BELOW = 2.3  # inches, for the curves below the images
 
@@ -23,7 +23,7 @@ BELOW = 2.3  # inches, for the curves below the images
 class Compare(Chooser):
     """Two estimators on one image: where the sets they remove differ, and how much they share over t.
 
-    a, b: names of estimators in `found`, at first. Controls, besides Chooser's: a, b.
+    a, b: names of estimators in `found`, to begin with. Controls, besides Chooser's: a, b.
     """
 
     def __init__(self, data: Data, predictions: dict, found: dict, a: str, b: str):
@@ -64,7 +64,7 @@ class Compare(Chooser):
         return figure
 
     def mean_of(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, int]:
-        """Mean overlap, percent by percent (100,), over an even sample of the split's images, and its size; kept."""
+        """Mean overlap, percent by percent (100,), over an even sample of the split's images, and its size; cached."""
         key = self.a.value, self.b.value, self.unit.value, self.split.value
         if key not in self.means:
             size = max(1, min(SAMPLE, len(a), SAMPLE_UNITS // a[0].size))

@@ -1,4 +1,4 @@
-"""The view of accuracy curves: a figure as inline SVG whose lines light up and tell their numbers when pointed at."""
+"""The view of accuracy curves: a figure as inline SVG whose lines light up and show their numbers when pointed at."""
 
 import html
 import re
@@ -49,7 +49,7 @@ class Curves(View):
         )
 
     def settle(self, changed) -> None:
-        """Offer what the study has; what was chosen before stays chosen where it is there."""
+        """Offer what the study has; what was chosen before stays chosen if it is still there."""
         if changed not in (None, self.study):
             return
         found = results(self.tables[self.study.value])
@@ -139,8 +139,8 @@ def family(name: str) -> tuple[str, str] | None:
 def pointable(axes) -> str:
     """Get lines and their names ready for `drawing`; returns all of their numbers in words.
 
-    A line and its name have the gid 'line:k:tooltip', with k the same in every panel; an unseen wide line under all
-    lines has 'near:k:tooltip'. So a thin line wins over the wide rims of others.
+    A line and its name have the gid 'line:k:tooltip', with k the same in every panel; an invisible wide line under all
+    lines has 'near:k:tooltip', so that a thin line takes precedence over the wide rims of others.
     """
     labels = list(dict.fromkeys(line.get_label().removeprefix("_") for ax in axes for line in ax.lines))
     words = "Test accuracy over t, the percent of inputs, by estimator."
@@ -160,7 +160,7 @@ def pointable(axes) -> str:
 
 
 def drawing(figure: Figure, words: str, ids: str) -> str:
-    """A `pointable` figure as inline SVG: pointing at a line or its name thickens the line and tells its numbers.
+    """A `pointable` figure as inline SVG: pointing at a line or its name thickens the line and shows its numbers.
 
     ids: a prefix for ids, unlike any other on a page, even those of other notebooks and kernels.
     """

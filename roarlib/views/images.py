@@ -19,7 +19,7 @@ from roarlib.study.params import InputError
 from roarlib.views.sheets import heat, sheet
 from roarlib.views.view import View, named, several
 
-FIRST = ("grad", "grad-sgsq", "random")  # shown at first, where they are there
+FIRST = ("grad", "grad-sgsq", "random")  # shown at first, if they are ranked
 ALL = "all"  # not None, which a Dropdown shows as nothing chosen
 SMALL = 64 * 64  # pixels
 
@@ -75,7 +75,7 @@ class Chooser(View):
             self.step(int(np.random.default_rng().integers(1, len(self.selected))))
 
     def step(self, by: int) -> None:
-        """Go so many images on in the selection, and from its end to its beginning."""
+        """Move `by` images along the selection, and from its end to its beginning."""
         self.index.value = (self.index.value + by) % max(len(self.selected), 1)
 
     def number(self) -> int:
@@ -89,7 +89,7 @@ class Chooser(View):
         return self.data.split(self.split.value).images[self.number()]
 
     def stored(self, names) -> dict[str, np.ndarray]:
-        """Those estimators that are ranked for the split and unit chosen -> their rankings of all images."""
+        """name -> rankings of all images, for those estimators that are ranked for the split and unit chosen."""
         found = {name: self.found.get((name, self.unit.value, self.split.value)) for name in names}
         return {name: rankings for name, rankings in found.items() if rankings is not None}
 
@@ -129,7 +129,7 @@ class Images(Chooser):
         return {name: rankings[self.number()] for name, rankings in stored.items()}
 
     def draw(self) -> Figure:
-        """A row an estimator: image, importance, what is removed and what is kept."""
+        """One row per estimator: image, importance, what is removed and what is kept."""
         pixels, percent = self.pixels(), self.percent.value
         fill = self.data.shown_fill(pixels)
         modes = [mode + self.fill.value for mode in ("remove", "keep")]
@@ -143,10 +143,10 @@ class Images(Chooser):
 
 
 class TryEstimator(Images):
-    """A function's map and removed images beside known estimators, for any image, by the base model as it is.
+    """A function's map and degraded images beside known estimators, for any image, with the base model as it is.
 
-    explainer: of the base model. function: as `estimators` describes them. found: rankings that are there; others
-    are made when they are shown. One more control: ensembles.
+    explainer: of the base model. function: as `engine.estimators` describes. found: rankings that exist; others are
+    made when they are shown. One more control: ensembles.
     """
 
     def __init__(self, explainer: Explainer, found: dict, function: Callable, name: str, known: tuple[str, ...]):
@@ -170,9 +170,9 @@ class TryEstimator(Images):
         return {name: there[name] for name in (*own, *known)}
 
     def _make(self, names: tuple[str, ...], split: str, number: int, unit: str) -> dict[str, np.ndarray]:
-        """Rankings of one image; whatever the function raises is an InputError of one sentence.
+        """Rankings of one image; whatever the function raises becomes an InputError of one sentence.
 
-        One thread for a small image's passes: more gain nothing, and wait for each other where others work as well.
+        One thread for a small image's passes: more gain nothing, and wait for each other on a busy machine.
         """
         for name in (name for name in names if variant_of(name) == "recursive"):
             raise LookupError(f"{name} is not ranked for this split and unit, and only `roar run` can: it retrains")
@@ -183,7 +183,7 @@ class TryEstimator(Images):
             made = self.explainer.rankings(split, slice(number, number + 1), list(names), unit)
         except InputError:
             raise
-        except Exception as problem:  # a user's code: anything may come of it
+        except Exception as problem:  # a user's code, which may raise anything
             what = " ".join(str(problem).split())[:200]
             raise InputError(f"{names[0]} raised {type(problem).__name__}: {what}") from None
         finally:

@@ -25,11 +25,11 @@ MARKS = {verdicts.BETTER: r"$\star$", verdicts.WORSE: r"$\times$", verdicts.EQUA
 SPECIAL = {c: rf"\{c}" for c in "&%$#{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
 SPECIAL |= {"^": r"\textasciicircum{}", "_": r"\_\allowbreak{}", ":": r":\allowbreak{}", "|": "$|$", '"': "''"}
 SPECIAL |= {"<": "$<$", ">": "$>$", "²": "$^2$", "−": "$-$", "×": r"$\times$", "°": r"$^\circ$", "–": "--"}
-Cell = tuple[str, str]  # a number, and what stands behind it: half of its interval and its mark
+Cell = tuple[str, str]  # a number, and what follows it: half the width of its interval, and its mark
 
 
 def tex(text) -> Markup:
-    """Any text as LaTeX prints it; a letter that is not Latin, for which fonts have no glyph, by its number."""
+    """Any text, escaped for LaTeX; a letter that is not Latin, for which fonts have no glyph, as its code point."""
     if isinstance(text, Markup):
         return text
     plain = "".join(c if c < "\u0180" or c in SPECIAL else ascii(c)[1:-1] for c in str(text))
@@ -37,7 +37,7 @@ def tex(text) -> Markup:
 
 
 def number(value: float) -> Markup:
-    """A number as short as it is: 0.2, 5 x 10^-5."""
+    """A number in its shortest form: 0.2, 5 x 10^-5."""
     digits, _, power = f"{value:g}".partition("e")
     return Markup(rf"${digits} \cdot 10^{{{int(power)}}}$" if power else digits)
 
@@ -98,7 +98,7 @@ def write(studies: list[Study], text_width: float = 5.5) -> str:
 
 
 def in_sentences(told: list[dict]) -> str:
-    r"""methods.tex: of the first study all sentences, of the others those that differ from the first's."""
+    r"""methods.tex: all sentences of the first study, and those of the others that differ from the first's."""
     first, *others = (render("methods.tex", **one).strip().splitlines() for one in told)
     lines = list(first)
     for one, sentences in zip(told[1:], others, strict=True):
@@ -111,16 +111,16 @@ def in_sentences(told: list[dict]) -> str:
 
 
 def references(text: str, entries: str) -> str:
-    r"""Those BibTeX entries whose keys are in a \citep of the text; KeyError for a key that has none."""
+    r"""The BibTeX entries whose keys are in a \citep of the text; KeyError for a key without an entry."""
     known = {re.search(r"{(\w+),", entry)[1]: entry.strip() for entry in re.split(r"\n(?=@)", entries.strip())}
     cited = {key.strip() for keys in re.findall(r"\\citep{([^}]+)}", text) for key in keys.split(",")}
     return "\n\n".join(known[key] for key in sorted(cited)) + "\n"
 
 
 def accuracies(one: dict, unit: str, mode: str) -> dict:
-    """What table.tex shows of a study in a unit and mode: accuracy at each percent, and the difference to Random.
+    """What table.tex shows of a study in a unit and mode: accuracy at each percent, and the difference from Random.
 
-    The best of each column that is no known answer is bold, with all that print the same; none where masks are seen.
+    The best of each column (known answers aside) is bold, with all that print the same; in mode `mask` none is.
     """
     table, judged = one["table"], mode != "mask"
     rows = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
@@ -141,7 +141,7 @@ def accuracies(one: dict, unit: str, mode: str) -> dict:
 
 
 def side_by_side(told: list[dict]) -> list[dict]:
-    """Tables of several studies, of `across.compare`: difference to Random, for each unit and mode that two have."""
+    """Tables of several studies, of `across.compare`: difference from Random, for each unit and mode that two have."""
     parts, tables = {one["study"].name: (one["table"], one["study"]) for one in told}, []
     for unit, mode in dict.fromkeys(side for one in told for side in one["sides"]):
         try:
@@ -169,7 +169,7 @@ def side_by_side(told: list[dict]) -> list[dict]:
 def column(found: pd.DataFrame, best_is_largest: bool | None, sign: str = "") -> dict[str, Cell]:
     """estimator -> its cell, of a table with estimator, mean and high, and perhaps a verdict, which gives a mark.
 
-    What prints as the best mean does (known answers aside) is bold; with None nothing is.
+    What prints the same as the best mean (known answers aside) is bold; best_is_largest None: nothing is.
     """
     real = [split_name(name)[0] not in KNOWN_ANSWER for name in found.estimator]
     means = found["mean"][real]
@@ -200,7 +200,7 @@ def laid_out(groups: list[tuple[str, dict[str, dict[str, Cell]]]], against: list
 
 
 def figures(one: dict, folder: Path, text_width: float) -> list[dict]:
-    """Draw a study's figures as PDF, in inches as they are to be printed; what figures.tex shows: file, kind and so on.
+    """Draw a study's figures as PDF, at the size of print; returns what figures.tex shows: file, kind and so on.
 
     kind: curves, differences, by-base, deletion.
     """
@@ -242,5 +242,5 @@ def figures(one: dict, folder: Path, text_width: float) -> list[dict]:
 
 
 def _loud(used: list[str], against: pd.DataFrame) -> list[str]:
-    """Of many estimators those to be told apart in one figure: users' own, the three best, the worst."""
+    """Of many estimators, those to highlight in one figure: users' own, the three best, the worst."""
     return [name for name in used if ":" in name or name in {*against.estimator[:3], *against.estimator[-1:]}]

@@ -1,4 +1,4 @@
-"""What a paper says of a study in words: its data, estimators, seeds, statistics and cost, from parameters and rows."""
+"""What a paper says about a study: its data, estimators, seeds, statistics and cost, from parameters and rows."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from roarlib.study.names import FIXED, MAPS, MODES, PACKAGES, UNITS, imputes, in
 from roarlib.study.params import InputError, Study
 from roarlib.views import report
 
-DATA = {  # name -> as a paper writes it, its source, pixels a side; 0: of the study
+DATA = {  # name -> as a paper writes it, its source, pixels per side (0: the study's)
     "cifar10": ("CIFAR-10", "krizhevsky2009", 32),
     "fashion-mnist": ("Fashion-MNIST", "xiao2017", 28),
     "imagenet": ("ImageNet", "russakovsky2015", 0),
@@ -37,7 +37,7 @@ CAPTUM = {  # class -> the source of its method
 
 
 def facts(study: Study) -> dict:
-    """All that the templates say of a study, by the names that they use. InputError where nothing is retrained yet."""
+    """All that the templates say about a study, by the names that they use. InputError if nothing is retrained yet."""
     table, rows = results.table(study), results.known(study)
     retrained = table[table.measure == "retrain"]
     judged = retrained[retrained.estimator != "clean"]
@@ -87,7 +87,7 @@ def span(values) -> str:
 def data(study: Study) -> dict:
     """The data set: its name and source (cite), textures or own or neither, and the side of its images in pixels.
 
-    side: 0 where it is not known; cut: of photographs, the short side before the centre is cut; first: so many of all.
+    side: 0 if unknown; cut: of photographs, the short side before the centre is cropped; first: whether only a part.
     """
     kind, _, path = study.dataset.partition(":")
     textures = kind.startswith("textures")
@@ -110,7 +110,7 @@ def data(study: Study) -> dict:
 
 
 def brought(study: Study, used: list[str]) -> list[str]:
-    """What nobody else has, and a paper's readers need: the names of own data, models, weights, functions and maps."""
+    """Names of what nobody else has but a paper's readers need: own data, models, weights, functions and maps."""
     named = [study.model, *(split_name(name)[0] for name in used)]
     theirs = [name for name in named if ":" in name and not name.startswith(PACKAGES)]
     weights = [Path(study.base_weights).name] if study.base_weights else []

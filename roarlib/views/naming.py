@@ -13,7 +13,7 @@ from roarlib.study.names import in_order, label, style
 
 
 def apart(wanted: np.ndarray, gap: float, high: float = 1.0) -> np.ndarray:
-    """Places (n,) as near as can be to the wanted ones (least squares), at least `gap` apart, in [0, high].
+    """Places (n,) as near as possible to the wanted ones (least squares), at least `gap` apart, in [0, high].
 
     With places sorted, x_i - i gap must not fall: an isotonic regression. Where they cannot fit, gap shrinks.
     """
@@ -47,9 +47,9 @@ def name_lines(ax, size: float = 7.5) -> None:
 
 
 def points_named(ax, x: pd.Series, y: pd.Series) -> None:
-    """Two numbers of each estimator against each other, in percent, each point named. Set the axes' labels before.
+    """Plot two numbers per estimator against each other, in percent, each point named. Set the axes' labels first.
 
-    A name stands in the nearest place, right or left and ever higher or lower, that is free of points and names.
+    A name is put in the nearest place, right or left and ever higher or lower, that is free of points and names.
     """
     names = in_order(x.index.intersection(y.index))
     spots = 100 * np.stack([x[names], y[names]], 1)  # (names, 2)
@@ -59,7 +59,7 @@ def points_named(ax, x: pd.Series, y: pd.Series) -> None:
     ax.figure.canvas.draw()  # fixes the layout, which the places depend on
     half = 3 / 72 * ax.figure.dpi  # dots, of a point's side
     taken = [Bbox([at - half, at + half]) for at in ax.transData.transform(spots)]
-    for name, spot in sorted(zip(names, spots, strict=True), key=lambda named: -named[1][0]):  # the right one's right
+    for name, spot in sorted(zip(names, spots, strict=True), key=lambda named: -named[1][0]):  # from right to left
         how = dict(va="center", fontsize=6.5, color=0.68 * np.array(to_rgb(style(name)["color"])))
         text = ax.annotate(label(name), spot, (0, 0), textcoords="offset points", **how)
         for up, side in product([way * step for step in range(0, 57, 8) for way in (1, -1)], (1, -1)):

@@ -1,7 +1,7 @@
 """The report's page: executed notebooks in one HTML file that fetches nothing, by nbconvert and page.html.j2.
 
 Its readers see prose, figures, tables and printed lines: no code, and no cells tagged as in HIDDEN. Figures and tables
-are numbered and named after the heading above them; tables are sorted by their column heads.
+are numbered and named after the heading above them; a click on a column head sorts a table.
 """
 
 import base64
@@ -19,11 +19,11 @@ from PIL import Image
 
 HIDDEN = {"notebook-only", "widget"}  # of use with a kernel, or to those who write code
 DPI = 200  # of the figures (plots.subplots reads it from ROAR_DPI)
-ZOOM = 1.2 * 96 / DPI  # CSS pixels a dot: figures 1.2 times their size in inches, their text near the prose's
+ZOOM = 1.2 * 96 / DPI  # CSS pixels per dot: figures at 1.2 times their size in inches, text about as large as the prose
 
 
 def html(chapters: dict[str, NotebookNode], head: dict, how: dict, left_out: list[str]) -> str:
-    """The whole page. chapters: anchor -> executed notebook. head, how: see report; left_out: what is not here, why."""
+    """The whole page. chapters: anchor -> executed notebook. head, how: see report; left_out: what is missing, why."""
     exporter = HTMLExporter(
         template_paths=[str(Path(__file__).parent)],
         template_file="page.html.j2",
@@ -43,9 +43,9 @@ def shows(notebook: NotebookNode) -> bool:
 
 
 def cut(notebook: NotebookNode, anchor: str, anchors: set[str]) -> Iterator[NotebookNode]:
-    """A notebook's prose, cut at its headings, and outputs; metadata say the anchor, the chapter and the title above.
+    """A notebook's prose, cut at its headings, and outputs; metadata hold the anchor, the chapter and the title above.
 
-    Prose that code has shown (`show.part`) is prose like any other. anchors: of all notebooks that a link can lead to.
+    Prose that code has shown (`show.part`) is treated like any other. anchors: of all notebooks that links can lead to.
     """
     chapter = title = ""
     for tags, source, output in _pieces(notebook):
@@ -64,14 +64,14 @@ def _pieces(notebook: NotebookNode) -> Iterator[tuple[list[str], str, NotebookNo
         for output in cell.get("outputs", [None]):
             source = output.get("data", {}).get("text/markdown", "") if output else cell.source
             if output and source and "caption" in output.get("metadata", {}):
-                continue  # it stands with its figure
+                continue  # a caption, which stands with its figure
             yield from ((tags, part, None) for part in re.split(r"(?m)^(?=##? )", source) if part)
             if output and not source:
                 yield tags, "", output
 
 
 def _prose(source: str, anchors: set[str]) -> str:
-    """Markdown for below the title, without what files are read; links to notebooks lead into the page or nowhere."""
+    """Markdown below the title, without the line on files read; links to notebooks lead into the page or nowhere."""
     source = re.sub(r"(?m)^# .*|^\*\*Reads\*\*.*", "", source)
     source = re.sub(r"(?m)^##", "###", source)
     source = re.sub(r"\$(\w)\$", r"*\1*", source)  # a single letter needs no formula
@@ -89,7 +89,7 @@ def webp(png: str) -> dict:
 
 
 def table(source: str) -> dict:
-    """A table of pandas as its heads, rows of plain text, and how each column is set; numbers stand on the right."""
+    """A table of pandas as heads, rows of plain text, and the kind of each column; numbers are set on the right."""
     soup = BeautifulSoup(source, "html.parser")
     rows = [[cell.get_text(strip=True) for cell in row(["th", "td"])] for row in soup.select("tbody tr")]
     kinds = []

@@ -1,4 +1,4 @@
-"""Figures of a study: from the tidy table to matplotlib axes, in one look; lines are named at their ends."""
+"""Figures of a study: from the tidy table to matplotlib axes, in one style; lines are named at their ends."""
 
 import os
 from itertools import zip_longest
@@ -19,7 +19,7 @@ from roarlib.views import naming
 INK, QUIET, FAINT = "#222222", "#666666", "#c4c4c4"  # text; notes and Sobel; lines that are only context
 DPI = 140  # of a figure in a notebook: three panels of the widest fill a page of 1,400 dots
 TEXT = 7.5  # points: readable in a column 8.5 cm wide
-LOOK = {  # white paper whatever the theme around it: JupyterLab's dark one, or the caller's style
+LOOK = {  # on white, whatever the theme around it: JupyterLab's dark one, or the caller's style
     **{f"{part}.facecolor": "white" for part in ("figure", "savefig", "axes")},
     **{f"{part}color": INK for part in ("text.", "axes.label", "axes.title", "xtick.label", "ytick.label")},
     **{f"{part}color": QUIET for part in ("axes.edge", "xtick.", "ytick.")},
@@ -41,9 +41,9 @@ class Shown(NamedTuple):
 
 
 def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.4, 3.0), **keywords):
-    """`plt.subplots` on white paper in the look of this module, axes always a 2-d array; size in inches.
+    """`plt.subplots` on white, in the style of this module, axes always a 2-d array; size in inches.
 
-    $ROAR_DPI: dots an inch where the figure is shown; the report asks for more than a screen needs.
+    $ROAR_DPI: dots per inch where the figure is shown; the report asks for more than a screen needs.
     """
     dpi = float(os.environ.get("ROAR_DPI") or DPI)
     # Outside rc_context: the first figure loads the backend, whose settings the context would undo as it ends;
@@ -109,9 +109,9 @@ def panels(axes, table, each: list[dict], **same) -> None:
 
 
 def by_base(table, width: float | None = None, **shown):
-    """A figure like the paper's Figure 4: a panel a base, others and users' own in last ones, controls in each.
+    """A figure like the paper's Figure 4: a panel per base, other and users' own ones in the last, controls in each.
 
-    width: inches, of three panels at most abreast; None: what all need.
+    width: inches, for at most three panels abreast; None: as much as all need side by side.
     """
     what = Shown(**shown)
     found = points(table, what.measure, what.unit, what.mode)
@@ -188,7 +188,7 @@ def frame(ax, percents, mode: str, chance: float | None = None) -> None:
 
 @mpl.rc_context(LOOK)
 def save(figure, path: str | Path, formats=("png", "svg", "pdf"), box: str | None = "tight") -> list[Path]:
-    """Write a figure as <path>.png (200 dots an inch), .svg and .pdf; their paths. box: None keeps its exact size."""
+    """Write a figure as <path>.png (200 dots per inch), .svg and .pdf; returns the paths. box: None: its exact size."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     dates = {"png": "Creation Time", "svg": "Date", "pdf": "CreationDate"}  # None: same picture, same bytes
     for suffix in formats:
@@ -199,8 +199,8 @@ def save(figure, path: str | Path, formats=("png", "svg", "pdf"), box: str | Non
 def intervals(ax, found: pd.DataFrame, scale: float = 100) -> None:
     """Means with intervals as dots and bars, one line per estimator, the first on top; a line at 0.
 
-    found: columns estimator, mean, low, high, in order. If there is one, verdict fills the dots of what is told apart,
-    grey those of what is equal; margin is drawn as a pale band around 0.
+    found: columns estimator, mean, low, high, in order. A column verdict, if any, fills the dots of those told apart,
+    in grey those that are equal; a column margin is drawn as a pale band around 0.
     """
     fill = dict.fromkeys((OPEN, FEW, VOID), "white") | {EQUAL: FAINT}
     if "margin" in found:

@@ -55,7 +55,7 @@ def render(study: Study) -> str:
 
 
 def summary(study: Study) -> str:
-    """The study's first unit and mode as text: accuracy at each percent and difference to Random, best first."""
+    """The study's first unit and mode as text: accuracy at each percent and difference from Random, best first."""
     table, unit, mode = results.table(study), study.units[0], study.modes[0]
     points = stats.summary(stats.with_clean(table, mode)).query("measure == 'retrain' and unit == @unit")
     grid = points.pivot(index="estimator", columns="percent", values="mean").mul(100).add_prefix("t=")
@@ -83,7 +83,7 @@ LABELS_TOLD = (
 
 
 def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
-    """What casts doubt on verdicts (found: of `looks.judged`) of the first unit and mode: a sentence each."""
+    """What casts doubt on the verdicts (found: of `looks.judged`) in the first unit and mode, a sentence each."""
     unit, better = study.units[0], list(found[found.verdict == verdicts.BETTER].estimator)
     lattice = patterns.warning(patterns.lattice(study, unit))
     shape = "" if keeps(study.modes[0]) else patterns.solid(study, unit, better)
@@ -93,13 +93,13 @@ def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     left = (
         f"Random is within {verdicts.points(study.margin / 100)} of what nothing can pass: none can be better by that."
     )
-    blurred = table if study.seeds != "auto" else table.iloc[:0]  # a single test, which looks would make many
+    blurred = table if study.seeds != "auto" else table.iloc[:0]  # one test, which looks would repeat
     beside = verdicts.beside_blurred(blurred, unit, study.modes[0], study.margin / 100)
     return list(filter(None, [told, left * (spent and not better), order, lattice, shape, beside]))
 
 
 def explained(study: Study, table: pd.DataFrame) -> str:
-    """A line on a network that was brought: how good it is, and how good those retrained; empty if none was."""
+    """A line on a network that was brought: its accuracy and that of networks retrained; empty if none was brought."""
     if not study.base_weights:
         return ""
     brought = table[table.measure == "base"].accuracy.mean()
@@ -120,7 +120,7 @@ def _execute(study: Study, file: Path, name: str) -> nbformat.NotebookNode:
 
 
 def _head(study: Study, table: pd.DataFrame) -> dict:
-    """What the page says first: the result in a sentence and what it rests on, clean accuracy beside the floor."""
+    """What the page says first: the result in a sentence, what it rests on, and clean accuracy beside the floor."""
     retrained, unit, mode = table[table.measure == "retrain"], study.units[0], study.modes[0]
     clean = retrained[retrained.estimator == "clean"].accuracy.mean()
     found = looks.judged(table, study, unit, mode)
@@ -181,7 +181,7 @@ def _yaml(value) -> str:
 def machines(rows: pd.DataFrame) -> pd.DataFrame:
     """What computed the rows (of results.known): MACHINE, rows (how many), first, last (UTC, to the minute).
 
-    One line for each unlike combination. "–": not said; results.csv alone does not know Python's version.
+    One line for each distinct combination. "–": unknown; results.csv alone does not know Python's version.
     """
     found = rows.reindex(columns=[*MACHINE, "finished"]).astype(object).replace("", np.nan).fillna("–")
     groups = found.groupby(MACHINE, sort=False)["finished"]

@@ -1,4 +1,4 @@
-"""Sheets of small images: what estimators find important, what is removed of an image, and what is left."""
+"""Sheets of small images: what estimators find important, what is removed from an image, and what is left."""
 
 import os
 import re
@@ -15,18 +15,18 @@ from roarlib.study.names import MODES, in_order, label
 from roarlib.views.plots import INK, TEXT
 
 DPI = 110
-TILE, GAP, TITLE = 160, 6, 20  # dots: about a side of an image, between two, above the first row
+TILE, GAP, TITLE = 160, 6, 20  # dots: about the side of an image, the gap between two, the space for titles
 
 
 class Sheet(Figure):
-    """A figure that a notebook shows even before pyplot has loaded a backend, which else brings the way to show it."""
+    """A figure that a notebook can show even before pyplot has loaded a backend, which would bring the means."""
 
     def _repr_png_(self) -> bytes:
         return png(self)
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as PNG, lightly compressed: it goes to a browser next door, and time counts."""
+    """A figure as PNG, lightly compressed: it goes to a nearby browser, and time counts."""
     file = BytesIO()
     FigureCanvasAgg(figure).print_png(file, pil_kwargs={"compress_level": 1})
     return file.getvalue()
@@ -41,8 +41,8 @@ def heat(ranking: np.ndarray) -> np.ndarray:
 def sheet(rows: dict[str, list[np.ndarray]], columns: list[str], tile: int = TILE, below: float = 0.0) -> Sheet:
     """Images in rows, each row's label on its left and the columns' titles above; crisp and quick.
 
-    rows: label -> images uint8 (C, H, W), all of one size. tile: dots of an image's longer side, about. below: inches
-    to leave free at the bottom. A cell's last expression shows it; $ROAR_DPI sets its dots per inch.
+    rows: label -> images uint8 (C, H, W), all of one size. tile: approximate dots of an image's longer side. below:
+    inches to leave free at the bottom. A cell's last expression shows it; $ROAR_DPI sets its dots per inch.
     """
     _, high, wide = next(iter(rows.values()))[0].shape
     times = max(1, round(tile / max(high, wide)))  # whole dots per pixel: nothing is blurred

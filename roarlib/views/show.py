@@ -1,4 +1,4 @@
-"""What analyses show: parts that are there only with their results, figures with captions, tables in words."""
+"""How analyses show things: parts that appear only with their results, figures with captions, tables in words."""
 
 from pathlib import Path
 from textwrap import dedent
@@ -28,14 +28,14 @@ WORDS = {
 
 
 def part(there, prose: str) -> bool:
-    """Show the prose (Markdown) of a part of a page if what it is about is there, and say whether it is."""
+    """Show the prose (Markdown) of a part of a page if what it is about is `there`; returns whether it is."""
     if there:
         display(Markdown(dedent(prose).strip()))
     return bool(there)
 
 
 def figure(drawn: Figure, path: Path | None, caption: str) -> None:
-    """Save a figure (`plots.save`; None: do not) and show it once, above a sentence that says what is to be seen."""
+    """Save a figure (`plots.save`; path None: do not) and show it once, above its caption."""
     if path:
         plots.save(drawn, path)
     display(drawn, metadata={"caption": caption})
@@ -46,7 +46,7 @@ def figure(drawn: Figure, path: Path | None, caption: str) -> None:
 def table(frame: pd.DataFrame, digits: int = 1, **words: str) -> None:
     """Show a table without its index, its columns named by WORDS or `words`.
 
-    Numbers have so many digits, p values three. A long one is folded; of one without rows nothing is shown.
+    Numbers have `digits` decimals, p values three. A long table is folded; an empty one is not shown.
     """
     if frame.empty:
         return

@@ -1,7 +1,7 @@
 """What views share: controls over one picture, drawn anew when a control changes, and figures as HTML.
 
-The picture is HTML, so that it has words for those who do not see it. There is no Output widget and no `interact`:
-both can hang a headless run, and this way a view draws, and is tested, without a browser.
+The picture is HTML, so that it can describe itself to those who do not see it. There is no Output widget and no
+`interact`: both can hang a headless run, and this way a view can be drawn and tested without a browser.
 """
 
 import base64
@@ -23,14 +23,14 @@ FITS = "max-width: 100%; height: auto; background: white"  # white paper in Jupy
 class View(VBox):
     """Controls, a message and a picture. `figure` is the Figure shown, None while there is only a message.
 
-    A subclass has draw(), which gives the Figure for the controls as they are and sets `words`, what is on it in plain
+    A subclass has draw(), which returns the Figure for the controls as they are and sets `words`, its content in plain
     text, or raises a LookupError or InputError of one sentence; and caption(), HTML for above the picture.
     """
 
     busy = False  # True while controls set one another
 
     def __init__(self, missing: str = "", **controls: Widget):
-        """controls: by the names of their attributes, which describe them too. missing: a sentence in place of all."""
+        """controls: by attribute name, their description if they have no other. missing: a sentence in place of all."""
         self.figure, self.message, self.picture = None, HTML(), HTML()
         for name, control in controls.items():
             setattr(self, name, control)
@@ -48,7 +48,7 @@ class View(VBox):
             self.redraw()
 
     def settle(self, changed: Widget | None) -> None:
-        """Make the other controls fit the one that changed, or all of them each other (None)."""
+        """Make the other controls fit the one that changed; None: make all fit each other."""
 
     def shown(self) -> str:
         """The figure as HTML: an <img> with its size, so that nothing jumps when it is decoded."""

@@ -1,6 +1,6 @@
 """A widget for JupyterLab that starts a study's run, or watches one that runs elsewhere, from the files alone.
 
-Below its progress are the curves of the rows there are, drawn anew as more come.
+Below its progress are the curves of the rows so far, redrawn as more come.
 """
 
 import html
@@ -23,8 +23,8 @@ EVERY = 2.0  # seconds between looks
 class Run(VBox):
     """Progress of the study in `file`, by cells and retrainings, with buttons to start a run, stop it and watch.
 
-    The run is a process of its own (`roar run`), which this notebook's kernel ends if it ends itself. Watching also
-    shows runs that were started from a terminal or on a cluster.
+    The run is a process of its own (`roar run`), which ends with this notebook's kernel. Watching also shows runs that
+    were started from a terminal or on a cluster.
     """
 
     def __init__(self, file: str | Path):
@@ -60,7 +60,7 @@ class Run(VBox):
             self.process.terminate()
 
     def look(self) -> bool:
-        """Show the state of the files now; True while the run started here goes on, or any cell runs."""
+        """Show what the files say now; True while the run started here goes on, or any cell runs."""
         self.refresh()
         alive, cells, said = self.alive(), status.table(self.grid).sum(), status.text(self.grid)
         self.bar.max, self.bar.value = int(cells.sum()), int(cells["done"])
@@ -72,7 +72,7 @@ class Run(VBox):
         return alive or bool(cells["running"])
 
     def refresh(self) -> None:
-        """Plan and draw anew if there are other rows than at the last look; what was chosen stays chosen."""
+        """Plan and draw again if the number of rows has changed; what was chosen stays chosen."""
         rows = len(list(self.study.folder.glob("*/*/rows/*.json")))
         if rows == self.rows:
             return
