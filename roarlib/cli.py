@@ -154,7 +154,7 @@ def run(study_file, only, scheduler, slurm, anyway):
         preflight.check(study, told, lambda line: click.echo(line, err=True))
     there = len(chosen) - len(todo)
     with status.on_terminal(total=len(chosen), initial=there, unit="cell", desc=study.name) as bar:
-        failed, fresh = [], []
+        failed, trained = [], []
 
         def report(outcome: runner.Outcome):
             bar.total = len(going.grid.select(only))  # looks may have added cells
@@ -163,8 +163,8 @@ def run(study_file, only, scheduler, slurm, anyway):
             if outcome.error and not outcome.error.startswith(runner.WAITS):
                 failed.append(outcome)
             elif outcome.seconds:
-                fresh.extend(row for row in outcome.cell.rows if row.measure == "retrain")
-            rate = 60 * len(fresh) / (time.perf_counter() - started)
+                trained.extend(row for row in outcome.cell.rows if row.measure == "retrain")
+            rate = 60 * len(trained) / (time.perf_counter() - started)
             said = f"{rate:.0f} retrainings/min" + (f", {len(failed)} failed" if failed else "")
             bar.set_postfix_str(said, refresh=sys.stderr.isatty())
             bar.update(not outcome.error)

@@ -280,6 +280,9 @@ def test_a_base_model_that_learnt_nothing_stops_the_run(study_file, outputs):
     assert done.returncode == 1 and "nothing can be lost by removal" in done.stderr and "--anyway" in done.stderr
     assert not {"\r", "\x1b"} & set(done.stderr)  # no terminal: nothing is drawn over, nothing in colour
     assert not list(study.folder.glob("04-retrain/*/rows/*"))
+    results.collect(study)
+    results.row_file(study, key).unlink()  # as in a clone
+    assert "right on 10.0%" in results.nothing_learnt(study)
     results.write(study, key, 0.11, floor=0.1)
     assert results.nothing_learnt(study) == ""
 

@@ -20,7 +20,7 @@ from torchvision.transforms.functional import gaussian_blur
 from roarlib.engine import draws, maps, models
 from roarlib.engine.estimators import base_function, built_in
 from roarlib.study.machine import precision_of
-from roarlib.study.names import MAPS, mixed_share, split_name, variant_of
+from roarlib.study.names import MAPS, QUIET, mixed_share, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 
@@ -127,9 +127,9 @@ def sweep(base: Callable, inputs: Batch, ensembles: set[str], study: Study, batc
     J = study.noise_samples.
     """
     images = inputs.images
-    plain = base(inputs) if ensembles & {"", "squared"} else None
+    plain = base(inputs) if ensembles & QUIET else None
     made = {"": plain, "squared": None if plain is None or plain.dtype == torch.uint8 else plain.square()}
-    if ensembles <= {"", "squared"}:
+    if ensembles <= QUIET:
         return made
     sigma = study.noise_level * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))  # (N,)
     mean, spread, done = 0.0, 0.0, 0

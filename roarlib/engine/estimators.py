@@ -114,7 +114,8 @@ def register(name: str, function: Callable) -> None:
     For notebooks: a grid runs in separate processes and needs the function in a file, as `module:function`. Raises
     InputError for a name that is taken or not in lower case.
     """
-    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in BASES and name not in names.REGISTERED:
+    taken = {*BASES, "paper", "clean"} - names.REGISTERED
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in taken:
         raise InputError(f"'{name}' cannot name an estimator: take a new word of small letters, digits and _")
     BASES[name] = function
     names.REGISTERED.add(name)

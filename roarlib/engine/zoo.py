@@ -26,7 +26,14 @@ def from_torchvision(name: str, size: Size) -> Callable:
         more = {"input_size": size}
     elif name in ("googlenet", "inception_v3"):  # else training would return auxiliary logits too
         more = {"aux_logits": False, "init_weights": True}
-    return lambda classes, channels: torchvision.models.get_model(name, weights=None, num_classes=classes, **more)
+
+    def make(classes: int, channels: int) -> nn.Module:
+        model = torchvision.models.get_model(name, weights=None, num_classes=classes, **more)
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))  # made for RGB
+        first.in_channels, first.weight = channels, nn.Parameter(first.weight[:, :channels].detach().clone())
+        return model
+
+    return make
 
 
 def from_timm(name: str, size: Size) -> Callable:

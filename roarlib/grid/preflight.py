@@ -20,7 +20,7 @@ from roarlib.grid.cells import Cell, Grid
 from roarlib.grid.rehearsal import rehearse
 from roarlib.study import rankings, results
 from roarlib.study.machine import device_of
-from roarlib.study.names import DEPTHS, MAPS, group_of, split_name, variant_of
+from roarlib.study.names import DEPTHS, MAPS, QUIET, group_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 TRIED = 200  # pictures of each split that are decoded to try a study before it is prepared
@@ -138,15 +138,15 @@ def _cost(study: Study, counts: dict[str, int], cell: Cell, step: float, one_pas
         images = study.sanity_images * len(DEPTHS)
     elif cell.measure != "ranking":
         return inference if cell.measure == "deletion" else training + inference
-    name = cell.parameters["estimators"][0]
-    base, ensemble = split_name(name)
+    names = cell.parameters["estimators"]
+    name, ensembles = names[0], {split_name(name)[1] for name in names}
+    base = split_name(name)[0]
     passes = 0 if cell.name.endswith("/controls") else PASSES.get(base, study.ig_steps if base == "ig" else 1)
+    passes *= bool(ensembles & QUIET) + bool(ensembles - QUIET) * study.noise_samples
     if variant_of(name) == "recursive":  # explained, trained, explained .., each unit
-        passes *= 1 if ensemble in ("", "squared") else study.noise_samples
         sweep = images * (passes * one_pass + 1e-4)
         return sweep + len(study.recursive_steps) * (sweep + training)
-    passes *= 1 + study.noise_samples  # passes are shared by the rows of the cell, ranking is not
-    return images * (passes * one_pass / len(cell.rows) + 1e-4)
+    return images * (passes * one_pass / len(cell.rows) + 1e-4)  # rows share the passes, not the sorting
 
 
 def _trial(study: Study, found: datasets.Data, threads: int) -> tuple[float, float]:

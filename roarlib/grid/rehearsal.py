@@ -23,7 +23,7 @@ from roarlib.engine.from_captum import HOOKING
 from roarlib.engine.rank import Explainer
 from roarlib.grid.cells import Grid
 from roarlib.study import own, rankings
-from roarlib.study.names import asks_model, parent_of, split_name, variant_of
+from roarlib.study.names import QUIET, asks_model, parent_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 LONG = 3600  # seconds of ranking above which the user is told
@@ -59,7 +59,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
                 named = " and ".join(f"{count} {name}" for name, count in others.items())
                 what = f"note: {base} changes gradients at ReLUs alone"
                 say(f"{what}, and {study.model} also has {named}, through which they stay as they are")
-            seconds *= (1 + whole.noise_samples) / 3 if any(split_name(name)[1] for name in group) else 1
+            seconds *= (1 + whole.noise_samples) / 3 if {split_name(name)[1] for name in group} - QUIET else 1
             if not built_in(base) and seconds > LONG:
                 images = f"{len(data.train) + len(data.test):,}"
                 say(f"note: {', '.join(group)} will take at least {seconds / 3600:.1f} hours for {images} images")

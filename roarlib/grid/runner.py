@@ -243,6 +243,6 @@ def ended(study: Study, outcomes: list[Outcome], wall: float) -> tuple[str, str,
     )
     left = [f"{len(interrupted)} cell(s) {interrupted[0].error}"] if interrupted else []
     again = "Mend the cause and run the same command again: what is done is kept."
-    left += [f"{len(waiting)} more cell(s) wait for them. {again}"] * bool(failed)
+    left += [f"{len(waiting)} more cell(s) wait for them."] * bool(waiting) + [again] * bool(failed)
     bad_input = all(o in waiting or o.error.startswith("InputError") for o in failed)
     return said, "\n".join(left), (2 if bad_input else 1) if failed else 0

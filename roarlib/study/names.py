@@ -59,6 +59,7 @@ NOT_OF_RANDOM = ("abs", "reversed", "recursive", *MIXED)
 USERS_DASHES = [(0, (6, 1.5, 1.5, 1.5)), (0, (8, 1.5)), (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1))]
 HUES = [hue for hue in range(0, 360, 20) if not 180 <= hue <= 220]  # for users' own; not near GRAD's blue, at 202
 TAKEN: dict[str, int] = {}  # base -> hue, in this process
+QUIET = {"", "squared"}  # ensembles of one pass, without noise
 PAPER_BASES = ("grad", "gb", "ig")
 PAPER = tuple(f"{b}-{e}" if e else b for b in PAPER_BASES for e in ENSEMBLES) + tuple(CONTROLS)
 FIXED = CONTROLS | KNOWN_ANSWER  # bases without ensembles
@@ -159,7 +160,7 @@ def split_name(name: str) -> tuple[str, str]:
     ensemble = max((e for e in ENSEMBLES if e and base.endswith(f"-{e}")), key=len, default="")
     base = base.removesuffix(f"-{ensemble}") if ensemble else base
     if MAPS.fullmatch(base):
-        if ensemble not in ("", "squared") or variant == "recursive":
+        if ensemble not in QUIET or variant == "recursive":
             raise ValueError(
                 f"'{name}': finished maps are of untouched images; {variant or ensemble} explains others too "
                 "(a folder of that name must be renamed)"

@@ -153,11 +153,12 @@ def rows(study: Study) -> pd.DataFrame:
 
 def nothing_learnt(study: Study) -> str:
     """A warning if a base model is no better than guessing, so that removal costs nothing; else ''."""
-    for key in (Key("base", seed=seed) for seed in study.base_seeds):
-        row = json.loads(file.read_text()) if (file := row_file(study, key)).is_file() else {}
-        if (floor := row.get("floor") or 0) >= row.get("accuracy", 1):
+    found = known(study)
+    bases = found[(found.measure == "base") & found.seed.isin(study.base_seeds)]
+    for accuracy, floor in zip(bases.accuracy, bases.floor, strict=True):
+        if floor >= accuracy:  # never in rows of an earlier version, which have no floor
             return (
-                f"the base model is right on {row['accuracy']:.1%} of the test images, guessing on {floor:.1%}: "
+                f"the base model is right on {accuracy:.1%} of the test images, guessing on {floor:.1%}: "
                 f"nothing can be lost by removal. Mend the recipe (epochs, learning_rate, model) and delete "
                 f"{study.folder}, or go on with `roar run --anyway`"
             )

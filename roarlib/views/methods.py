@@ -6,7 +6,7 @@ import pandas as pd
 
 from roarlib.answers import looks, stats, verdicts
 from roarlib.data import datasets, photos
-from roarlib.study import own, results
+from roarlib.study import names, own, results
 from roarlib.study.names import FIXED, MAPS, MODES, PACKAGES, UNITS, imputes, in_order, label, split_name, variant_of
 from roarlib.study.params import InputError, Study
 from roarlib.views import report
@@ -127,7 +127,7 @@ def estimators(study: Study, used: list[str]) -> dict:
         "controls": [label(name) for name in used if split_name(name)[0] in FIXED],
         "bases": bases,
         "ensembles": ensembles,
-        "noisy": bool(ensembles - {"", "squared"}),
+        "noisy": bool(ensembles - names.QUIET),
         "variants": {variant_of(name) for name in used},
         "captum": {base: CAPTUM.get(base.partition(":")[2], "") for base in other if base.startswith("captum:")},
         "maps": [base for base in other if MAPS.fullmatch(base)],

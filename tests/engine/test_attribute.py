@@ -271,7 +271,7 @@ def test_a_function_registered_in_a_notebook_is_an_estimator_with_its_ensembles(
     estimators.register("mine", lambda model, images, targets: 2 * images)
     found = explained(Net(), ["mine", "mine-var"])
     assert torch.equal(found["mine"], 2 * images()) and found["mine-var"].min() >= 0
-    for taken in ("grad", "random", "My", "a-b"):
+    for taken in ("grad", "random", "paper", "clean", "My", "a-b"):
         with pytest.raises(InputError, match="cannot name an estimator"):
             estimators.register(taken, None)
 

@@ -34,6 +34,11 @@ def test_a_torchvision_classifier_by_name():
     assert models.build("squeezenet1_1", 5, (3, 64, 64))(torch.randn(2, 3, 64, 64)).shape == (2, 5)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "densenet121", "googlenet"])
+def test_torchvisions_classifiers_take_grey_images(name):
+    assert models.build(name, 5, (1, 64, 64))(torch.randn(2, 1, 64, 64)).shape == (2, 5)
+
+
 def test_the_resnet18_for_small_images_is_ours_unless_torchvisions_is_asked_for():
     ours, theirs = (models.build(name, 10, (3, 32, 32)) for name in ("resnet18", "torchvision:resnet18"))
     assert ours[0].kernel_size == (3, 3) and theirs.conv1.kernel_size == (7, 7) and theirs.conv1.stride == (2, 2)

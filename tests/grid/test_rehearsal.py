@@ -6,6 +6,8 @@ import pytest
 from conftest import tiny_study
 
 from roarlib.data import datasets
+from roarlib.grid import preflight
+from roarlib.grid.cells import Grid
 from roarlib.grid.rehearsal import rehearse
 from roarlib.study.params import InputError
 
@@ -175,3 +177,20 @@ def test_probabilities_are_an_error_and_dropout_in_tests_is_told(outputs, mine):
     assert rehearsed(model="mine:net") == [
         "note: mine:net draws at random in evaluation mode (dropout without training=self.training?)"
     ]
+
+
+@pytest.mark.parametrize(
+    "names, passes",
+    [
+        (["grad"], 1),
+        (["grad-squared", "grad-sg"], 16),
+        (["grad-sgsq"], 15),
+        (["ig-squared"], 25),
+        (["grad-sg-recursive"], 5 * 15),  # the base model's, and after each of four steps
+    ],
+)
+def test_a_plan_counts_the_passes_that_the_listed_estimators_need(names, passes):
+    study = tiny_study(estimators=names, noise_samples=15, ig_steps=25)
+    cell = next(cell for cell in Grid(study).cells if cell.measure == "ranking")
+    seconds = len(cell.rows) * preflight._cost(study, {"train": 900, "test": 100}, cell, 0.0, 1.0)
+    assert seconds == pytest.approx(1000 * passes, rel=1e-3)
