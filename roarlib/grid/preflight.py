@@ -40,13 +40,17 @@ def check(
     device_of(study)
     _check_folder(study)
     results.check_sources(study)
+    found, names = _whole(study, progress, say) if whole else _few(study), study.estimators
+    if not whole:
+        names = [name for name in names if not MAPS.fullmatch(split_name(name)[0])] or ["random"]
+    rehearse(study.model_copy(update={"estimators": names}), found, say)
     if "random" not in study.estimators:
         say("note: `random` is not among the estimators; without it no verdict is possible")
-    if not whole:
-        found = _few(study)
-        names = [name for name in study.estimators if not MAPS.fullmatch(split_name(name)[0])] or ["random"]
-        rehearse(study.model_copy(update={"estimators": names}), found, say)
-        return found
+    return found
+
+
+def _whole(study: Study, progress: Progress, say: Callable[[str], None]) -> datasets.Data:
+    """All data, prepared if need be, and what `check` finds out about them and about finished maps."""
     found = datasets.load(study, progress)
     if parts := datasets.changed(study):
         raise InputError(
@@ -61,7 +65,6 @@ def check(
     for base in sorted({split_name(name)[0] for name in study.estimators}):
         if MAPS.fullmatch(base) and (note := maps.check(study, base, found)):
             say(note)
-    rehearse(study, found, say)
     return found
 
 
