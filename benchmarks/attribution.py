@@ -150,7 +150,7 @@ def floor_rate(model, x, targets, batch, seconds=1.0):
 
 
 def difference(study):
-    """Largest relative difference to Captum over the six of every base, in float64 under the same noise."""
+    """Largest relative difference from Captum over the six of every base, in float64 under the same noise."""
     torch.manual_seed(1)
     model = models.build("resnet-tiny", 10, (3, 32, 32)).double().eval()
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64)

@@ -7,7 +7,7 @@ rankings that the study has (`roar run STUDY.yaml --only '02*'` makes them). Sec
 --tests 2000 every network is tested on so many images as well (the first of the data set), beside the study's number.
 
 Seeds: as many as tell the difference with 80 percent power at 0.05 / 18, Holm's strictest step among the paper's 18
-estimators, given the spread over seeds of paired differences to Random; `alone`, where every estimator is tested by
+estimators, given the spread over seeds of paired differences from Random; `alone`, where every estimator is tested by
 its own seeds, without what the others say of the spread. A retraining is one estimator, one percent, one seed; the
 price of a study is seeds x (18 + Random) x percents retrainings, of one estimator at one percent seeds x 1. A row's
 seconds are of one worker: a core, or a GPU; 200 seeds stand for 200 or more. A recipe that learns less has smaller
@@ -151,7 +151,7 @@ def side_by_side(
 
 
 def beside(recipe: pd.DataFrame, study: pd.DataFrame, unit: str, mode: str) -> dict[str, float]:
-    """A recipe's differences to Random beside the study's: Kendall's tau, and their slope through 0.
+    """A recipe's differences from Random beside the study's: Kendall's tau, and their slope through 0.
 
     Where a recipe makes differences larger, a point of the study's is `slope` points of its own.
     """

@@ -200,7 +200,7 @@ def in_words(compared: Compared) -> list[str]:
         lines.append(f"{', '.join(n for n, reach in compared.reach.items() if reach == phrase)}: {phrase}.")
     for row in networks(compared).query("estimator == 'all'").itertuples():
         lines.append(
-            f"{row.studies} differ in base_models alone: differences to Random spread by {row.one:.2f} points over "
+            f"{row.studies} differ in base_models alone: differences from Random spread by {row.one:.2f} points over "
             f"retrainings of one network, by {row.several:.2f} with one network per seed (root mean squares; {row.n} "
             "seeds, which know a spread to a factor of about 2)."
         )

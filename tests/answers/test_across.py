@@ -87,7 +87,7 @@ def test_what_the_choice_of_the_network_adds_is_read_off_two_studies_that_differ
     assert [grad.one, grad.several, grad.network] == pytest.approx([3, 5, 4])
     assert [ig.one, ig.several, ig.network] == pytest.approx([0, 0, 0], abs=1e-9)
     assert [total.one, total.several, total.network] == pytest.approx(np.array([3, 5, 4]) / np.sqrt(2))
-    assert "one and each differ in base_models alone: differences to Random spread by 2.12 p" in across.text(compared)
+    assert "one and each differ in base_models alone: differences from Random spread by 2.12 p" in across.text(compared)
     assert "3 and 3 seeds" in across.text(compared)
     other = part("each", {"grad": 0}, said=EACH | {"epochs": 99})
     assert across.networks(across.compare(one | other)).empty  # they differ in more

@@ -9,7 +9,7 @@ from roarlib.answers import looks, spreads, verdicts
 from roarlib.answers.verdicts import BETTER, EQUAL, OPEN, WORSE
 
 NAMES = ["gb", "grad", "ig"]
-SHAPES = {  # true differences to Random, points
+SHAPES = {  # true differences from Random, points
     "spread": np.linspace(-8, 9, 18),
     "none": np.zeros(18),
     "margin": np.where(np.arange(18) % 2, 1.0, -1.0),

@@ -16,7 +16,7 @@ WIDTHS = {  # points: spread of each estimator's retrainings, of m
 
 
 def drawn(m, seeds, widths, random=0.3, studies=2000, seed=0):
-    """Differences to Random without any true ones, in points: (studies, m, seeds)."""
+    """Differences from Random without any true ones, in points: (studies, m, seeds)."""
     noise = np.random.default_rng(seed).standard_normal((studies, m + 1, seeds))
     return widths[:, None] * noise[:, :m] - random * noise[:, m:]
 

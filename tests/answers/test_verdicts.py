@@ -129,7 +129,7 @@ def test_kendalls_w_by_hand():
     assert np.isnan(verdicts.kendall_w(scores.iloc[:1])["w"])
 
 
-POINTS = (0, 0.5, 1, 2, 5)  # true differences to Random; the margin is 1
+POINTS = (0, 0.5, 1, 2, 5)  # true differences from Random; the margin is 1
 EVEN, UNEVEN = np.full(18, 0.3), np.geomspace(0.05, 1.5, 18)  # points: spread of 18 estimators' retrainings
 
 
