@@ -165,7 +165,7 @@ def run(study_file, only, scheduler, slurm, anyway):
             elif outcome.seconds:
                 trained.extend(row for row in outcome.cell.rows if row.measure == "retrain")
             rate = 60 * len(trained) / (time.perf_counter() - started)
-            said = f"{rate:.0f} retrainings/min" + (f", {len(failed)} failed" if failed else "")
+            said = f"{rate:.{int(rate < 10)}f} retrainings/min" + (f", {len(failed)} failed" if failed else "")
             bar.set_postfix_str(said, refresh=sys.stderr.isatty())
             bar.update(not outcome.error)
             if outcome.error and not outcome.error.startswith((runner.WAITS, runner.INTERRUPTED)):
