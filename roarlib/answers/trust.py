@@ -153,13 +153,14 @@ def _difference(table: pd.DataFrame, unit: str, name: str, check: str) -> tuple[
     there = table[(table.unit == unit) & (table["mode"] == mode)]
     reference = "random-blur" if check == "blurred" and "random-blur" in set(there.estimator) else "random"
     by_seed = stats.differences(there[there.measure == "retrain"], own, reference)
+    scored = there[(there.measure == "deletion") & there["mode"].map(imputes).astype(bool)]  # ROAD
+    if by_seed.empty and scored.seed.nunique() > 1:  # each seed with its own base model
+        by_seed = stats.differences(scored, own, reference)
     sign = 1 if keeps(mode) else -1
-    if len(by_seed):
-        found = stats.spread(sign * by_seed)
-        return found["mean"], found["low"], found["high"]
-    if imputes(mode):  # not retrained: ROAD
-        return _scored(there[there.measure == "deletion"], own, reference, sign)
-    return np.nan, np.nan, np.nan
+    if by_seed.empty:
+        return _scored(scored, own, reference, sign)
+    found = stats.spread(sign * by_seed)
+    return found["mean"], found["low"], found["high"]
 
 
 def _scored(rows: pd.DataFrame, own: str, reference: str, sign: int) -> tuple[float, float, float]:
