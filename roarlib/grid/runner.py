@@ -206,6 +206,7 @@ class Run:
                 self.stop = functools.partial(client.run, kernel.stop, self.id)
             elif self.slurm:
                 client, self.stop = stack.enter_context(cluster.slurm(self.slurm, count))
+                threads = int(self.slurm["job_cpu"])  # a job runs one cell at a time
             else:
                 client = stack.enter_context(cluster.local(self.study, count))
                 threads, gpus = cluster.machine(self.study)[1], tuple(cluster.gpus_of(self.study))

@@ -1,6 +1,8 @@
 import fcntl
 import threading
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -175,6 +177,16 @@ def test_no_more_slurm_jobs_are_started_than_there_are_cells(monkeypatch):
         with cluster.slurm(settings, count) as (client, stop):
             assert client.scheduler_info()["workers"] == {} and callable(stop)
     assert asked == [(1, 4), (1, 3)]
+
+
+def test_a_cell_has_all_cores_of_its_slurm_job(tmp_path, outputs, monkeypatch):
+    pytest.importorskip("dask_jobqueue", reason=JOBQUEUE)
+    (tmp_path / "cluster.yaml").write_text("jobs: 3\ncores: 6\n")
+    monkeypatch.setattr(
+        cluster, "slurm", lambda settings, count: nullcontext((SimpleNamespace(dashboard_link=""), None))
+    )
+    with runner.Run(tiny_study(), slurm=tmp_path / "cluster.yaml")._client(1) as (_, _, job):
+        assert job(tmp_path / "study.yaml").threads == 6
 
 
 @pytest.mark.parametrize("name", ["../up", "/abs", "a/b", ".hidden", "A", "a b", "a\n", ""])
