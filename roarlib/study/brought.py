@@ -1,10 +1,9 @@
 """What a user brings as files: finished maps, weights, arrays, pictures. Where they are, and their digests."""
 
-import hashlib
 import os
-from functools import lru_cache
 from pathlib import Path
 
+from roarlib.study import files
 from roarlib.study.files import root
 from roarlib.study.names import MAPS, split_name
 from roarlib.study.params import InputError, Study
@@ -39,15 +38,8 @@ def digest(study: Study, estimator: str) -> str:
     FileNotFoundError if one is not here.
     """
     base = "" if estimator == "clean" else split_name(estimator)[0]
-    files = [where(study, study.base_weights)] if study.base_weights else []
+    found = [where(study, study.base_weights)] if study.base_weights else []
     if MAPS.fullmatch(base):
         folder = where(study, base.removeprefix("maps:"))
-        files += [folder / name for name in MAP_FILES] + list(folder.glob(MAP_LIST))
-    return " ".join(_digest(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-
-
-@lru_cache(maxsize=64)
-def _digest(file: Path, size: int, time: int) -> str:
-    """Digest of all bytes, which are read again only if size or time have changed."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+        found += [folder / name for name in MAP_FILES] + list(folder.glob(MAP_LIST))
+    return " ".join(map(files.digest, found))

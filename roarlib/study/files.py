@@ -1,10 +1,12 @@
 """Where files are, and writing them so that any process may be killed at any time."""
 
 import fcntl
+import hashlib
 import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def digest(file: Path) -> str:
+    """Digest of a file's bytes, which are read again only if its size or time has changed. OSError if it is missing."""
+    return _digest(file, file.stat().st_size, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest(file: Path, size: int, time: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 
 def part_of(file: Path) -> Path:

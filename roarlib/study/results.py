@@ -1,6 +1,5 @@
 """Results as rows: one JSON file per measurement, written last and atomically, collected into one tidy table."""
 
-import hashlib
 import json
 import os
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from roarlib.study import brought, earlier, machine, own
-from roarlib.study.files import outputs, write_atomically
+from roarlib.study.files import digest, outputs, write_atomically
 from roarlib.study.names import MAPS, group_of, safe, split_name
 from roarlib.study.params import InputError, Study, agree, save
 
@@ -67,12 +66,7 @@ def base_file(study: Study, name: str) -> Path:
 def network(study: Study) -> str | None:
     """A digest of the base model's weights; None where they are not here."""
     file = base_file(study, "model.safetensors")
-    return _digest(file, file.stat().st_mtime_ns) if file.is_file() else None
-
-
-@lru_cache(maxsize=8)
-def _digest(file: Path, changed: int) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return digest(file) if file.is_file() else None
 
 
 def row_file(study: Study, key: Key) -> Path:

@@ -144,28 +144,11 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(outputs, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         store.make(explainer, study.estimators, stop)
+    assert not any(file.is_file() for file in files_of(study).values())  # nothing half-written has the final name
     seen = []
     other = replace(explainer, batch=37)  # a machine with other batches goes on with the old
     store.make(other, study.estimators, lambda done, total: seen.append(done))
     assert seen[0] == 64 + 64  # at the first checkpoint, with its batch size
-    assert bytes_of(study) == wanted
-
-
-def test_a_killed_run_ends_with_identical_bytes(outputs, monkeypatch):
-    study, explainer = setting()
-    store.make(explainer, study.estimators)
-    wanted = bytes_of(study)
-    for file in files_of(study).values():
-        file.unlink()
-
-    def stop(done, total):
-        if done == 64:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        store.make(explainer, study.estimators, stop)
-    assert not any(file.is_file() for file in files_of(study).values())  # nothing half-written has the final name
-    store.make(explainer, study.estimators)
     assert bytes_of(study) == wanted
 
 
