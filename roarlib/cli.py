@@ -98,7 +98,7 @@ def plan(study_file, only):
     counts, shape = datasets.sizes(study)
     ready = study.dataset in datasets.ARRAYS or (datasets.prepared(study) / "meta.json").is_file()
     images, ranked = preflight.disk_bytes(study)
-    found = preflight.check(study, say=lambda line: click.echo(line, err=True), whole=ready)
+    found, spent = preflight.check(study, say=lambda line: click.echo(line, err=True), whole=ready)
     grid = Grid(study)
     chosen = grid.select(only)
     todo = grid.to_do(chosen)
@@ -114,7 +114,7 @@ def plan(study_file, only):
         f"{_size(images)} of images, {_size(ranked)} of rankings"
     )
     workers, threads = cluster.machine(study)
-    left = status.duration(preflight.seconds_left(grid, found, todo))
+    left = status.duration(preflight.seconds_left(grid, found, todo, spent))
     click.echo(
         f"left: about {left} with {workers} cells at a time of {threads} thread(s) each" if todo else "left: nothing"
     )

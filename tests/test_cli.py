@@ -191,7 +191,7 @@ def test_disk_is_counted_in_bytes_of_the_rankings(outputs):
 def test_preflight_accepts_what_is_good(outputs):
     with pytest.raises(InputError):
         preflight.check(tiny_study(model="nothing"))
-    assert len(preflight.check(tiny_study()).train) == 100
+    assert len(preflight.check(tiny_study())[0].train) == 100
 
 
 def test_plan_of_photographs_tries_the_study_on_a_few_and_prepares_nothing(

@@ -17,10 +17,10 @@ from roarlib.engine.estimators import grad
 from roarlib.engine.store import Progress
 from roarlib.grid import cluster
 from roarlib.grid.cells import Cell, Grid
-from roarlib.grid.rehearsal import rehearse
+from roarlib.grid.rehearsal import rehearse, sweeps, threads_of_a_cell
 from roarlib.study import rankings, results
 from roarlib.study.machine import device_of
-from roarlib.study.names import DEPTHS, MAPS, QUIET, group_of, split_name, variant_of
+from roarlib.study.names import DEPTHS, MAPS, group_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 TRIED = 200  # pictures of each split that are decoded to try a study before it is prepared
@@ -31,11 +31,12 @@ def check(
     progress: Progress = None,
     say: Callable[[str], None] = lambda line: None,
     whole: bool = True,
-) -> datasets.Data:
+) -> tuple[datasets.Data, dict[str, float]]:
     """Load the data and rehearse the run on a few images; InputError names what does not fit.
 
-    Returns the data, prepared first if need be (`progress` counts images). say: called with notes. whole: False if
-    pictures are not to be prepared yet: a few are decoded for this alone, and finished maps are not checked.
+    Returns the data, prepared first if need be (`progress` counts images), and what `rehearse` measured. say: called
+    with notes. whole: False if pictures are not to be prepared yet: a few are decoded for this alone, and finished maps
+    are not checked.
     """
     device_of(study)
     _check_folder(study)
@@ -43,10 +44,10 @@ def check(
     found, names = _whole(study, progress, say) if whole else _few(study), study.estimators
     if not whole:
         names = [name for name in names if not MAPS.fullmatch(split_name(name)[0])] or ["random"]
-    rehearse(study.model_copy(update={"estimators": names}), found, say)
+    spent = rehearse(study.model_copy(update={"estimators": names}), found, say)
     if "random" not in study.estimators:
         say("note: `random` is not among the estimators; without it no verdict is possible")
-    return found
+    return found, spent
 
 
 def _whole(study: Study, progress: Progress, say: Callable[[str], None]) -> datasets.Data:
@@ -112,28 +113,27 @@ def disk_bytes(study: Study) -> tuple[int, int]:
     return images, sum(sorted(groups.values())[-at_once:])
 
 
-def seconds_left(grid: Grid, found: datasets.Data, todo: list[Cell]) -> float:
+def seconds_left(grid: Grid, found: datasets.Data, todo: list[Cell], explaining: dict[str, float]) -> float:
     """Estimated seconds until the cells `todo` are done: from measured rows where there are any, else a short trial.
 
-    found: the study's data, or a few of its images.
+    found: the study's data, or a few of its images. explaining: seconds per image by group, of `rehearse`.
     """
     study, trial, spent, counts = grid.study, None, [], datasets.sizes(grid.study)[0]
-    (workers, threads), done = cluster.machine(study), results.rows(study)
+    (workers, _), done = cluster.machine(study), results.rows(study)
     for cell in todo:
         alike = done[done.measure == cell.measure]
         if cell.measure == "ranking":  # a base's sweep costs what its passes cost: only the same group is alike
             alike = alike[alike.cell == cell.name]
-        trial = trial or (None if len(alike) else _trial(study, found, threads))
-        each = float(alike.seconds.mean()) if len(alike) else _cost(study, counts, cell, *trial)
+        trial = trial or (None if len(alike) else _trial(study, found))
+        each = float(alike.seconds.mean()) if len(alike) else _cost(study, counts, cell, explaining, *trial)
         spent.append(len(grid.missing(cell)) * each + 1.5)  # seconds of kernel start, imports and loading
     return max(sum(spent) / workers, max(spent, default=0.0))
 
 
-PASSES = {"rise": 500 / 3, "occlusion": 225 / 3}  # per image, in gradient passes: these only go forward
-
-
-def _cost(study: Study, counts: dict[str, int], cell: Cell, step: float, one_pass: float) -> float:
-    """Seconds of one row, from the seconds of a training step and of one image's gradient pass."""
+def _cost(
+    study: Study, counts: dict[str, int], cell: Cell, explaining: dict[str, float], step: float, one_pass: float
+) -> float:
+    """Seconds of one row, from those of a training step and of one image's gradient pass; explaining: as above."""
     images = counts["train"] + counts["test"]
     inference = one_pass / 3 * counts["test"]
     training = study.epochs * max(1, counts["train"] // study.batch_size) * step
@@ -142,21 +142,18 @@ def _cost(study: Study, counts: dict[str, int], cell: Cell, step: float, one_pas
     elif cell.measure != "ranking":
         return inference if cell.measure == "deletion" else training + inference
     names = cell.parameters["estimators"]
-    name, ensembles = names[0], {split_name(name)[1] for name in names}
-    base = split_name(name)[0]
-    passes = 0 if cell.name.endswith("/controls") else PASSES.get(base, study.ig_steps if base == "ig" else 1)
-    passes *= bool(ensembles & QUIET) + bool(ensembles - QUIET) * study.noise_samples
-    if variant_of(name) == "recursive":  # explained, trained, explained .., each unit
-        sweep = images * (passes * one_pass + 1e-4)
+    group, (base, _) = group_of(names[0]), split_name(names[0])
+    passes = 0 if group == "controls" else sweeps(study, names) * (study.ig_steps if base == "ig" else 1)
+    seconds = explaining.get(group, passes * one_pass)
+    if variant_of(names[0]) == "recursive":  # explained, trained, explained .., each unit
+        sweep = images * (seconds + 1e-4)
         return sweep + len(study.recursive_steps) * (sweep + training)
-    return images * (passes * one_pass / len(cell.rows) + 1e-4)  # rows share the passes, not the sorting
+    return images * (seconds / len(cell.rows) + 1e-4)  # rows share the passes, not the sorting
 
 
-def _trial(study: Study, found: datasets.Data, threads: int) -> tuple[float, float]:
-    """Seconds of one training step, and of one gradient pass of one image, measured here on `threads` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+def _trial(study: Study, found: datasets.Data) -> tuple[float, float]:
+    """Seconds of one training step, and of one gradient pass of one image, measured here."""
+    with threads_of_a_cell(study):
         few = datasets.Split(found.train.images[: 8 * study.batch_size], found.train.labels[: 8 * study.batch_size])
         little = dataclasses.replace(found, train=few, test=few)
         short = study.model_copy(update={"epochs": 1, "batch_size": min(study.batch_size, len(few))})
@@ -174,5 +171,3 @@ def _trial(study: Study, found: datasets.Data, threads: int) -> tuple[float, flo
                 started = time.perf_counter()
             grad(model, x, y)
         return step, (time.perf_counter() - started) / (3 * count)
-    finally:
-        torch.set_num_threads(before)

@@ -21,6 +21,7 @@ from roarlib.engine import models, randomise, recursive, store, train
 from roarlib.engine.estimators import built_in
 from roarlib.engine.from_captum import HOOKING
 from roarlib.engine.rank import Explainer
+from roarlib.grid import cluster
 from roarlib.grid.cells import Grid
 from roarlib.study import own, rankings
 from roarlib.study.names import QUIET, asks_model, parent_of, split_name, variant_of
@@ -30,9 +31,13 @@ LONG = 3600  # seconds of ranking above which the user is told
 FEW = 8  # images of each split, evenly from all of it: folders are sorted by class
 
 
-def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line: None) -> None:
-    """InputError of one line for what does not work; `say` gets notes on what works but a user should know."""
-    whole, few = study, dataclasses.replace(data, train=_few(data.train), test=_few(data.test))
+def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line: None) -> dict[str, float]:
+    """InputError of one line for what does not work; `say` gets notes on what works but a user should know.
+
+    Returns the seconds that a cell takes to explain one image, by group, where the base is not `built_in`.
+    """
+    whole, spent = study, {}
+    few = dataclasses.replace(data, train=_few(data.train), test=_few(data.test))
     short = {"epochs": 1, "batch_size": len(few.train), "noise_samples": 2, "ig_steps": 2, "recursive_steps": [50]}
     short |= {
         "name": f"{study.name}/.rehearsal-{platform.node()}-{os.getpid()}",
@@ -48,8 +53,8 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
             base = train.load_base(study, few)
             train.tested(study, base[0], few)
         explainer = Explainer(study, few, *base, untrained=not study.base_weights)
-        for group in Grid(study).groups.values():
-            seconds = _rank(explainer, group) * (len(data.train) + len(data.test)) / len(few.train)
+        for key, group in Grid(study).groups.items():
+            seconds = _rank(explainer, group) / len(few.train) * sweeps(whole, group) / sweeps(study, group)
             if names := [name for name in group if study.sanity_images and asks_model(name)]:
                 with _told(f"{', '.join(names)}: explaining {study.model} with random weights fails"):
                     list(randomise.compare(explainer, names, FEW, ["top100"]))
@@ -59,10 +64,10 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
                 named = " and ".join(f"{count} {name}" for name, count in others.items())
                 what = f"note: {base} changes gradients at ReLUs alone"
                 say(f"{what}, and {study.model} also has {named}, through which they stay as they are")
-            seconds *= (1 + whole.noise_samples) / 3 if {split_name(name)[1] for name in group} - QUIET else 1
-            if not built_in(base) and seconds > LONG:
-                images = f"{len(data.train) + len(data.test):,}"
-                say(f"note: {', '.join(group)} will take at least {seconds / 3600:.1f} hours for {images} images")
+            if not built_in(base):
+                spent[key], images = seconds, len(data.train) + len(data.test)
+                if (left := seconds * images) > LONG:
+                    say(f"note: {', '.join(group)} will take at least {left / 3600:.1f} hours for {images:,} images")
         for mode in study.modes:
             name, unit = study.estimators[0], study.units[0]
             found = {split: rankings.load(study, name, unit, split) for split in SPLITS}
@@ -73,6 +78,24 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
         shutil.rmtree(study.folder, ignore_errors=True)
         with suppress(OSError):  # the study's own folder, if there is nothing else in it
             study.folder.parent.rmdir()
+    return spent
+
+
+def sweeps(study: Study, group: list[str]) -> int:
+    """How often a group explains every image: once as it is, if any of the group needs that, and with noise."""
+    ensembles = {split_name(name)[1] for name in group}
+    return bool(ensembles & QUIET) + bool(ensembles - QUIET) * study.noise_samples
+
+
+@contextmanager
+def threads_of_a_cell(study: Study) -> Iterator[None]:
+    """PyTorch uses as many threads as a cell of the study has, so that what is timed here takes as long there."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(cluster.machine(study)[1])
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _few(split: Split) -> Split:
@@ -96,9 +119,11 @@ def _rank(explainer: Explainer, group: list[str]) -> float:
         shutil.rmtree(folder)
         with _told(f"estimators {', '.join(group)} fail together on a few images, though not one by one"):
             make(explainer, group)
-    started, names = time.perf_counter(), [parent_of(n) if variant_of(n) == "recursive" else n for n in group]
-    explainer.scores("train", slice(0, len(explainer.data.train)), names)
-    return time.perf_counter() - started
+    names = [parent_of(n) if variant_of(n) == "recursive" else n for n in group]
+    with threads_of_a_cell(explainer.study):
+        started = time.perf_counter()
+        explainer.scores("train", slice(0, len(explainer.data.train)), names)
+        return time.perf_counter() - started
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def test_a_study_can_be_tried_before_its_pictures_are_prepared(folder):
         Image.fromarray(np.random.default_rng(k).integers(0, 256, (32, 32, 3), np.uint8)).save(picture)
     (folder / "images.csv").write_text("split,file\n")
     study = study_of(folder, dataset="folder:photos", image_size=32, resize=32, train_images=0, test_images=0)
-    assert len(preflight.check(study, whole=False).train) == 12
+    assert len(preflight.check(study, whole=False)[0].train) == 12
     assert not datasets.prepared(study).exists()
 
 

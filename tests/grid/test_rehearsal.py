@@ -192,5 +192,15 @@ def test_probabilities_are_an_error_and_dropout_in_tests_is_told(outputs, mine):
 def test_a_plan_counts_the_passes_that_the_listed_estimators_need(names, passes):
     study = tiny_study(estimators=names, noise_samples=15, ig_steps=25)
     cell = next(cell for cell in Grid(study).cells if cell.measure == "ranking")
-    seconds = len(cell.rows) * preflight._cost(study, {"train": 900, "test": 100}, cell, 0.0, 1.0)
+    seconds = len(cell.rows) * preflight._cost(study, {"train": 900, "test": 100}, cell, {}, 0.0, 1.0)
     assert seconds == pytest.approx(1000 * passes, rel=1e-3)
+
+
+def test_a_plan_knows_what_an_estimator_of_the_users_costs(outputs, mine):
+    mine("import time\ndef slow(model, images, targets):\n    time.sleep(0.02 * len(images))\n    return images")
+    study = tiny_study(estimators=["grad", "mine:slow", "mine:slow-sg"], noise_samples=15)
+    spent = rehearse(study, datasets.load(study))
+    assert list(spent) == ["mine.slow"] and spent["mine.slow"] > 16 * 0.02  # plainly and 15 times with noise
+    cell = next(cell for cell in Grid(study).cells if cell.name.endswith("mine.slow"))
+    seconds = len(cell.rows) * preflight._cost(study, {"train": 900, "test": 100}, cell, spent, 0.0, 1.0)
+    assert seconds == pytest.approx(1000 * spent["mine.slow"], rel=1e-2)
