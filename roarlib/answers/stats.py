@@ -21,7 +21,7 @@ LEVEL = 0.95  # of every interval
 def floor(table: pd.DataFrame) -> float:
     """The accuracy (0..1) of guessing: chance, or the largest class's share of the test set if that is more."""
     known = table["floor"].max() if "floor" in table else np.nan
-    return float(np.nanmax([1 / table["n_classes"].max(), known]))
+    return float(np.fmax(1 / table["n_classes"].max(), known))
 
 
 def nothing_learnt(table: pd.DataFrame) -> bool:
