@@ -87,16 +87,49 @@ def published(study: Study) -> frozenset[Key]:
 
 @lru_cache(maxsize=8)
 def _keys(study: str, file: Path, changed: int) -> frozenset[Key]:
-    table = _earlier(Study.model_validate_json(study), file)[KEY].astype({"percent": int, "seed": int})
-    return frozenset(Key(*values) for values in table.itertuples(index=False, name=None))
+    whose = Study.model_validate_json(study)
+    table = _earlier(whose, file)
+    return frozenset(Key(*values) for values in table[_fits(whose, table)][KEY].itertuples(index=False, name=None))
 
 
 def _earlier(study: Study, file: Path) -> pd.DataFrame:
-    """The rows of a results.csv, except those made by another version of a user's function or model."""
-    table = pd.read_csv(file, dtype=TEXT).reindex(columns=COLUMNS)  # earlier versions had fewer columns
+    """The rows of a study's results.csv; InputError if they are not such rows, since anybody may have edited them."""
+    try:
+        table = pd.read_csv(file, dtype=TEXT)
+    except ValueError as error:  # pandas' own are ValueErrors
+        raise InputError(f"{file} cannot be read as CSV in UTF-8: {' '.join(str(error).split())[:90]}") from None
+    if lack := [name for name in ("study", *KEY, "accuracy") if name not in table]:
+        raise InputError(f"{file} has no column {lack[0]}: see outputs/README.md")
+    table = table.reindex(columns=COLUMNS)  # earlier versions had fewer columns
+    accuracy = pd.to_numeric(table.accuracy, "coerce")
+    whole = table[["percent", "seed"]].apply(pd.to_numeric, errors="coerce")
+    known = {name: _is_estimator(name) for name in table.estimator.unique()}
+    again = table.assign(accuracy=accuracy).drop_duplicates([*KEY, "accuracy"]).duplicated(KEY)
+    for wrong, what in (
+        (table["study"] != study.name, f"of another study than {study.name}"),
+        (~table.estimator.map(known).astype(bool), "of an estimator that nobody knows"),
+        ((whole % 1 != 0).any(axis=1), "whose percent or seed is no whole number"),
+        (~accuracy.between(0, 1) & table.accuracy.notna(), "whose accuracy is no number from 0 to 1"),
+        (table.epochs.notna() & (table.epochs != study.epochs), f"of other epochs than {study.epochs}"),
+        (again.reindex(table.index, fill_value=False), "that stands there twice, with two accuracies"),
+    ):
+        if wrong.any():
+            raise InputError(f"{file}, line {wrong.argmax() + 2}, is a row {what}: take it out")
+    return table.astype({"percent": int, "seed": int}).assign(accuracy=accuracy)
+
+
+def _is_estimator(name) -> bool:
+    try:
+        return name == "clean" or bool(split_name(str(name)))
+    except ValueError:
+        return False
+
+
+def _fits(study: Study, table: pd.DataFrame) -> list[bool]:
+    """Which rows were made by the current version of the user's function, model and files."""
     made = list(zip(table.estimator, table.source.astype(object).where(table.source.notna(), None), strict=True))
     fits = {kind: own.is_source(study, *kind) for kind in set(made)}
-    return table[[fits[kind] for kind in made]]
+    return [fits[kind] for kind in made]
 
 
 def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict:
@@ -207,14 +240,39 @@ def check_data(study: Study, data) -> None:
 def known(study: Study) -> pd.DataFrame:
     """Every row, rankings included: from the row files, and from results.csv what they lack. See COLUMNS.
 
-    A clone has only the published table; where both have a row, the file wins.
+    A clone has only the published table; where both have a row, the file wins. Rows there that another version of the
+    user's function made are left out (`outdated`). InputError where rows do not belong together.
     """
     found, file = rows(study), study.folder / "results.csv"
+    if file.is_file():
+        earlier = _earlier(study, file)
+        earlier = earlier[_fits(study, earlier)]
+        found = pd.concat([found, earlier], ignore_index=True) if len(found) else earlier
+        found = found.drop_duplicates(KEY).sort_values(KEY, ignore_index=True)
+    _belong_together(study, found[found.measure.isin(["base", "deletion", "retrain"])])
+    return found
+
+
+def _belong_together(study: Study, found: pd.DataFrame) -> None:
+    """InputError for accuracies on two data sets, or of two versions of a user's function, as of two machines."""
+    for name in ("data", "n_train", "n_test", "n_classes"):
+        if len(values := set(found[name].dropna()) - {""}) > 1:
+            said = ", ".join(map(str, sorted(values)))
+            raise InputError(f"{study.folder} mixes results of several data sets ({name}: {said}): delete all but one")
+    for name, made in found.groupby("estimator").source:
+        if made.nunique() > 1:
+            said = ", ".join(sorted(made.dropna().unique()))
+            raise InputError(f"{study.folder} mixes several versions behind {name} ({said}): delete all but one")
+
+
+def outdated(study: Study) -> pd.DataFrame:
+    """The rows of results.csv by another version of a user's function, of estimators that `known` has no rows of."""
+    file = study.folder / "results.csv"
     if not file.is_file():
-        return found
+        return pd.DataFrame(columns=COLUMNS)
     earlier = _earlier(study, file)
-    both = pd.concat([found, earlier], ignore_index=True) if len(found) else earlier
-    return both.drop_duplicates(KEY).sort_values(KEY, ignore_index=True)
+    old = earlier[[not fits for fits in _fits(study, earlier)]]
+    return old[~old.estimator.isin(known(study).estimator)]
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -224,8 +282,12 @@ def table(study: Study) -> pd.DataFrame:
 
 
 def collect(study: Study) -> Path:
-    """Write results.csv and .parquet, the same table with types; returns the CSV's path. InputError without any row."""
-    found = known(study)
+    """Write results.csv and .parquet, the same table with types; returns the CSV's path. InputError without any row.
+
+    Rows of another version of a function stay there until the current one has rows.
+    """
+    found, old = known(study), outdated(study)
+    found = pd.concat([found, old], ignore_index=True).sort_values(KEY, ignore_index=True) if len(old) else found
     if found.empty:
         raise InputError(f"no results under {study.folder} yet; `roar run` with the study's YAML makes them")
     types = {name: float for name in NUMBERS if found[name].isna().any()} | TEXT  # None is no number

@@ -95,7 +95,10 @@ def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     )
     blurred = table if study.seeds != "auto" else table.iloc[:0]  # one test, which looks would repeat
     beside = verdicts.beside_blurred(blurred, unit, study.modes[0], study.margin / 100)
-    return list(filter(None, [told, left * (spent and not better), order, lattice, shape, beside]))
+    old = results.outdated(study).estimator.value_counts()
+    outdated = ", ".join(f"{count} row{'s' * (count > 1)} of {label(name)}" for name, count in old.items())
+    outdated = f"Left out, as another version of the function made them: {outdated}." * bool(outdated)
+    return list(filter(None, [outdated, told, left * (spent and not better), order, lattice, shape, beside]))
 
 
 def explained(study: Study, table: pd.DataFrame) -> str:

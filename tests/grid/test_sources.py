@@ -1,14 +1,18 @@
 """Results of two versions of a user's function or model are never mixed, neither on disk nor in a table."""
 
+import json
 import sys
 
+import pandas as pd
 import pytest
 from conftest import tiny_study
 
+from roarlib.answers import verdicts
 from roarlib.grid.cells import Grid
 from roarlib.study import results
 from roarlib.study.params import InputError
 from roarlib.study.results import Key
+from roarlib.views import report
 
 CODE = """
 FACTOR = 2
@@ -81,6 +85,40 @@ def test_deleted_rows_of_an_old_function_do_not_come_back_from_the_table(write):
     table = results.table(study)
     assert table[table.estimator == "mine_two:edges"].accuracy.tolist() == [0.75]
     assert sorted(table[table.estimator == "random"].seed) == [0, 1]
+
+
+def test_a_published_estimator_whose_function_has_changed_is_left_out_aloud_and_not_lost(write):
+    study = tiny_study(estimators=["mine_two:edges", "random"], seeds=[0, 1], percents=[50])
+    for name in ("clean", "mine_two:edges", "random"):
+        leave(study, name, seeds=(0, 1))
+    file = results.collect(study)
+    for row in study.folder.glob("04-retrain/*/rows/*"):
+        row.unlink()
+    write(3)
+    results._keys.cache_clear()
+    table = results.table(study)
+    assert set(table.estimator) == {"clean", "random"}
+    found = verdicts.verdicts(table, "pixel", "remove")
+    assert report.doubts(study, table, found)[0].endswith("made them: 2 rows of mine_two:edges.")
+    results.collect(study)
+    assert file.read_text().count("mine_two:edges") == 2
+    leave(study, seeds=(1,), accuracy=0.75)
+    results.collect(study)  # the new version has a row: the two are never mixed
+    assert pd.read_csv(file).query("estimator == 'mine_two:edges'").accuracy.tolist() == [0.75]
+
+
+@pytest.mark.parametrize(
+    "key, value, what", [("data", "b", "data sets .data: a, b"), ("source", "b", "versions behind")]
+)
+def test_results_of_two_machines_that_do_not_belong_together_are_an_error(write, key, value, what):
+    study = tiny_study(seeds=[0, 1])
+    for seed in (0, 1):
+        results.write(study, Key("retrain", "random", "pixel", "remove", 50, seed), 0.5, data="a")
+    assert len(results.table(study)) == 2
+    file = study.folder / "04-retrain/random/rows/retrain_random_pixel_remove_p50_s1.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(InputError, match=what):
+        results.table(study)
 
 
 def test_a_clone_without_the_users_file_keeps_the_published_rows(write, tmp_path):

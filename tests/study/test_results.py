@@ -129,6 +129,47 @@ def test_a_published_table_and_new_rows_collect_together(outputs, monkeypatch):
     assert found.commit.tolist() == ["1234567", "abc1234"] and results.known(study).percent.tolist() == [10, 90]
 
 
+@pytest.mark.parametrize(
+    "old, new, what",
+    [
+        ("0.25,", "25.0,", "line 2, is a row whose accuracy is no number from 0 to 1"),
+        ("0.25,", '"0,25",', "line 2, is a row whose accuracy"),
+        (",grad,", ",grd,", "line 2, is a row of an estimator that nobody knows"),
+        (",10,0,0.25", ",10.5,0,0.25", "line 2, is a row whose percent or seed"),
+        ("tiny,", "other,", "line 2, is a row of another study than tiny"),
+        ("accuracy", "Accuracy", "has no column accuracy"),
+        (",", ";", "has no column study"),
+        ("study,", "<<<<<<< HEAD\nstudy,", "has no column study"),
+        ("tiny,", '"', "cannot be read as CSV"),
+    ],
+)
+def test_a_table_that_somebody_has_edited_is_read_or_refused_with_the_line(outputs, old, new, what):
+    study = tiny_study()
+    write(study, 10, accuracy=0.25)
+    file = results.collect(study)
+    (outputs / "tiny" / "04-retrain" / "grad" / "rows" / "retrain_grad_pixel_remove_p10_s0.json").unlink()
+    text = file.read_text()
+    assert old in text
+    file.write_text(text + "\n")  # an empty line changes nothing
+    assert results.table(study).accuracy.tolist() == [0.25]
+    file.write_text(text.replace(old, new))
+    for read in (results.known, results.published):
+        with pytest.raises(InputError, match=what):
+            read(study)
+
+
+def test_a_measurement_with_two_accuracies_in_a_table_is_refused(outputs):
+    study = tiny_study()
+    write(study, 10, accuracy=0.25)
+    file = results.collect(study)
+    header, row = file.read_text().splitlines()
+    file.write_text("\n".join([header, row, row]))
+    assert len(results.known(study)) == 1
+    file.write_text("\n".join([header, row, row.replace("0.25", "0.35")]))
+    with pytest.raises(InputError, match="line 3, is a row that stands there twice, with two accuracies"):
+        results.known(study)
+
+
 def test_rows_of_two_recipes_do_not_mix(outputs):
     write(tiny_study())
     with pytest.raises(InputError, match="epochs: 1 there, 2 now"):
