@@ -82,7 +82,7 @@ def images(study_file):
 
     study = _load(study_file)
     with status.preparing() as told:
-        datasets.load(study, told)
+        datasets.current(study, told)
     click.echo(f"{listing.write(study)}: maps in this order, or with such a list beside them, fit the study")
 
 
@@ -95,7 +95,7 @@ def plan(study_file, only):
     from roarlib.data import datasets
     from roarlib.grid import cluster, preflight
 
-    counts, shape = datasets.sizes(study)
+    counts, shape, _ = datasets.sizes(study)
     ready = study.dataset in datasets.ARRAYS or (datasets.prepared(study) / "meta.json").is_file()
     images, ranked = preflight.disk_bytes(study)
     found, spent = preflight.check(study, say=lambda line: click.echo(line, err=True), whole=ready)

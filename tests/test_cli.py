@@ -18,6 +18,8 @@ from roarlib.data import datasets
 from roarlib.grid import preflight, runner
 from roarlib.study import params, results
 from roarlib.study.params import InputError
+from roarlib.study.results import Key
+from roarlib.views import report
 
 
 @pytest.fixture
@@ -140,6 +142,12 @@ def test_commands_without_results_say_what_to_run(study_file, monkeypatch, capsy
         assert status == 2 and "roar run" in err
 
 
+def test_a_report_wants_rows_of_the_studys_first_unit_and_mode(outputs):
+    results.write(study := tiny_study(modes=["keep"]), Key("retrain", "grad", "pixel", "keep", 50, 0), 0.5)
+    with pytest.raises(InputError, match=r"no retrainings of tiny yet \(unit pixel, mode remove\)"):
+        report.render(study.model_copy(update={"modes": ["remove", "keep"]}))
+
+
 @pytest.mark.parametrize("error, wanted", [("ValueError: boom", 1), ("InputError: bad", 2)])
 def test_a_failed_cell_gives_its_notebook_and_a_status(study_file, monkeypatch, capsys, error, wanted):
     def run(self, only, report):
@@ -217,7 +225,7 @@ def test_plan_of_photographs_tries_the_study_on_a_few_and_prepares_nothing(
 
 def test_the_space_of_imagenet_is_known_beforehand(monkeypatch):
     study = tiny_study(dataset="imagenet", train_images=0, test_images=0, estimators=["grad", "ig"], units=["value"])
-    sizes = {"train": 1_281_167, "test": 50_000}, (3, 224, 224)
+    sizes = {"train": 1_281_167, "test": 50_000}, (3, 224, 224), 1000
     monkeypatch.setattr(datasets, "sizes", lambda study: sizes)
     images, ranked = preflight.disk_bytes(study)
     assert images == 1_331_167 * 150_528 and ranked == 2 * images

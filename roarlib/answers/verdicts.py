@@ -165,7 +165,7 @@ def spread_of_differences(table: pd.DataFrame, unit: str, mode: str) -> float:
 def advice(table: pd.DataFrame, unit: str, mode: str, found: pd.DataFrame) -> str:
     """How many seeds would decide open verdicts, in a sentence; empty if there are none. found: of `verdicts`."""
     spread = spread_of_differences(table, unit, mode)
-    if np.isnan(spread) or not found.verdict.isin([OPEN, FEW]).any():
+    if not spread > 0 or not found.verdict.isin([OPEN, FEW]).any():
         return ""
     seeds = [seeds_needed(points / 100, spread, len(found)) for points in (5, 2)]
     more = ["200 seeds or more" if count == 200 else f"about {count} seeds" for count in seeds]
@@ -254,7 +254,7 @@ def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[
         WORSE: f"worse than {name}",
         EQUAL: f"equal to {name} within {margin}",
         OPEN: f"open, that is, neither told apart from {name} nor shown to be equal within {margin}",
-        FEW: "too few seeds to say anything",
+        FEW: "too few seeds, or no spread over them, to say anything",
         VOID: "no verdict, as the models have learnt nothing",
     }
 

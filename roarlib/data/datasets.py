@@ -117,6 +117,17 @@ def prepared(study: Study) -> Path:
     return study.home / "_prepared" / f"{word}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
 
 
+def current(study: Study, progress: Callable[[int, int], None] | None = None) -> Data:
+    """`load`, with an InputError if the pictures are no longer those that were prepared."""
+    found = load(study, progress)
+    if parts := changed(study):
+        raise InputError(
+            f"the {' and '.join(parts)} pictures are not those that were prepared: delete {prepared(study)}, and give "
+            "the study another name if it has results"
+        )
+    return found
+
+
 def changed(study: Study, thorough: bool = False, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Splits whose pictures are no longer those that were prepared; none if the pictures are gone.
 
@@ -149,11 +160,11 @@ def changed(study: Study, thorough: bool = False, progress: Callable[[int, int],
     return found
 
 
-def sizes(study: Study) -> tuple[dict[str, int], tuple[int, int, int]]:
-    """({split: number of images}, (C, H, W)) of the study's data, without decoding any photograph."""
+def sizes(study: Study) -> tuple[dict[str, int], tuple[int, int, int], int]:
+    """({split: number of images}, (C, H, W), classes) of the study's data, without decoding any photograph."""
     found = load(study) if (prepared(study) / "meta.json").is_file() else None
-    splits = {"train": found.train, "test": found.test} if found else _sources(study)[0]
-    return {name: len(split) for name, split in splits.items()}, splits["train"].shape
+    splits, classes = ({s: found.split(s) for s in SPLITS}, found.classes) if found else _sources(study)
+    return {name: len(split) for name, split in splits.items()}, splits["train"].shape, len(classes)
 
 
 def _sources(study: Study) -> tuple[dict, list[str]]:

@@ -80,6 +80,10 @@ def _refuse(kind: type, model: nn.Module, image: torch.Tensor) -> None:
             f"captum:{name} hooks nn.ReLU modules, and this model has other ReLUs, or none: it would be the "
             "plain gradient there; gb guides them all"
         )
+    if "DeepLift" in name and not layers.relus_are_modules(model, image, none=True):
+        raise InputError(
+            f"captum:{name} hooks nn.ReLU modules, and this model has other ReLUs: it would take these as linear"
+        )
 
 
 def _run(explainer, images: torch.Tensor, options: dict):

@@ -40,14 +40,14 @@ class Guided(TorchFunctionMode):
         return gradient.clamp(min=0)
 
 
-def relus_are_modules(model: nn.Module, image: torch.Tensor) -> bool:
-    """Whether the model calls ReLUs, and only as nn.ReLU modules, each of them once."""
+def relus_are_modules(model: nn.Module, image: torch.Tensor, none: bool = False) -> bool:
+    """Whether the model calls ReLUs only as nn.ReLU modules, each of them once; without any ReLU: `none`."""
     calls, relus = [], [module for module in model.modules() if isinstance(module, nn.ReLU)]
     with ExitStack() as hooks, Guided() as mode, torch.enable_grad():
         for module in relus:
             hooks.enter_context(module.register_forward_hook(lambda *_: calls.append(1)))
         model(image.detach().requires_grad_())
-    return 0 < mode.guided == len(calls) == len(relus)
+    return mode.guided == len(calls) == len(relus) and (none or mode.guided > 0)
 
 
 def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tuple[str, nn.Module]:

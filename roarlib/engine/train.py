@@ -108,13 +108,21 @@ def _optimiser(study: Study, model: nn.Module, steps: int):
 
 @torch.no_grad()
 def predict(study: Study, model: nn.Module, images: Degraded, flip: bool = False) -> np.ndarray:
-    """The class with the largest logit for every image: int64 (N,). flip: add the logits of its mirror image."""
+    """The class with the largest logit for every image: int64 (N,). flip: add the logits of its mirror image.
+
+    InputError if a logit is not finite: the largest is then anybody's guess.
+    """
     half, found = precision_of(study.precision, images.device) == "bfloat16", []
+    finite = torch.ones((), dtype=torch.bool, device=images.device)
     batch = max(8, 1_000_000 // (images.data.shape[1] * images.data.shape[2]))
     for x, _ in images.batches(slice(i, i + batch) for i in range(0, len(images), batch)):
         x = x.contiguous(memory_format=models.layout(model))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-            found.append((model(x) + model(x.flip(3)) if flip else model(x)).argmax(1))
+            logits = model(x) + model(x.flip(3)) if flip else model(x)
+        finite &= logits.isfinite().all()
+        found.append(logits.argmax(1))
+    if not bool(finite):
+        raise InputError(f"{study.model} gives NaN or infinite logits for some {images.part} images")
     return torch.cat(found).cpu().numpy()
 
 

@@ -52,12 +52,7 @@ def check(
 
 def _whole(study: Study, progress: Progress, say: Callable[[str], None]) -> datasets.Data:
     """All data, prepared if need be, and what `check` finds out about them and about finished maps."""
-    found = datasets.load(study, progress)
-    if parts := datasets.changed(study):
-        raise InputError(
-            f"the {' and '.join(parts)} pictures are not those that were prepared: delete "
-            f"{datasets.prepared(study)}, and give the study another name if it has results"
-        )
+    found = datasets.current(study, progress)
     results.check_data(study, found)
     for line in datasets.notes(study):
         if not re.fullmatch(r"\w+: \d+ images", line):  # more than a count
@@ -71,9 +66,10 @@ def _whole(study: Study, progress: Progress, say: Callable[[str], None]) -> data
 
 def _few(study: Study) -> datasets.Data:
     """Some pictures of each split, prepared in a temporary folder, which their memory maps outlive."""
-    counts, _ = datasets.sizes(study)
+    counts, _, classes = datasets.sizes(study)
+    tried = {"train": max(TRIED, classes), "test": TRIED}  # taken evenly, so that every class is there to train on
     with TemporaryDirectory() as folder:
-        few = study.model_copy(update={f"{split}_images": min(count, TRIED) for split, count in counts.items()})
+        few = study.model_copy(update={f"{split}_images": min(count, tried[split]) for split, count in counts.items()})
         few._home = Path(folder)
         return datasets.load(few)
 
@@ -101,7 +97,7 @@ def disk_bytes(study: Study) -> tuple[int, int]:
 
     With `rankings: recompute`, only as many groups as there are workers have theirs at a time: the largest are counted.
     """
-    counts, (channels, height, width) = datasets.sizes(study)
+    counts, (channels, height, width), _ = datasets.sizes(study)
     area, groups = height * width, {}
     for unit in study.units:
         for name, base, split in product(study.estimators, map(study.based, study.base_seeds), counts):

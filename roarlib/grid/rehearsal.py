@@ -42,6 +42,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
     short |= {
         "name": f"{study.name}/.rehearsal-{platform.node()}-{os.getpid()}",
         "base_models": "one",
+        "drop_epochs": [],
         "rankings": "keep",
     }
     study = study.model_copy(update=short)
@@ -54,7 +55,14 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
             train.tested(study, base[0], few)
         explainer = Explainer(study, few, *base, untrained=not study.base_weights)
         for key, group in Grid(study).groups.items():
+            before = {name: values.clone() for name, values in explainer.model.state_dict().items()}
             seconds = _rank(explainer, group) / len(few.train) * sweeps(whole, group) / sweeps(study, group)
+            now = explainer.model.state_dict()
+            if other := [name for name, values in before.items() if not values.equal(now[name])]:
+                raise InputError(
+                    f"{', '.join(group)}: changes the network that is explained ({other[0]}), so that the next batch "
+                    "would be explained by another one: let it work on copy.deepcopy(model)"
+                )
             if names := [name for name in group if study.sanity_images and asks_model(name)]:
                 with _told(f"{', '.join(names)}: explaining {study.model} with random weights fails"):
                     list(randomise.compare(explainer, names, FEW, ["top100"]))
@@ -164,20 +172,28 @@ def _fresh_weights(study: Study, data: Data, say: Callable[[str], None]) -> None
 def _as_stored(study: Study, net: nn.Module, other: nn.Module, images: torch.Tensor, say: Callable) -> None:
     """InputError if a network differs once its state_dict is loaded (into `other`), or gives probabilities."""
     other.load_state_dict(net.state_dict())
-    logits = []
-    for one, seed in ((net.eval(), 0), (other.eval(), 0), (net, 1), (net, 0)):
+    logits, given = [], images.clone()
+    for one, seed, scale in ((net.eval(), 0, 1), (other.eval(), 0, 1), (net, 1, 1), (net, 0, 1), (net, 0, 1000)):
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            logits.append(one(images))
+            logits.append(one(images if scale == 1 else scale * images))
+        if not images.equal(given):
+            raise InputError(
+                f"model {study.model} changes the images that it is given (mul_, add_ ..): copy them first"
+            )
     alike = [torch.allclose(logits[0], found, 1e-3, 1e-4, equal_nan=True) for found in logits]
     if alike[3] and not alike[1]:
         raise InputError(
             f"model {study.model} keeps values outside of its state_dict (layers in a plain list, a tensor that is no "
             "buffer, or one that is not persistent), so the network explained would not be the one trained"
         )
-    if not all(alike[2:]):
+    if not all(alike[2:4]):
         say(f"note: {study.model} draws at random in evaluation mode (dropout without training=self.training?)")
-    if bool((logits[0] >= 0).all()) and torch.allclose(logits[0].sum(1), torch.ones(len(images)), atol=1e-3):
+    sums = {"softmax": logits[0].sum(1) - 1 + (logits[0] < 0).any(), "log_softmax": logits[0].logsumexp(1)}
+    if ends := [name for name, found in sums.items() if torch.allclose(found, torch.zeros(()), atol=1e-3)]:
         raise InputError(
-            f"model {study.model} gives probabilities; logits are trained and explained: leave out softmax"
+            f"model {study.model} gives {'log ' * (ends[0] != 'softmax')}probabilities; logits are trained and "
+            f"explained: leave out {ends[0]}"
         )
+    if all(bool(((found >= 0) & (found <= 1)).all()) for found in (logits[0], logits[4])):
+        say(f"note: {study.model} gives values between 0 and 1; if it ends in a sigmoid, leave that out")

@@ -85,7 +85,7 @@ def rate(study: Study) -> float:
     """Retrainings per minute over the last ten minutes, or since the first one if that is later; 0 if there is none."""
     found = results.rows(study)
     ages = (datetime.now(UTC) - pd.to_datetime(found[found.measure == "retrain"].finished, utc=True)).dt.total_seconds()
-    ages = ages[ages < RECENT]
+    ages = ages[ages.between(0, RECENT)]  # negative: by a clock ahead of ours
     return 60 * len(ages) / max(ages.max(), 1) if len(ages) > 1 else 0.0
 
 

@@ -11,7 +11,7 @@ from roarlib.study.files import outputs, root, write_atomically
 from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MAPS, MODES, alike, expand, imputes, split_name
 
 Percent = Annotated[StrictInt, Field(ge=0, le=100)]
-Seed = Annotated[StrictInt, Field(ge=0)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**62)]
 Seeds = Annotated[list[Seed], Field(min_length=1)] | Literal["auto"]
 Count = Annotated[StrictInt, Field(ge=1)]
 Mode, Scored = Literal[tuple(MODES)], Literal[tuple(mode for mode in MODES if mode != "mask")]
@@ -120,6 +120,8 @@ class Study(BaseModel, extra="forbid", frozen=True):
             raise ValueError("modes: mask shows what masks tell, and judges nothing: name it after another mode")
         if self.recursive_steps != sorted(set(self.recursive_steps)):
             raise ValueError(f"recursive_steps must rise: {self.recursive_steps}")
+        if self.drop_epochs != sorted(set(self.drop_epochs)) or self.drop_epochs[-1:] >= [self.epochs]:
+            raise ValueError(f"drop_epochs must rise, and stay below epochs ({self.epochs}): {self.drop_epochs}")
         if 0 < self.resize < (self.image_size or 224):
             raise ValueError(f"resize: {self.resize} is less than image_size, {self.image_size or 224}")
         if self.seeds == "auto" and (self.base_models == "each-seed" or "random" not in self.estimators):

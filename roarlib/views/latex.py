@@ -98,16 +98,16 @@ def write(studies: list[Study], text_width: float = 5.5) -> str:
 
 
 def in_sentences(told: list[dict]) -> str:
-    r"""methods.tex: all sentences of the first study, and those of the others that differ from the first's."""
-    first, *others = (render("methods.tex", **one).strip().splitlines() for one in told)
-    lines = list(first)
-    for one, sentences in zip(told[1:], others, strict=True):
-        lines += [
-            rf"\paragraph{{Study \emph{{{tex(one['study'].name)}}}.}}",
-            "All is as above, except for the following.",
+    r"""methods.tex: all paragraphs of the first study, and of the others those that read differently there."""
+    first, *others = (re.split(r"^(?=\\paragraph)", render("methods.tex", **one).strip(), flags=re.M) for one in told)
+    parts = [r"\providecommand{\citep}{\cite}" + "\n", *first]
+    for one, paragraphs in zip(told[1:], others, strict=True):
+        parts += [
+            f"\n\\paragraph{{Study \\emph{{{tex(one['study'].name)}}}.}}\n"
+            "All is as above, except for what these paragraphs say.\n"
         ]
-        lines += [line for line in sentences if line not in first]
-    return "\n".join([r"\providecommand{\citep}{\cite}", *lines, ""])
+        parts += [part for part in paragraphs if part.strip() not in map(str.strip, first)]
+    return "".join(part.strip() + "\n" for part in parts)
 
 
 def references(text: str, entries: str) -> str:
@@ -133,6 +133,7 @@ def accuracies(one: dict, unit: str, mode: str) -> dict:
         "kind": "mask" if not judged else "keep" if keeps(mode) else "remove",
         "studies": [one],
         "imputed": imputes(mode),
+        "percents": verdicts.percents(table, unit, mode),
         "name": f"{one['study'].name}-{unit}-{mode}",
         "n": methods.span(found.n),
         "intervals": bool(found.high.notna().any()),

@@ -68,6 +68,7 @@ def facts(study: Study) -> dict:
         "floor_is": "chance" if floor == 1 / retrained.n_classes.max() else "the largest class alone",
         "percents": sorted({int(percent) for percent in judged.percent}),
         "seeds": sorted({int(seed) for seed in judged.seed}),
+        "even": judged.groupby("estimator").seed.agg(frozenset).nunique() == 1,
         "n": span(judged.groupby(["unit", "mode", "estimator", "percent"]).seed.nunique()),
         "compared": int(found.p.notna().sum()),
         "borrowed": bool((found.degrees > found.n - 1).any()),
@@ -87,7 +88,8 @@ def span(values) -> str:
 def data(study: Study) -> dict:
     """The data set: its name and source (cite), textures or own or neither, and the side of its images in pixels.
 
-    side: 0 if unknown; cut: of photographs, the short side before the centre is cropped; first: whether only a part.
+    side: 0 if unknown; cut: of photographs, the short side before the centre is cropped; part: split -> how its images
+    are chosen, `first` or `evenly` by class, '' if all are taken.
     """
     kind, _, path = study.dataset.partition(":")
     textures = kind.startswith("textures")
@@ -98,12 +100,14 @@ def data(study: Study) -> dict:
         side = study.image_size or 224
     elif not side and (datasets.prepared(study) / "meta.json").is_file():
         side = datasets.sizes(study)[1][-1]
+    chosen = "first" if study.dataset in datasets.ARRAYS else "evenly"
+    counts = {"train": study.train_images, "test": study.test_images}
     return {
         "name": name,
         "cite": cite,
         "own": not (cite or textures),
         "textures": textures,
-        "first": bool(study.train_images or study.test_images),
+        "part": {split: chosen * bool(count) for split, count in counts.items()},
         "side": side,
         "cut": study.resize or round(side * 8 / 7) if cut else 0,
     }

@@ -29,9 +29,9 @@ def render(study: Study) -> str:
 
     An analysis that fails is left out, and named. Raises InputError where there is no retraining yet.
     """
-    table = results.table(study)
-    if not (table.measure == "retrain").any():
-        raise InputError(f"no retrainings of {study.name} yet; `roar run` with its YAML makes them")
+    table, unit, mode = results.table(study), study.units[0], study.modes[0]
+    if not ((table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)).any():
+        raise InputError(f"no retrainings of {study.name} yet (unit {unit}, mode {mode}); `roar run` makes them")
     agreed = (study.folder / "study.yaml").is_file()
     file = params.save(study) if agreed else root() / "params" / f"{study.name}.yaml"
     chapters, failed = {}, []

@@ -59,7 +59,7 @@ def test_words_in_both_modes_and_with_one_seed():
     alone = verdicts.verdicts(table_of(differences, seeds=1), "pixel", "remove")
     assert set(alone.verdict) == {"too few seeds"}
     said = verdicts.in_words(alone)
-    assert said.startswith("With 1 seed and") and "too few seeds" in said
+    assert said.startswith("With 1 seed and") and "too few seeds, or no spread" in said
     said = verdicts.in_words(found.reset_index())
     assert said.startswith("With 5 seeds and")
     assert "better than Random: SG-SQ-GRAD" in said and "worse than Random: GB, GRAD" in said

@@ -249,7 +249,7 @@ def test_resnet50_trains_and_is_explained_at_224_pixels(tmp_path):
     folder_of(tmp_path, train=24, test=3)
     names = ["grad", "grad-sgsq", "gb"]
     study = study_of(tmp_path, image_size=224, resize=256, model="resnet50", batch_size=12, micro_batch=6, epochs=2,
-                     augment="area-flip", learning_rate=0.001, drop_epochs=[2], estimators=names)  # fmt: skip
+                     augment="area-flip", learning_rate=0.001, drop_epochs=[1], estimators=names)  # fmt: skip
     found, losses = datasets.load(study), []
     model = train.train(study, found, 0, progress=losses.append)
     assert len(losses) == 2 and all(0 < loss < 2 for loss in losses)
@@ -289,10 +289,18 @@ def test_other_pictures_than_those_prepared_are_noticed(tmp_path):
     assert datasets.changed(study) == []
     paint(root / "test" / "bee" / "new.jpg", seed=7)
     assert datasets.changed(study) == ["test"]
-    with pytest.raises(InputError, match="the test pictures are not those that were prepared"):
-        preflight.check(study)
+    for read in (preflight.check, datasets.current):  # the latter for `roar images`
+        with pytest.raises(InputError, match="the test pictures are not those that were prepared"):
+            read(study)
     root.joinpath("test").rename(root / "elsewhere")  # prepared arrays are enough
     assert datasets.changed(study) == []
+
+
+def test_more_classes_than_pictures_that_are_tried_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "TRIED", 2)
+    folder_of(tmp_path)
+    found, _ = preflight.check(study_of(tmp_path), whole=False)
+    assert found.classes == CLASSES and len(found.train) == 3 and len(found.test) == 2
 
 
 def test_mended_pictures_are_looked_at_again(tmp_path):

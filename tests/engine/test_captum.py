@@ -51,6 +51,21 @@ def test_methods_that_hook_relus_are_refused_where_they_cannot(method, kind):
         explained(kind(), f"captum:{method}")
 
 
+@pytest.mark.parametrize("method", ["DeepLift", "DeepLiftShap", "LayerDeepLift"])
+def test_deeplift_is_refused_where_it_would_take_relus_as_linear(method):
+    for kind in (Functional, Mixed, Twice):
+        with pytest.raises(InputError, match=f"captum:{method} hooks nn.ReLU modules, and this model has other ReLUs"):
+            explained(kind(), f"captum:{method}")
+
+
+def test_deeplift_of_a_linear_model_is_allowed_and_exact():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).double()
+    weights = model[1].weight.reshape(4, 3, 8, 8)[[0, 1, 2, 0]].detach()
+    torch.manual_seed(0)  # as `explained` does
+    wanted = weights * torch.randn(4, 3, 8, 8).double()
+    torch.testing.assert_close(explained(model, "captum:DeepLift"), wanted)
+
+
 def test_guided_backprop_of_captum_is_ours_where_it_can_hook():
     torch.testing.assert_close(explained(Net(), "captum:GuidedBackprop"), explained(Net(), "gb"))
     assert not any(module._forward_hooks for module in Net().modules())

@@ -54,6 +54,16 @@ def test_a_diverged_training_is_an_error_and_not_a_perfect_estimator():
         train.train(tiny_study(batch_size=8, learning_rate=1e30), random_data(shape=(3, 16, 16)), 0)
 
 
+def test_logits_that_are_not_finite_are_an_error_and_not_the_first_class():
+    found = random_data(shape=(3, 16, 16))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, len(found.classes)))
+    study = tiny_study()
+    assert 0 <= train.tested(study, model, found)["accuracy"] <= 1
+    model[1].bias.data[1] = torch.nan
+    with pytest.raises(InputError, match="resnet-tiny gives NaN or infinite logits for some test images"):
+        train.tested(study, model, found)
+
+
 def test_too_little_memory_is_an_error_that_names_the_key_to_lower(monkeypatch):
     monkeypatch.setattr(
         train, "augment", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))

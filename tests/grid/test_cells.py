@@ -1,4 +1,5 @@
 import json
+from datetime import UTC, datetime, timedelta
 
 import nbformat
 import papermill
@@ -15,6 +16,17 @@ from roarlib.study.results import STAGES, Key
 
 def run(study, only=None, **more):
     return runner.Run(study).run(only, **more)
+
+
+def test_rows_of_a_clock_ahead_of_ours_do_not_count_for_the_pace(outputs):
+    study, now = tiny_study(seeds=[0, 1, 2]), datetime.now(UTC)
+    for seed, minutes in ((0, 4), (1, 2), (2, -30)):
+        key = Key("retrain", "grad", "pixel", "remove", 50, seed)
+        results.write(study, key, 0.5)
+        file = results.row_file(study, key)
+        row = json.loads(file.read_text()) | {"finished": (now - timedelta(minutes=minutes)).isoformat()}
+        file.write_text(json.dumps(row))
+    assert 0.3 < status.rate(study) <= 0.5  # two in four minutes
 
 
 def test_a_study_has_a_cell_for_everything_and_no_row_twice():

@@ -1,6 +1,7 @@
 """What would fail hours later in some cell fails before a run, in one line that says where."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import tiny_study
@@ -169,14 +170,43 @@ def test_a_network_that_its_state_dict_does_not_hold_is_an_error(outputs, mine, 
         rehearsed(model="mine:net")
 
 
-def test_probabilities_are_an_error_and_dropout_in_tests_is_told(outputs, mine):
-    mine(make="model = nn.Sequential(Net(), nn.Softmax(1))")
-    with pytest.raises(InputError, match="mine:net gives probabilities; logits are trained and explained"):
+@pytest.mark.parametrize("end, said", [("nn.Softmax(1)", "probabilities"), ("nn.LogSoftmax(1)", "log probabilities")])
+def test_probabilities_are_an_error(outputs, mine, end, said):
+    mine(make=f"model = nn.Sequential(Net(), {end})")
+    with pytest.raises(InputError, match=f"mine:net gives {said}; logits are trained and explained"):
         rehearsed(model="mine:net")
+
+
+def test_a_sigmoid_and_dropout_in_tests_are_told(outputs, mine):
+    mine(make="model = nn.Sequential(Net(), nn.Sigmoid())")
+    note = "note: mine:net gives values between 0 and 1; if it ends in a sigmoid, leave that out"
+    assert rehearsed(model="mine:net") == [note]
     mine(forward="x = nn.functional.dropout(x, 0.5)")
     assert rehearsed(model="mine:net") == [
         "note: mine:net draws at random in evaluation mode (dropout without training=self.training?)"
     ]
+
+
+def test_a_model_that_changes_its_input_is_an_error(outputs, mine):
+    mine(make="model = nn.Sequential(Scaled(), Net())")
+    (code := Path(sys.path[0], "mine.py")).write_text(
+        code.read_text() + "\nclass Scaled(nn.Module):\n    def forward(self, x):\n        return x.mul_(2).sub_(1)\n"
+    )
+    with pytest.raises(InputError, match="mine:net changes the images that it is given"):
+        rehearsed(model="mine:net")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "model.train(); out = model(images); model.eval()",  # batch norms go on counting
+        "model.head.weight.data.mul_(1.01)",
+    ],
+)
+def test_an_estimator_that_changes_the_network_is_an_error(outputs, mine, body):
+    mine(code=f"\ndef f(model, images, targets):\n    {body}\n    return images\n")
+    with pytest.raises(InputError, match="mine:f: changes the network that is explained"):
+        rehearsed(model="mine:net", estimators=["random", "mine:f"])
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,12 @@ def run(study, *estimators):
         ("estimators: [grad]\nlearning_rate: 1_0.5", "learning_rate = '1_0.5': input should be a valid number"),
         ("estimators: [grad]\nlearning_rate: true", "learning_rate = True: input should be a valid number"),
         ("estimators: [grad]\nlearning_rate: .inf", "learning_rate = inf: input should be a finite number"),
+        (
+            "epochs: 9\nestimators: [grad]\ndrop_epochs: [3, 9]",
+            "drop_epochs must rise, and stay below epochs (9): [3, 9]",
+        ),
+        ("epochs: 9\nestimators: [grad]\ndrop_epochs: [3, 3]", "drop_epochs must rise"),
+        ("estimators: [grad]\nbase_seed: 9223372036854775808", "base_seed = 9223372036854775808"),
         ("estimators: [grad]\nrecursive_steps: [30, 10]", "recursive_steps must rise: [30, 10]"),
     ],
 )
