@@ -70,7 +70,7 @@ def summary(study: Study) -> str:
     return (
         f"{study.name}: accuracy in percent after retraining, {mode} the top t percent, unit {unit}, "
         f"mean of {seeds}\n\n"
-        f"{grid.to_string(float_format='{:.1f}'.format, col_space=7)}\n\n{explained(study, table)}"
+        f"{grid.to_string(float_format='{:.1f}'.format, col_space=7, na_rep='–')}\n\n{explained(study, table)}"
         f"{verdicts.in_words(found)} {verdicts.advice(table, unit, mode, found)}\n{looks.design(study)}"
         f"{stats.reach(table).capitalize()}.\nminus Random's: points, mean over t = {t}, with the 95 percent interval"
     )
