@@ -285,8 +285,9 @@ def points(share: float) -> str:
 
 
 def beside_blurred(table: pd.DataFrame, unit: str, mode: str, margin: float = MARGIN) -> str:
-    """A sentence on blurred estimators beside blurred Random, whose holes are as solid; empty without both."""
-    blurred = table[table.estimator.str.endswith("-blur") | (table.estimator == "clean")]
+    """A sentence on blurred estimators beside blurred Random, at the percents of `verdicts`; empty without both."""
+    judged = table.estimator.str.endswith("-blur") & table.percent.isin(percents(table, unit, mode))
+    blurred = table[judged | (table.estimator == "clean")]
     found = verdicts(blurred, unit, mode, "random-blur", margin)
     return "" if found.empty else f"Holes as solid on both sides: w{in_words(found)[1:]}"
 

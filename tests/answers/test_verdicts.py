@@ -274,6 +274,12 @@ def test_blurred_estimators_are_judged_beside_blurred_random_too():
     assert "better than Random blurred: Sobel blurred;" in said and "worse than Random blurred: IG blurred;" in said
     assert said.startswith("Holes as solid on both sides: with 5 seeds and a 5%")
     assert "GRAD blurred" in said.partition("equal to Random blurred")[2]
+    blurred = table[table.estimator.str.endswith("-blur")]
+    more = pd.concat([table, blurred.assign(percent=10, accuracy=blurred.accuracy.iloc[::-1].to_numpy())])
+    plain = blurred.assign(estimator="sobel").drop_duplicates(["seed", "percent"])
+    others = [plain.assign(estimator=name) for name in ("gb", "gb-sg", "ig-sg", "ig-var", "grad-var")]
+    assert verdicts.percents(more := pd.concat([more, *others]), "pixel", "remove") == [30, 70]
+    assert verdicts.beside_blurred(more, "pixel", "remove") == said  # at the percents that all verdicts are of
     assert not verdicts.beside_blurred(table[table.estimator != "random-blur"], "pixel", "remove")
     assert not verdicts.beside_blurred(
         table[~table.estimator.str.startswith(("grad", "sobel", "ig"))], "pixel", "remove"

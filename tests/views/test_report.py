@@ -97,7 +97,7 @@ def test_every_parameter_in_the_order_of_the_file_with_what_differs_marked():
     found = report.parameters(tiny_study(percents=[50], estimators=["grad", "random"], epochs=4, drop_epochs=[3]))
     assert found.parameter.tolist() == list(params.Study.model_fields)
     found = found.set_index("parameter")
-    assert found.loc["epochs"].tolist() == ["1", "8", "differs"]
+    assert found.loc["epochs"].tolist() == ["4", "8", "differs"]
     assert found.loc["momentum"].tolist() == ["0.9", "0.9", ""]
     assert found.loc["estimators"].tolist() == ["[grad, random]", "–", ""]
     assert found.loc["data_dir"].tolist() == ["null", "null", ""] and found.value["drop_epochs"] == "[3]"
