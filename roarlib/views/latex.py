@@ -99,15 +99,15 @@ def write(studies: list[Study], text_width: float = 5.5) -> str:
 
 def in_sentences(told: list[dict]) -> str:
     r"""methods.tex: all paragraphs of the first study, and of the others those that read differently there."""
-    first, *others = (re.split(r"^(?=\\paragraph)", render("methods.tex", **one).strip(), flags=re.M) for one in told)
-    parts = [r"\providecommand{\citep}{\cite}" + "\n", *first]
+    first, *others = (re.split(r"\n(?=\\paragraph)", render("methods.tex", **one).strip()) for one in told)
+    parts = [r"\providecommand{\citep}{\cite}", *first]
     for one, paragraphs in zip(told[1:], others, strict=True):
         parts += [
-            f"\n\\paragraph{{Study \\emph{{{tex(one['study'].name)}}}.}}\n"
-            "All is as above, except for what these paragraphs say.\n"
+            rf"\paragraph{{Study \emph{{{tex(one['study'].name)}}}.}}",
+            "All is as above, except for what these paragraphs say.",
+            *(part for part in paragraphs if part not in first),
         ]
-        parts += [part for part in paragraphs if part.strip() not in map(str.strip, first)]
-    return "".join(part.strip() + "\n" for part in parts)
+    return "\n".join([*parts, ""])
 
 
 def references(text: str, entries: str) -> str:
