@@ -64,10 +64,13 @@ def compare(parts: dict[str, Part], unit: str = "", mode: str = "") -> Compared:
         asked = " and ".join(filter(None, (unit, mode)))
         raise LookupError(f"No two of the studies can be compared{asked and f' by {asked}'}: {there}.")
     percents = {name: sides[name][side] for name in here}
-    shared = sorted(set.intersection(*percents.values()))
-    if not shared:
-        raise LookupError(f"The studies share no percent of {said(side)}: {_have(percents)}.")
+    usual = max(set.union(*percents.values()), key=lambda t: (sum(t in of for of in percents.values()), t))
     left_out = [f"{name}, which has no {said(side)} by Random" for name in parts if name not in here]
+    left_out += [f"{name}, which has no t = {usual}" for name in here if usual not in percents[name]]
+    here = [name for name in here if usual in percents[name]]
+    if len(here) < 2:
+        raise LookupError(f"The studies share no percent of {said(side)}: {_have(percents)}.")
+    shared = sorted(set.intersection(*(percents[name] for name in here)))
     rest = {name: ", ".join(map(str, sorted(percents[name] - {*shared}))) for name in here}
     left_out += [f"t = {t} of {', '.join(n for n in here if rest[n] == t)}" for t in sorted(set(rest.values())) if t]
     found = pd.concat([_verdicts(*parts[name], side, shared).assign(study=name) for name in here])

@@ -120,6 +120,7 @@ def design(study: Study) -> str:
     return (
         f"Seeds were added where they were needed: looks after {', '.join(first)}{' and ' * bool(first)}{last} seeds, "
         f"which share the {LEVEL:.0%}; an estimator that a look has told gets no more, and keeps its word. "
+        "Intervals take no account of the looks: of estimators told early they tend to lie too far from 0. "
         f"{f'None were added beyond {study.hours:g} hours of work. ' if study.hours else ''}Looks judge the first unit "
         "and mode; words on others are of one test with the seeds that there are.\n"
     )

@@ -72,7 +72,10 @@ def published(dataset: str) -> Source:
 
 
 def of_study(table: pd.DataFrame, unit: str) -> Source | None:
-    """A study's means over seeds in one unit, from its tidy table (results.table); None if nothing was retrained."""
+    """A study's means over seeds in one unit, from its tidy table (results.table); None if nothing was retrained.
+
+    At the percents that most of its estimators have: `stats.complete`.
+    """
     retrained = table[(table.measure == "retrain") & (table.unit == unit)]
     clean = table[(table.measure == "retrain") & (table.estimator == "clean")].accuracy
     if retrained.empty or clean.empty:
@@ -80,7 +83,7 @@ def of_study(table: pd.DataFrame, unit: str) -> Source | None:
 
     def wide(measure, mode):
         rows = table[(table.measure == measure) & (table.unit == unit) & (table["mode"] == mode)]
-        return rows.pivot_table(index="estimator", columns="percent", values="accuracy")
+        return stats.complete(rows).pivot_table(index="estimator", columns="percent", values="accuracy")
 
     return Source(
         str(table.study.iloc[0]),
@@ -120,36 +123,20 @@ def _random_keeps_most(s: Source):
     return share.iloc[-1] > 0.5, f"{share.iloc[-1]:.0%} of the accuracy left at {share.index[-1]} %"
 
 
-def _mean_gap(s: Source, names, references) -> pd.Series:
-    """Accuracy of each name minus its reference's in points, mean over t; KeyError if one is missing."""
+def _gaps(s: Source, names, references, holds: Callable[[pd.Series], pd.Series]) -> tuple[bool, str]:
+    """Accuracy of each name minus its reference's, points, mean over t: do all hold, and a text; KeyError: missing."""
     rows = [100 * (s.remove.loc[n] - s.remove.loc[r]).mean() for n, r in zip(names, references, strict=True)]
-    return pd.Series(rows, index=list(names))
-
-
-def _said(gaps: pd.Series) -> str:
-    return ", ".join(f"{label(name)} {gap:+.1f}" for name, gap in gaps.items()) + " points"
-
-
-def _bases_no_better(s: Source):
-    gaps = _mean_gap(s, PAPER_BASES, ["random"] * 3)
-    return bool((gaps >= -SLACK).all()), _said(gaps)
-
-
-def _smoothgrad_no_better(s: Source):
-    gaps = _mean_gap(s, [f"{b}-sg" for b in PAPER_BASES], PAPER_BASES)
-    return bool((gaps >= -SLACK).all()), _said(gaps)
-
-
-def _ensembles_far_better(s: Source):
-    names = [f"{b}-{e}" for e in ("sgsq", "var") for b in PAPER_BASES]
-    gaps = _mean_gap(s, names, ["random"] * 6)
-    return bool((gaps <= -10).all()), _said(gaps)
+    gaps = pd.Series(rows, index=list(names))
+    return bool(holds(gaps).all()), ", ".join(f"{label(name)} {gap:+.1f}" for name, gap in gaps.items()) + " points"
 
 
 def _squaring_helps_a_little(s: Source):
-    gaps = _mean_gap(s, [f"{b}-squared" for b in PAPER_BASES], PAPER_BASES)
-    far = _mean_gap(s, [f"{b}-sgsq" for b in PAPER_BASES], PAPER_BASES)
-    return bool(((gaps < 0) & (gaps.values > far.values)).all()), _said(gaps)
+    far = [100 * (s.remove.loc[f"{b}-sgsq"] - s.remove.loc[b]).mean() for b in PAPER_BASES]
+    return _gaps(s, _of_bases("squared"), PAPER_BASES, lambda gaps: (gaps < 0) & (gaps.values > far))
+
+
+def _of_bases(ensemble: str) -> list[str]:
+    return [f"{base}-{ensemble}" for base in PAPER_BASES]
 
 
 def _deletion_misleads(s: Source):
@@ -161,9 +148,15 @@ def _deletion_misleads(s: Source):
 # the paper's sentence, in our words -> (holds, numbers) of a source; KeyError or IndexError: not measured there
 CLAIMS: dict[str, Callable[[Source], tuple[bool, str]]] = {
     "Random removal leaves most of the accuracy (over half, at the largest t)": _random_keeps_most,
-    "GRAD, GB and IG are no better than Random (mean over t)": _bases_no_better,
-    "SmoothGrad is no better than the base it wraps (mean over t)": _smoothgrad_no_better,
-    "SG-SQ and VAR are far better than Random (10 points and more, mean over t)": _ensembles_far_better,
+    "GRAD, GB and IG are no better than Random (mean over t)": lambda s: _gaps(
+        s, PAPER_BASES, ["random"] * 3, lambda gaps: gaps >= -SLACK
+    ),
+    "SmoothGrad is no better than the base it wraps (mean over t)": lambda s: _gaps(
+        s, _of_bases("sg"), PAPER_BASES, lambda gaps: gaps >= -SLACK
+    ),
+    "SG-SQ and VAR are far better than Random (10 points and more, mean over t)": lambda s: _gaps(
+        s, _of_bases("sgsq") + _of_bases("var"), ["random"] * 6, lambda gaps: gaps <= -10
+    ),
     "Squaring alone helps, by less than SG-SQ does (mean over t, against the base)": _squaring_helps_a_little,
     "Without retraining everything seems to work (Random's accuracy more than halved)": _deletion_misleads,
 }

@@ -4,8 +4,8 @@ A few seeds hardly determine a spread, and a t test pays for that; but the estim
 each can borrow from the others, as far as their spreads agree. All share Random's retrainings, so together they tell
 less than as many independent estimators would.
 Source: Smyth, Statistical Applications in Genetics and Molecular Biology 3 (2004), for moderated t tests; Bai and
-Saranadasa, Statistica Sinica 6 (1996), for the squared correlation without its bias. Ours: the two corrections below
-that keep the chance of a false verdict at the level where spreads do not agree (tests, LOG.md).
+Saranadasa, Statistica Sinica 6 (1996), for the squared correlation without its bias. Ours: the corrections
+below that keep the chance of a false verdict at the level where spreads do not agree (tests, LOG.md).
 """
 
 from functools import cache
@@ -17,6 +17,7 @@ from scipy import stats as scipy_stats
 
 ALIKE = 1 / 4  # squared correlation of two differences if Random varies like the others
 FEWEST = 3  # estimators, and seeds, below which there is nothing to borrow
+WIDE = 0.05  # level of the F test by which an estimator varies more than the others, and borrows nothing
 
 
 class Shared(NamedTuple):
@@ -84,7 +85,8 @@ def expected(n: int, m: int) -> float:
     if m < FEWEST or n < FEWEST:
         return n - 1
     noise = np.random.default_rng(0).standard_normal((200, m + 1, n))
-    return float(scipy_stats.hmean(moderated(1.0, n, shared(noise[:, 1:] - noise[:, :1]))[1]))
+    others = shared(noise[:, 1:] - noise[:, :1])
+    return float(scipy_stats.hmean(moderated(others.variance, n, others)[1]))
 
 
 def _trigamma_inverse(y):
@@ -96,17 +98,24 @@ def _trigamma_inverse(y):
 
 
 def moderated(variances, n, others: Shared = ALONE) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of variances over n seeds (..,) and the shared one, weighted by degrees of freedom; and its degrees."""
-    own = np.asarray(n) - 1
-    whole = others.degrees + own
-    mixed = (others.degrees * others.variance + own * np.asarray(variances)) / np.maximum(whole, 1e-300)
-    return mixed, np.minimum(whole, np.maximum(others.most, own))
+    """Mean of variances over n seeds (..,) and the shared one, weighted by degrees of freedom; and its degrees.
+
+    A variance clearly above the shared one (WIDE) stays as it is: else the widest of many would be told too often.
+    """
+    own, variances = np.asarray(n) - 1, np.asarray(variances)
+    most = np.maximum(others.most, own)
+    wide = scipy_stats.f.sf(variances / np.maximum(others.variance, 1e-300), own, most) < WIDE
+    borrowed = np.where(wide, 0, others.degrees)
+    whole = borrowed + own
+    mixed = (borrowed * others.variance + own * variances) / np.maximum(whole, 1e-300)
+    return mixed, np.minimum(whole, most)
 
 
 def tested(values, margin: float, others: Shared = ALONE) -> dict:
     """Paired differences over seeds (.., n): n, mean, std (ddof 1), low, high, p, p_equal and degrees (of freedom).
 
-    low, high: the 95 percent t interval of the mean. p: of no difference, two-sided. p_equal: of a difference of
+    low, high: the 95 percent t interval of the mean (with `others` 95 percent on average over estimators, and somewhat
+    less for those that vary most). p: of no difference, two-sided. p_equal: of a difference of
     `margin` or more, the larger of two one-sided ones. All with the `moderated` variance, and NaN where it is 0 or
     undefined: a few seeds that agree by chance do not tell the spread. Without `others` they are Student's.
     Source: Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15 (1987), for the two one-sided tests (TOST).

@@ -110,6 +110,18 @@ def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.pivot(index="seed", columns="percent", values="accuracy")
 
 
+def complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the percents that most estimators have, of those estimators that have all of these.
+
+    rows: of one measure, unit and mode. Means over percents compare only over the same ones.
+    """
+    each = rows.groupby("estimator").percent.agg(frozenset)
+    if each.empty:
+        return rows
+    usual = max(each.value_counts().items(), key=lambda item: (item[1], len(item[0])))[0]
+    return rows[rows.percent.isin(usual) & rows.estimator.isin(each.index[each.map(usual.issubset)])]
+
+
 def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain") -> pd.DataFrame:
     """How far each curve lies from Random towards the ideal, one row per estimator, unit and mode.
 
@@ -120,19 +132,20 @@ def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain")
     1: the ideal at once (accuracy at chance, or, in mode keep, never below clean); 0: like Random;
     negative: worse than Random. The curves share their clean end, so 1 is approached and not reached in
     mode remove. chance: 1 / number of classes. Columns: estimator, unit, mode, n, mean, std, low, high
-    (95 percent t interval over seeds). A seed counts where both curves have their clean point and every
-    percent they share, clean accuracy is above chance, and Random is on the whole short of the ideal; where
-    none does, n is 0 and the rest NaN. Compare only curves over the same percents, and distrust areas where
-    Random is close to the ideal: both integrals are noise then.
+    (95 percent t interval over seeds), of the `complete` curves alone, as areas compare only over the same percents.
+    A seed counts where both curves have their clean point and every percent, clean accuracy is above chance, and
+    Random is on the whole short of the ideal; where none does, n is 0 and the rest NaN. Distrust areas where Random
+    is close to the ideal: both integrals are noise then.
     Source: the paper's reading of its Figure 4 as one number; normalised as a skill score.
     """
     points = with_clean(table)
     points = points[points["measure"] == measure]
     rows = []
-    for (estimator, unit, mode), curve in points.groupby(["estimator", "unit", "mode"]):
-        same = (points["estimator"] == "random") & (points["unit"] == unit) & (points["mode"] == mode)
-        areas = seed_areas(by_seed(curve), by_seed(points[same]), mode, chance)
-        rows.append(dict(estimator=estimator, unit=unit, mode=mode, **spread(areas)))
+    for (unit, mode), curves in points.groupby(["unit", "mode"]):
+        grids = {name: by_seed(curve) for name, curve in complete(curves).groupby("estimator")}
+        for name, grid in grids.items():
+            areas = seed_areas(grid, grids.get("random", pd.DataFrame()), mode, chance)
+            rows.append(dict(estimator=name, unit=unit, mode=mode, **spread(areas)))
     return pd.DataFrame(rows, columns=["estimator", "unit", "mode", *SPREAD])
 
 
@@ -219,11 +232,7 @@ def spearman(one, other) -> dict:
     one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
     n = len(one)
     rho = float(scipy_stats.spearmanr(one, other).statistic) if n > 2 else np.nan
-    if n < 4 or not abs(rho) < 1 - 1e-12:
-        return dict(n=n, rho=rho, low=np.nan, high=np.nan)
-    half = scipy_stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt((1 + rho**2 / 2) / (n - 3))
-    low, high = np.tanh([np.arctanh(rho) - half, np.arctanh(rho) + half])
-    return dict(n=n, rho=rho, low=float(low), high=float(high))
+    return dict(n=n, rho=rho) | _fisher(rho, (1 + rho**2 / 2) / (n - 3) if n > 3 else np.nan)
 
 
 def kendall(one, other) -> dict:
@@ -237,8 +246,12 @@ def kendall(one, other) -> dict:
     n = len(one)
     found = scipy_stats.kendalltau(one, other) if n > 1 else None
     tau, p = (float(found.statistic), float(found.pvalue)) if found else (np.nan, np.nan)
-    if n < 5 or not abs(tau) < 1 - 1e-12:
-        return dict(n=n, tau=tau, low=np.nan, high=np.nan, p=p)
-    half = scipy_stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(0.437 / (n - 4))
-    low, high = np.tanh([np.arctanh(tau) - half, np.arctanh(tau) + half])
-    return dict(n=n, tau=tau, low=float(low), high=float(high), p=p)
+    return dict(n=n, tau=tau, p=p) | _fisher(tau, 0.437 / (n - 4) if n > 4 else np.nan)
+
+
+def _fisher(r: float, variance: float) -> dict:
+    """low and high, the 95 percent interval of a correlation whose artanh has this variance; NaN where |r| = 1."""
+    if not abs(r) < 1 - 1e-12:
+        return dict(low=np.nan, high=np.nan)
+    half = scipy_stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance)
+    return dict(low=float(np.tanh(np.arctanh(r) - half)), high=float(np.tanh(np.arctanh(r) + half)))

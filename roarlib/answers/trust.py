@@ -44,7 +44,7 @@ def scores(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     found = {}
     for name, (measure, mode) in METRICS.items():
         rows = table[(table.measure == measure) & (table["mode"] == mode) & (table.unit == unit)]
-        wide = rows.pivot_table(index="estimator", columns="percent", values="accuracy")
+        wide = stats.complete(rows).pivot_table(index="estimator", columns="percent", values="accuracy")
         if len(good := stats.goodness(wide[~wide.index.map(mixed_share).astype(bool)], mode)):
             found[name] = good
     return pd.DataFrame(found).T
@@ -131,11 +131,10 @@ def _said(claim: str, checks: dict[str, str], leaked: float) -> str:
     if doubts:
         return "; ".join(doubts)
     measured = sum(word != MISSING for word in checks.values())
+    among = f"{measured} check{'s' * (measured > 1)}"
     if not measured:
         return "unchecked"
-    return (
-        f"yes, in {len(held)} of {measured} checks" if held else f"neither seen nor contradicted in {measured} checks"
-    )
+    return f"yes, in {len(held)} of {among}" if held else f"neither seen nor contradicted in {among}"
 
 
 def _word(mean: float, low: float, high: float, margin: float) -> str:
@@ -151,8 +150,8 @@ def _difference(table: pd.DataFrame, unit: str, name: str, check: str) -> tuple[
     unit = other if check == "other unit" else unit
     mode = {"keep": "keep", "imputed": "remove-imputed", "imputed, kept": "keep-imputed"}.get(check, "remove")
     there = table[(table.unit == unit) & (table["mode"] == mode)]
-    reference = "random-blur" if check == "blurred" and "random-blur" in set(there.estimator) else "random"
-    by_seed = stats.differences(there[there.measure == "retrain"], own, reference)
+    reference = "random-blur" if check == "blurred" else "random"
+    by_seed = stats.differences(stats.complete(there[there.measure == "retrain"]), own, reference)
     scored = there[(there.measure == "deletion") & there["mode"].map(imputes).astype(bool)]  # ROAD
     if by_seed.empty and scored.seed.nunique() > 1:  # each seed with its own base model
         by_seed = stats.differences(scored, own, reference)

@@ -36,9 +36,7 @@ def verdicts(
     (`corrected` for all rows), verdict (`words`), margin. Lower accuracy is better in the modes that remove, higher in
     those that keep. Sorted, best first.
     """
-    rows = _retrained(table, unit, mode)
-    rows = rows[rows.percent.isin(wanted := percents(table, unit, mode))]
-    rows = rows[rows.groupby("estimator").percent.transform("nunique") == len(wanted)]
+    rows = stats.complete(_retrained(table, unit, mode))
     pairs = {name: parent_of(name) if reference == "base" else reference for name in rows.estimator.unique()}
     values = {
         pair: by_seed
@@ -61,14 +59,13 @@ def verdicts(
 
 def percents(table: pd.DataFrame, unit: str, mode: str) -> list[int]:
     """The percents that verdicts cover: those that most estimators have. One that lacks any of them gets no verdict."""
-    each = _retrained(table, unit, mode).groupby("estimator").percent.agg(frozenset)
-    return sorted(max(each.value_counts().items(), key=lambda item: (item[1], len(item[0])))[0]) if len(each) else []
+    return sorted(stats.complete(_retrained(table, unit, mode)).percent.unique())
 
 
 def exhausted(table: pd.DataFrame, unit: str, mode: str, reference: str = "random", margin: float = MARGIN) -> bool:
     """Whether the reference has at most `margin` left to lose (in modes that keep: to gain): nothing can be better."""
-    rows = _retrained(table, unit, mode)
-    own = rows[(rows.estimator == reference) & rows.percent.isin(percents(table, unit, mode))].accuracy.mean()
+    rows = stats.complete(_retrained(table, unit, mode))
+    own = rows[rows.estimator == reference].accuracy.mean()
     clean = table[(table.measure == "retrain") & (table.estimator == "clean")].accuracy.mean()
     if np.isnan(own) or "n_classes" not in table or table["n_classes"].isna().all():
         return False
@@ -156,7 +153,7 @@ def seeds_needed(difference: float, std: float, among: int = 1, level: float | N
 
 def spread_of_differences(table: pd.DataFrame, unit: str, mode: str) -> float:
     """Typical standard deviation over seeds of the differences from Random: root mean square over estimators."""
-    rows = _retrained(table, unit, mode)
+    rows = stats.complete(_retrained(table, unit, mode))
     names = set(rows.estimator) - {"random", "clean"}
     variances = [d.var(ddof=1) for name in names if len(d := stats.differences(rows, name, "random")) > 1]
     return float(np.sqrt(np.mean(variances))) if variances else np.nan
@@ -196,8 +193,8 @@ def agreement(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
     Seeds and percents within this unit and mode; units within this mode; modes within this unit, where W means that
     the same estimators are good in both (`stats.goodness`). m: judges, n: estimators. W is NaN with one judge.
     """
-    rows = _retrained(table, unit, mode)
-    rows = rows[rows.estimator.isin(_wide(rows).dropna().index)]  # means only over the same seeds and percents
+    rows = stats.complete(_retrained(table, unit, mode))
+    rows = rows[rows.estimator.isin(_wide(rows).dropna().index)]  # means only over the same seeds, too
     out = []
     for what in ("seed", "percent"):
         scores = rows.pivot_table(index=what, columns="estimator", values="accuracy")
@@ -232,7 +229,7 @@ def _orders(table: pd.DataFrame, sides) -> pd.DataFrame:
 
     Sides of one mode are taken over the percents that all of them have; percents of different modes do not compare.
     """
-    rows = {side: _retrained(table, *side) for side in sides}
+    rows = {side: stats.complete(_retrained(table, *side)) for side in sides}
     if len({mode for _, mode in sides}) == 1:
         shared = set.intersection(*(set(part.percent) for part in rows.values()))
         rows = {side: part[part.percent.isin(shared)] for side, part in rows.items()}

@@ -47,6 +47,11 @@ def points(value: float, sign: str = "") -> Markup:
     return tex(f"{round(100 * value, 1) + 0.0:{sign}.1f}".replace("-", "−") if value == value else "–")
 
 
+def over(percents: list[int]) -> Markup:
+    """What a difference is of: `at $t = 90$`, or `mean over $t = 50, 90$`."""
+    return Markup(f"{'mean over' if len(percents) > 1 else 'at'} $t = {', '.join(map(str, percents))}$")
+
+
 def listed(words) -> str:
     """Words as a list in a sentence: `a, b and c`."""
     *others, last = words
@@ -66,7 +71,7 @@ TEMPLATES = Environment(
     finalize=tex,
     keep_trailing_newline=True,
 )
-TEMPLATES.filters |= {"number": number, "points": points, "listed": listed, "duration": status.duration}
+TEMPLATES.filters |= {"number": number, "points": points, "listed": listed, "over": over, "duration": status.duration}
 
 
 def render(template: str, **told) -> str:
@@ -212,6 +217,7 @@ def figures(one: dict, folder: Path, text_width: float) -> list[dict]:
         plots.save(figure, folder / file, ["pdf"], None)
         plots.plt.close(figure)
         drawn.append({"one": one, "file": file, "kind": kind, "what": f"{UNITS[unit]} {MODES[mode]}", "grey": grey})
+        drawn[-1]["percents"] = verdicts.percents(table, unit, mode)
 
     for unit, mode in (side for side in one["sides"] if side[1] != "mask"):
         shown = {"unit": unit, "mode": mode, "chance": one["floor"]}

@@ -47,7 +47,7 @@ def facts(study: Study) -> dict:
     there = set(judged[["unit", "mode"]].itertuples(index=False, name=None))
     sides = [(unit, mode) for unit in UNITS for mode in MODES if (unit, mode) in there]
     scored = table[table.measure == "deletion"]
-    found = verdicts.verdicts(table, *next((side for side in sides if side[1] != "mask"), sides[0]))
+    tested = [verdicts.verdicts(table, *side) for side in sides if side[1] != "mask"]
     numbers = {name: f"{retrained[name].max():,.0f}" for name in ("n_train", "n_test", "n_classes")}
     return {
         "study": study,
@@ -68,10 +68,12 @@ def facts(study: Study) -> dict:
         "floor_is": "chance" if floor == 1 / retrained.n_classes.max() else "the largest class alone",
         "percents": sorted({int(percent) for percent in judged.percent}),
         "seeds": sorted({int(seed) for seed in judged.seed}),
-        "even": judged.groupby("estimator").seed.agg(frozenset).nunique() == 1,
+        "even": judged.groupby([*stats.CURVE, "percent"]).seed.agg(frozenset).nunique() == 1,
         "n": span(judged.groupby(["unit", "mode", "estimator", "percent"]).seed.nunique()),
-        "compared": int(found.p.notna().sum()),
-        "borrowed": bool((found.degrees > found.n - 1).any()),
+        "tested": verdicts.percents(table, *sides[0]),
+        "families": len(tested),
+        "compared": span(counts) if any(counts := [int(found.p.notna().sum()) for found in tested]) else "",
+        "borrowed": any((found.degrees > found.n - 1).any() for found in tested),
         "looks": looks.counts(study.seeds_max) if study.seeds == "auto" else [],
         "level": verdicts.LEVEL,
         **estimators(study, used),
@@ -133,6 +135,7 @@ def estimators(study: Study, used: list[str]) -> dict:
         "ensembles": ensembles,
         "noisy": bool(ensembles - names.QUIET),
         "variants": {variant_of(name) for name in used},
+        "mixed": sorted({names.mixed_share(name) for name in used} - {0}),
         "captum": {base: CAPTUM.get(base.partition(":")[2], "") for base in other if base.startswith("captum:")},
         "maps": [base for base in other if MAPS.fullmatch(base)],
         "own": [base for base in other if own.is_own(base)],

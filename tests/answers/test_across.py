@@ -38,6 +38,12 @@ def test_studies_are_compared_over_the_percents_that_all_have():
     assert table.b["Sobel"].endswith("better") and "1.00" in across.text(found)  # tau
 
 
+def test_a_study_without_the_percent_that_most_have_is_left_out():
+    found = across.compare(part("a", percents=(10,)) | part("b", percents=(30, 90)) | part("c", percents=(90,)))
+    assert found.percents == [90] and list(found.scores.index) == ["b", "c"]
+    assert found.left_out == ["a, which has no t = 90", "t = 30 of b"]
+
+
 def test_an_estimator_without_all_shared_percents_is_not_compared():
     whole = part("a")
     table, study = whole["a"]

@@ -87,6 +87,16 @@ def test_a_studys_means_and_any_subset_of_it():
     assert paper.judge([lonely]).empty
 
 
+def test_a_studys_means_are_over_the_percents_that_most_have():
+    names = ("random", "grad", "gb", "ig", "grad-sg", "gb-sg")
+    table = made(names, percents=(30, 90))
+    partly = table[(table.percent == 90) | table.estimator.isin(["random", "grad"]) | (table.estimator == "clean")]
+    source = paper.of_study(partly, "pixel")
+    assert list(source.remove.columns) == [90] and len(source.remove) == 6
+    told = paper.judge([source]).set_index("claim").numbers
+    assert told["GRAD, GB and IG are no better than Random (mean over t)"] == "GRAD +10.0, GB +20.0, IG +20.0 points"
+
+
 def test_a_study_is_comparable_if_three_of_its_estimators_are_the_papers():
     three = ("random", "grad", "grad-sg", "ig")
     assert paper.comparable(made(three), "pixel") and paper.comparable(made(three, modes=["keep"]), "pixel")

@@ -12,6 +12,7 @@ WIDTHS = {  # points: spread of each estimator's retrainings, of m
     "uneven": lambda m: np.geomspace(0.05, 1.5, m),
     "two kinds": lambda m: np.where(np.arange(m) % 2, 0.1, 1.0),
     "one wide": lambda m: np.r_[np.full(m - 1, 0.3), 1.5],
+    "one far wider": lambda m: np.r_[np.full(m - 1, 0.2), 3.0],
 }
 
 
@@ -45,6 +46,7 @@ def test_what_others_say_by_hand():
     assert found["p"] == pytest.approx(2 * scipy_stats.t.sf(2 / error, 5)) and found["std"] == 1
     assert found["high"] - 2 == pytest.approx(scipy_stats.t.ppf(0.975, 5) * error)
     assert spreads.moderated(1.0, 30, spreads.Shared(np.array(0.25), np.array(4.0), np.array(5.0)))[1] == 29
+    assert spreads.moderated(2.0, 3, spreads.Shared(np.array(0.25), np.array(4.0), np.array(5.0))) == (2, 2)  # wide
 
 
 @pytest.mark.parametrize("y", [1e-6, 0.3, 1.6, 40.0])
@@ -64,7 +66,7 @@ def test_others_count_where_they_are_alike_and_not_where_they_are_not():
 @pytest.mark.parametrize("m, seeds", [(18, 3), (18, 5), (5, 4)])
 def test_the_degrees_that_can_be_expected(m, seeds):
     found = spreads.shared(drawn(m, seeds, WIDTHS["even"](m)))
-    degrees = spreads.moderated(1.0, seeds, found)[1]
+    degrees = spreads.moderated(found.variance, seeds, found)[1]
     assert np.median(degrees) == pytest.approx(spreads.expected(seeds, m), rel=0.2)
 
 
@@ -114,11 +116,11 @@ def test_an_estimator_of_its_own_kind_with_fewer_seeds_borrows_no_certainty(seed
 
 
 @pytest.mark.parametrize("kind", WIDTHS)
-@pytest.mark.parametrize("m, seeds", [(18, 3), (18, 5), (4, 3), (4, 5)])
+@pytest.mark.parametrize("m, seeds", [(18, 3), (18, 5), (24, 4), (4, 3), (4, 5)])
 def test_no_false_word_however_unlike_the_spreads(kind, m, seeds):
     """No true difference, or all of them at the margin, with a Random that varies little or much: pytest -s prints."""
     worst = 0
-    for random in (0.05, 0.3, 1.0):
+    for random in (0.05, 0.3, 0.6, 1.0):
         noise = drawn(m, seeds, WIDTHS[kind](m), random)
         for truth in (0, 1):
             values = noise + np.where(np.arange(m) % 2, truth, -truth)[:, None]

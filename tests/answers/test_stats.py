@@ -124,6 +124,15 @@ def test_area_leaves_out_seeds_that_are_not_complete():
     assert (no_random.n == 0).all() and (no_clean.n == 0).all() and no_random["mean"].isna().all()
 
 
+def test_areas_are_over_the_percents_that_most_have():
+    whole = {50: (0.5,), 100: (0.1,)}
+    table = table_of(
+        {"random": {30: (0.8,), **whole}, "grad": {50: (0.3,), 100: (0.1,)}, "gb": whole, "ig": {50: (0.3,)}}
+    )
+    found = stats.area_to_random(table, CHANCE).set_index("estimator")["mean"]
+    assert found.to_dict() == pytest.approx({"random": 0, "grad": 0.25, "gb": 0})  # as by hand; ig lacks a percent
+
+
 def test_area_needs_random_above_chance():
     table = table_of({"random": {50: (0.05,)}, "grad": {50: (0.3,)}}, clean=(0.1,))
     assert (stats.area_to_random(table, CHANCE).n == 0).all()

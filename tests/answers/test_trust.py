@@ -83,6 +83,19 @@ def test_blur_is_held_against_blurred_random():
     assert trust.survival(table(rows), "pixel").blurred.tolist() == ["open"]
 
 
+def test_blur_is_held_against_nothing_else_and_at_the_percents_of_verdicts():
+    rows = [retrained("random", RANDOM), retrained("grad", [0.40, 0.42, 0.39]), retrained("ig", [0.51, 0.50, 0.49])]
+    rows += [retrained("grad-blur", [0.31, 0.30, 0.29])]
+    assert set(trust.survival(table(rows), "pixel").blurred) == {"–"}  # plain Random has not lost what blurring costs
+    rows += [retrained("random-blur", [0.30, 0.31, 0.29])]
+    rows += [retrained("grad-blur", [0.1, 0.1, 0.11], percent=90), retrained("random-blur", RANDOM, percent=90)]
+    found = trust.survival(table(rows), "pixel").set_index("estimator")
+    assert found.ROAR["grad"] == "better" and found.blurred["grad"] == "open"  # at 50 alone, as ROAR's
+    rows += [retrained(name, RANDOM, percent=90) for name in ("random", "grad", "ig")]
+    found = trust.survival(table(rows), "pixel").set_index("estimator")
+    assert found.blurred["grad"] == "better" and found.survives["grad"].endswith("in 1 of 1 check")
+
+
 def test_scores_without_retraining_carry_the_error_of_the_test_set():
     """ROAD: 0.5 against 0.55. Standard error sqrt(2 x 0.25 / n) about, so told apart by 10,000 images, not by 100.
 

@@ -83,7 +83,7 @@ def test_every_number_of_the_table_is_stats_summarys_and_the_best_is_bold(cifar)
         assert cells[5] == rf"{100 * (row.high - row['mean']):.1f}~$\{mark[row.verdict]}$"
     caption = (cifar.folder / "paper/tables/cifar10-blurred-pixel-remove.tex").read_text()
     assert (
-        "$n = 5$" in caption
+        "$n =$ 5" in caption
         and "Untouched 69.3, the largest class alone 10.7" in caption
         and "Lower is better" in caption
     )
@@ -127,6 +127,19 @@ def test_a_paper_says_how_images_were_chosen_and_which_seeds_and_percents_count(
     shown = latex.render("table.tex", **latex.accuracies(told, "pixel", "remove"))
     known = ", ".join(map(str, sorted(set(rows[rows.measure == "retrain"].percent) - {0})))
     assert f"mean over $t = {known}$" in shown
+
+
+def test_a_paper_says_what_was_tested(tmp_path):
+    said = latex.render("methods.tex", **methods.facts(study_in(tmp_path, "imagenette")))
+    assert r"paired by seed, at $t = 90$, in" in said and r"$t \in \{30, 70, 90\}$" in said
+    assert "over $n =$ 3 to 5 seeds" in said and "Estimators share seeds (0, 1, 2, 3, 4)" in said
+    said = latex.render("methods.tex", **methods.facts(study_in(tmp_path, "cifar10-trust")))
+    assert "mean over $t = 50, 90$" in said
+    assert (
+        "for 13 comparisons in each unit and mode, which is to keep the chance of any false finding there at 5" in said
+    )
+    said = latex.render("methods.tex", **methods.facts(study_in(tmp_path, "known-order-cifar10")))
+    assert r"Mixed variants, with 25, 50, 75\% of" in said and "rank first what the estimator ranks last" in said
 
 
 def test_studies_side_by_side_are_compared_over_the_percents_that_both_have():
@@ -206,7 +219,7 @@ def test_one_seed_has_no_intervals_and_base_models_of_their_own_are_said(tmp_pat
     assert "moderated" not in latex.render("methods.tex", **told)
     assert r"\answerNo{}" in latex.render("checklist.tex", studies=[told]).partition("error bars")[2]
     table = latex.render("table.tex", **latex.accuracies(told, "pixel", "remove"))
-    assert r"\pm" not in table and "$n = 1$ seed." in table and "--: too few seeds" in table
+    assert r"\pm" not in table and "$n =$ 1 seed." in table and "--: too few seeds" in table
 
 
 def test_sources_are_those_of_what_was_used_and_all_of_them(ugly, cifar):
