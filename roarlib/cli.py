@@ -1,4 +1,4 @@
-"""The command `roar`: create, prepare, plan, run, watch and report studies, each given by its YAML file."""
+"""The command `roar`: create, prepare, plan, run, follow and report studies, each given by its YAML file."""
 
 import os
 import shlex

@@ -56,8 +56,9 @@ def study(file: str = "") -> params.Study:
     return params.load(there[menu.value])
 
 
-def table(study: params.Study) -> pd.DataFrame:
+def table(study: Studied) -> pd.DataFrame:
     """The accuracies of a study (`results.table`); NothingYet before the first retraining."""
+    study = _study(study)
     found = results.table(study)
     if not (found.measure == "retrain").any():
         raise NothingYet(f"There are no retrainings of {study.name} yet: {RUN}.")

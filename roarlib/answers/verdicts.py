@@ -166,8 +166,10 @@ def advice(table: pd.DataFrame, unit: str, mode: str, found: pd.DataFrame) -> st
         return ""
     seeds = [seeds_needed(points / 100, spread, len(found)) for points in (5, 2)]
     more = ["200 seeds or more" if count == 200 else f"about {count} seeds" for count in seeds]
+    apart = (found.verdict == OPEN) & ((found.low > 0) | (found.high < 0))
+    head = "An interval that excludes 0 is not a verdict yet: with" if apart.any() else "With"
     return (
-        f"An interval that excludes 0 is not a verdict yet: with {len(found)} estimators and the spread seen here, "
+        f"{head} {len(found)} estimators and the spread seen here, "
         f"detecting a true difference of 5 points takes {more[0]}, one of 2 points {more[1]}."
     )
 

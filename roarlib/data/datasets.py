@@ -189,6 +189,8 @@ def _sources(study: Study) -> tuple[dict, list[str]]:
     shapes = {name: split.shape for name, split in splits.items()}
     if shapes["train"] != shapes["test"]:
         raise InputError(f"{study.dataset}: train images are {shapes['train']} and test images {shapes['test']}")
+    if len(classes) < 2:
+        raise InputError(f"{study.dataset} has one class, {classes[0]}: there is nothing to tell apart")
     if missing := set(range(len(classes))).difference(splits["train"].labels.tolist()):
         raise InputError(f"{study.dataset} train: no image of class {classes[min(missing)]}; raise train_images")
     return splits, list(classes)
@@ -221,7 +223,7 @@ def notes(study: Study) -> list[str]:
             lines[-1] += f", {len(meta[name][key])} {words}" if meta[name][key] else ""
         if others := meta[name].get("others"):
             kinds = ", ".join(f"{kind} ({count})" for kind, count in others.items())
-            lines.append(f"  {(n := sum(others.values()))} file{'s' * (n > 1)} of other kinds left out: {kinds}")
+            lines.append(f"  {(n := sum(others.values()))} file{'s' * (n > 1)} left out: {kinds}")
         low, high = meta[name].get("levels", (0, 255))
         if high - low < 25.5:
             lines.append(f"  only levels {low} to {high} of 0..255 occur; scale up 12-bit values in 16-bit files")
@@ -232,6 +234,8 @@ def notes(study: Study) -> list[str]:
             lines.append(
                 f"  no image of {len(none)} of {len(meta['classes'])} classes, {meta['classes'][min(none)]} for one"
             )
+    if torn := meta.get("torn"):
+        lines.append(f"  {torn} train image{'s are' if torn > 1 else ' is'} in another class as well")
     if shared := meta.get("shared"):
         lines.append(f"  {shared} test image{'s are' if shared > 1 else ' is'} among the train images as well")
     return lines

@@ -145,10 +145,14 @@ def _pictures(folder: Path, classes: list[str]) -> Part:
     """Pictures of every kind that Pillow reads, in torchvision's order; other files are counted by extension."""
     kinds = {kind for kind, name in Image.registered_extensions().items() if name not in NOT_READ}
     paths, labels, others = [], [], Counter()
+    if loose := sum(f.suffix.lower() in kinds and not CLUTTER.match(f.name) for f in folder.iterdir() if f.is_file()):
+        others["pictures in no class's folder"] = loose
     for label, name in enumerate(classes):
+        seen = set()  # folders of this class: a link may lead back to one
         for where, _, files in sorted(os.walk(folder / name, followlinks=True)):
-            if any(map(CLUTTER.match, Path(where).relative_to(folder).parts)):
+            if os.path.realpath(where) in seen or any(map(CLUTTER.match, Path(where).relative_to(folder).parts)):
                 continue
+            seen.add(os.path.realpath(where))
             files = [Path(where, file) for file in sorted(files) if not CLUTTER.match(file)]
             read = [file for file in files if file.suffix.lower() in kinds]
             paths += read

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from roarlib.study.files import alone, new_array, release, write_atomically
 from roarlib.study.params import InputError
@@ -73,7 +74,7 @@ def write(folder: Path, splits: dict, classes: list[str], progress: Callable | N
             tell = progress and (lambda done, before=before: progress(before + done, total))
             meta[name], levels[name] = _write_split(folder, name, split, tell)
             before += len(split)
-        meta["shared"] = _shared(folder, meta)
+        meta["shared"], meta["torn"] = _repeated(folder, meta)
         meta["mean"], meta["std"] = (moment.tolist() for moment in moments(levels["train"]))
         write_atomically(folder / "meta.json", json.dumps(meta, indent=1))
         for rest in folder.glob("*.progress.json"):
@@ -125,16 +126,16 @@ def _finish_split(folder: Path, name: str, split, state: dict) -> dict:
     return said | {"missing": getattr(split, "missing", []), "others": getattr(split, "others", {})}
 
 
-def _shared(folder: Path, meta: dict) -> int:
-    """How many test images are also train images, value by value."""
+def _repeated(folder: Path, meta: dict) -> tuple[int, int]:
+    """How many test images are also train images, value by value, and how many train images have two classes."""
     found = {}
     for name in ("train", "test"):
         images, found[name] = np.load(folder / f"{name}-images.npy", mmap_mode="r"), []
         for start in range(0, meta[name]["count"], CHUNK):
             found[name] += [hash(image.tobytes()) for image in images[start : min(start + CHUNK, meta[name]["count"])]]
             release(images)
-    train = set(found["train"])
-    return sum(one in train for one in found["test"])
+    classes = pd.Series(np.load(folder / "train-labels.npy")).groupby(found["train"]).nunique()
+    return int(np.isin(found["test"], classes.index).sum()), int((classes[found["train"]] > 1).sum())
 
 
 def digests(split) -> dict[str, str]:

@@ -164,6 +164,7 @@ def _with_extras(name: str, function: Callable, model: nn.Module, extras: dict) 
     free = {k for k, v in accepted.items() if v.default is None or v.default is inspect.Parameter.empty}
     asked = free - set(chosen)
     fixed = {k: v for k, v in extras.items() if k in asked}
+    asked = {k for k in asked if accepted[k].default is inspect.Parameter.empty}  # masks=None may be of another kind
     calls = itertools.count()
 
     def call(inputs: Batch) -> torch.Tensor:
@@ -173,7 +174,8 @@ def _with_extras(name: str, function: Callable, model: nn.Module, extras: dict) 
         if built_in(name):
             return function(model, inputs.images, inputs.targets, **fixed | more).detach()
         images = inputs.images.detach().clone(memory_format=torch.contiguous_format)
-        with draws.seeded(extras["seed"] + int(inputs.ids[0]) + next(calls)), models.evaluating(model):
+        drawn = draws.bits(extras["seed"], draws.CALLS, inputs.ids[:1], next(calls), 1)
+        with draws.seeded(int(drawn) & (1 << 63) - 1), models.evaluating(model):
             scores = function(model, images, inputs.targets.clone(), **fixed | more)
         return as_scores(name, scores, inputs.images)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from captum.attr import LayerGradCam, LayerGradientXActivation, Occlusion
 
-from roarlib.engine import draws, from_captum, models
+from roarlib.engine import draws, from_captum, layers, models
 from roarlib.engine.transformers import rollout
 from roarlib.study.params import InputError
 
@@ -78,14 +78,18 @@ def lrp(model, images, targets, *, epsilon=1e-6):
     flat in the first; the sum in a residual block, ours or torchvision's, is shared out in proportion to its parts.
     """
     try:
-        from zennit import attribution, canonizers, composites, rules, torchvision
+        from zennit import attribution, canonizers, composites, layer, rules, torchvision, types
     except ImportError:
         raise InputError("lrp needs zennit: pip install zennit") from None
     shapes = [torchvision.ResNetCanonizer(), canonizers.AttributeCanonizer(_with_sums)]
     composite = composites.EpsilonPlusFlat(
         epsilon, layer_map=[((models.Blur, models.Scale), rules.Norm())], canonizers=shapes
     )
-    with attribution.Gradient(copy.deepcopy(model), composite) as attributor:  # zennit changes batch norms meanwhile
+    model = copy.deepcopy(model)  # zennit changes batch norms meanwhile
+    ruled = (types.Linear, types.Activation, types.AvgPool, types.BatchNorm, layer.Sum, models.Blur, models.Scale)
+    with composite.context(model):
+        layers.refuse_mixing("lrp", model, images[:1], ruled)
+    with attribution.Gradient(model, composite) as attributor:
         found = attributor(images, lambda out: F.one_hot(targets, out.shape[1]).to(out))[1]
     if (total := float(found.flatten(1).sum(1).median())) > 1.5:  # biases may add some to 1 if the logit is small
         raise InputError(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 # streams: independent numbers for one image under one seed
-NOISE, TIES, RANDOM, IMPUTATION, MASKS, MIXED, SHUFFLE = range(1, 8)
+NOISE, TIES, RANDOM, IMPUTATION, MASKS, MIXED, SHUFFLE, CALLS = range(1, 9)
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit: torch has no unsigned arithmetic, but wraps alike
 _MUL1 = 0xBF58476D1CE4E5B9 - (1 << 64)

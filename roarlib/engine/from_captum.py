@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import captum.attr
 import torch
+from captum.attr._core import lrp
 from torch import nn
 
 from roarlib.engine import layers
@@ -47,7 +48,9 @@ def attribute(kind, options, model, images, targets, *, baseline_of, **more):
     _refuse(kind, model, images[:1])
     made, takes = (inspect.signature(f).parameters for f in (kind.__init__, kind.attribute))
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}  # YAML has no tuples
-    model = copy.deepcopy(model) if "LRP" in kind.__name__ else model  # if it fails, it leaves rules behind
+    if "LRP" in kind.__name__:
+        model = copy.deepcopy(model)  # if it fails, it leaves rules behind
+        layers.refuse_mixing(f"captum:{kind.__name__}", model, images[:1], tuple(lrp.SUPPORTED_LAYERS_WITH_RULES))
     known = [k for k in (*made, *takes) if k not in NO_OPTIONS]
     if unknown := [k for k in options if k not in known]:
         raise InputError(f"captum:{kind.__name__} takes {', '.join(known)}; its options give {', '.join(unknown)}")

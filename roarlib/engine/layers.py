@@ -20,6 +20,7 @@ class Guided(TorchFunctionMode):
 
     RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
     OTHERS = {"celu", "elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "prelu", "relu6", "selu", "silu"}
+    OTHERS |= {"clamp", "clamp_min", "softplus", "threshold"}
 
     def __init__(self):
         super().__init__()
@@ -48,6 +49,45 @@ def relus_are_modules(model: nn.Module, image: torch.Tensor, none: bool = False)
             hooks.enter_context(module.register_forward_hook(lambda *_: calls.append(1)))
         model(image.detach().requires_grad_())
     return mode.guided == len(calls) == len(relus) and (none or mode.guided > 0)
+
+
+class Mixing(TorchFunctionMode):
+    """While active, notes calls by which activations are averaged, multiplied or normalised outside of some modules.
+
+    For relevance that is passed back by rules: there it would follow the gradient without a word.
+    """
+
+    WEIGHED = {"linear", "conv1d", "conv2d", "conv3d", "matmul", "bmm", "einsum", "scaled_dot_product_attention"}
+    WEIGHED |= {"multi_head_attention_forward", "softmax", "layer_norm", "group_norm", "instance_norm", "normalize"}
+    WEIGHED |= {"mean", "sum", "avg_pool2d", "adaptive_avg_pool2d"}
+    PRODUCTS = {"mul", "imul", "rmul", "multiply", "div", "truediv", "itruediv", "divide"}  # if of two activations
+
+    def __init__(self, model: nn.Module, ruled: tuple[type, ...]):
+        super().__init__()
+        self.inside, self.found, self.hooks = [], [], ExitStack()
+        for module in model.modules():
+            if isinstance(module, ruled):
+                self.hooks.enter_context(module.register_forward_pre_hook(lambda *_: self.inside.append(1)))
+                self.hooks.enter_context(module.register_forward_hook(lambda *_: self.inside.pop() and None))
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "").strip("_")
+        moving = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad and not a.is_leaf]
+        if moving and not self.inside and (name in self.WEIGHED or name in self.PRODUCTS and len(moving) > 1):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def refuse_mixing(what: str, model: nn.Module, image: torch.Tensor, ruled: tuple[type, ...]) -> None:
+    """InputError if a model averages, multiplies or normalises activations outside of modules of these types."""
+    mixing = Mixing(model, ruled)
+    with mixing.hooks, torch.enable_grad(), mixing:
+        model(image.detach().requires_grad_() * 1)
+    if mixing.found:
+        raise InputError(
+            f"{what} has rules for modules, and this model calls {', '.join(dict.fromkeys(mixing.found))} as functions "
+            "or in modules without a rule: relevance would follow the gradient there"
+        )
 
 
 def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tuple[str, nn.Module]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from roarlib.data import datasets, listing
+from roarlib.data import datasets, listing, photos
 from roarlib.data.datasets import SPLITS, Data
 from roarlib.study import brought
 from roarlib.study.names import MAPS, split_name
@@ -39,7 +39,10 @@ def check(study: Study, base: str, data: Data) -> str | None:
         if order is None and len(maps) != count:
             raise InputError(f"{base}: {split}.npy has {len(maps)} maps, and the study {count} {split} images")
         if maps.shape[1:] not in ((height, width), (1, height, width), (channels, height, width)):
-            raise InputError(f"{base}: {split}.npy has maps of {maps.shape[1:]} for images of {data.shape}")
+            raise InputError(
+                f"{base}: {split}.npy has maps of {maps.shape[1:]} for images of {data.shape}; "
+                "it must be (N, H, W), (N, 1, H, W) or (N, C, H, W)"
+            )
         for first in range(0, count, 512):
             index = np.arange(first, min(first + 512, count)) if order is None else order[first : first + 512]
             if not (finite := np.isfinite(maps[index]).reshape(len(index), -1).all(1)).all():
@@ -96,7 +99,7 @@ def _order(study: Study, listed: Path, split: str, maps: np.ndarray) -> np.ndarr
     if key is None or "split" not in table:
         wanted = " or ".join(keys)
         raise InputError(f"{listed} must have the columns split, and {wanted}, with a value in every row")
-    table = table[table["split"] == split]
+    table = table[table["split"].replace(dict.fromkeys(photos.TEST_FOLDERS, "test")) == split]
     if len(table) != len(maps):
         raise InputError(f"{listed} names {len(table)} {split} images, and {split}.npy has {len(maps)} maps")
     wanted = listing.images(study, hashes=key == "sha256").query("split == @split")[key]

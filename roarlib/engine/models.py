@@ -145,7 +145,9 @@ def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """
     make = constructor(name, shape[1:])
     try:
-        model, blank = make(classes, shape[0]).eval(), torch.zeros(2, *shape)
+        if not isinstance(model := make(classes, shape[0]), nn.Module):
+            raise InputError(f"model {name} gives a {type(model).__name__}, and not a torch.nn.Module")
+        model, blank = model.eval(), torch.zeros(2, *shape)
         with torch.no_grad():
             if not isinstance(out := model(blank), torch.Tensor):
                 model.register_forward_hook(zoo.give_logits)

@@ -4,11 +4,9 @@ Layers get fresh weights from the top down, more and more of them until all have
 (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018). Nothing is retrained.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 import torch
@@ -47,26 +45,27 @@ def layers(model: nn.Module, images: torch.Tensor) -> list[str]:
 
 
 def randomised(explainer: Explainer, share: int) -> nn.Module:
-    """A copy of the model with newly initialised weights in the top `share` percent of its layers, at least one.
+    """The model, built anew, with its weights in all but the top `share` percent of its layers, of which at least one.
 
-    They are drawn with the study's base seed + 1. Batch norms among them take new means and variances from training
-    images, as the old ones would shrink or blow up what reaches them; the layers below are unchanged.
+    Those are initialised with the study's base seed + 1. Batch norms among them take new means and variances from
+    training images, as the old ones would shrink or blow up what reaches them; the layers below are unchanged.
     """
     study, data = explainer.study, explainer.data
     with torch.random.fork_rng([]):
         torch.manual_seed(study.base_seed + 1)
-        fresh = dict(models.build(study.model, len(data.classes), data.shape).named_modules())
-    net, train = copy.deepcopy(explainer.model).eval(), degraded(study, data, "train")
+        net = models.build(study.model, len(data.classes), data.shape).eval()
+    net = net.to(explainer.device, memory_format=explainer.layout)
+    train = degraded(study, data, "train")
     parts = [
         train.images(slice(k, k + 64)).contiguous(memory_format=explainer.layout)
         for k in range(0, min(MEASURED, len(train)), 64)
     ]
-    names = layers(net, parts[0][:1])
-    top = {name: net.get_submodule(name) for name in names[: max(1, share * len(names) // 100)]}
-    for name, module in top.items():
-        for key, values in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
-            values.data.copy_(getattr(fresh[name], key))
-    norms = [module for module in top.values() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    names = layers(explainer.model, parts[0][:1])
+    top = names[: max(1, share * len(names) // 100)]
+    kept = {k: values for k, values in explainer.model.state_dict().items() if k.rpartition(".")[0] not in top}
+    net.load_state_dict(kept, strict=False)
+    norms = [net.get_submodule(name) for name in top]
+    norms = [module for module in norms if isinstance(module, _BatchNorm) and module.track_running_stats]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all parts

@@ -53,6 +53,9 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
     return ranking.reshape(scores.shape)
 
 
+Index = slice | torch.Tensor  # of images of a split
+
+
 @dataclass
 class Explainer:
     """Explains a study's data by one model; every ranking is made with it.
@@ -78,10 +81,10 @@ class Explainer:
         self.model = self.model.to(self.device, memory_format=self.layout)
         self.folded = models.folded(self.model, self._images("train", slice(0, 2))).to(memory_format=self.layout)
 
-    def ids(self, split: str, index: slice) -> torch.Tensor:
+    def ids(self, split: str, index: Index) -> torch.Tensor:
         return image_ids(split, index, self.device)
 
-    def targets(self, split: str, index: slice) -> torch.Tensor:
+    def targets(self, split: str, index: Index) -> torch.Tensor:
         """The classes that are explained for these images, int64 (B,)."""
         explained = self.predictions[split] if self.study.target == "predicted" else self.data.split(split).labels
         return torch.from_numpy(np.array(explained[index])).to(self.device)
@@ -101,11 +104,11 @@ class Explainer:
         chosen = np.unique(np.linspace(0, len(self.data.train) - 1, int(count)).astype(int))
         return torch.cat([self._images("train", slice(k, k + 1)) for k in chosen.tolist()])
 
-    def _images(self, split: str, index: slice, gone=None, percent: int = 0) -> torch.Tensor:
+    def _images(self, split: str, index: Index, gone=None, percent: int = 0) -> torch.Tensor:
         images = Degraded(split, self.data, self.device, gone, percent, room=0).images(index)
         return images.contiguous(memory_format=self.layout)
 
-    def scores(self, split: str, index: slice, estimators: list[str], gone=None, percent: int = 0) -> dict:
+    def scores(self, split: str, index: Index, estimators: list[str], gone=None, percent: int = 0) -> dict:
         """Scores of the images `index` of a split, with the study's settings: name -> (B, C, H, W).
 
         gone, percent: a ranking, and how much of it is removed from the images first; None: nothing.
@@ -175,6 +178,15 @@ def batch_size(device: torch.device, shape: tuple[int, int, int]) -> int:
 def images_at_once(batch: int) -> int:
     """How many images share passes of `batch` inputs: few, so that checkpoints are frequent; noisy copies fill them."""
     return max(1, batch // 4)
+
+
+def in_turn(count: int) -> torch.Tensor:
+    """The order in which the images of a split are explained, int64 (count,): shuffled, the same for all studies.
+
+    Folders are sorted by class. What a function that is not ours draws once for a batch would else be the same within a
+    class and different between classes, and retrained networks would read the class off the holes.
+    """
+    return torch.from_numpy(np.random.default_rng(0).permutation(count))
 
 
 def constants(scores: torch.Tensor, unit: str) -> int:

@@ -88,14 +88,13 @@ def _step(
     what: estimator, unit, split.
     """
     (estimator, unit, split), name = what, parent_of(what[0])
-    for start in range(0, len(ranking), count := rank.images_at_once(explainer.batch)):
-        index = slice(start, min(start + count, len(ranking)))
-        before = torch.from_numpy(np.array(ranking[index])).to(explainer.device)
+    for index in rank.in_turn(len(ranking)).split(rank.images_at_once(explainer.batch)):
+        before = torch.from_numpy(np.array(ranking[index.numpy()])).to(explainer.device)
         found = explainer.scores(split, index, [name], ranking if percent else None, percent)
         scores = rank.to_unit(found[name], unit)
         scores, first = (scores, 1e300) if scores.dtype == torch.float64 else (scores.float(), FIRST)
         if not bool((scores.abs() < first).all()):
             raise InputError(f"{estimator}: scores after {percent} percent are not finite")
         scores = torch.where(before < percent, first * (2 - before.to(scores.dtype) / 100), scores)
-        ranking[index] = explainer.ranked(scores, "value", explainer.ids(split, index), estimator)
-        yield index.stop - index.start, 0 if percent else rank.constants(found[name], unit)
+        ranking[index.numpy()] = explainer.ranked(scores, "value", explainer.ids(split, index), estimator)
+        yield len(index), 0 if percent else rank.constants(found[name], unit)

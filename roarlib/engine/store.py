@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from roarlib.data.datasets import SPLITS, Split
-from roarlib.engine.rank import Explainer, constants, images_at_once, refuse_constant
+from roarlib.engine.rank import Explainer, constants, images_at_once, in_turn, refuse_constant
 from roarlib.study import own, rankings
 from roarlib.study.files import new_array, part_of, release, write_atomically
 from roarlib.study.machine import keep_memory
@@ -72,11 +72,11 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
     folder = next(iter(files.values())).parent
     checkpoint = folder / f"{name}{study.of_base}.progress.json"  # one per group, split and base model
     parts, state = _open_parts(files, split, checkpoint, source)
-    first, constant, explainer.batch = state["done"], state["constant"], state["batch"] or explainer.batch
+    first, constant, explainer.batch = state["in_turn"], state["constant"], state["batch"] or explainer.batch
     yield first
-    saved = time.monotonic()
+    saved, order = time.monotonic(), in_turn(len(split))
     while first < len(split):
-        index = slice(first, min(first + images_at_once(explainer.batch), len(split)))
+        index = order[first : first + images_at_once(explainer.batch)].sort().values
         try:
             scores = explainer.scores(name, index, estimators)
         except torch.OutOfMemoryError:
@@ -87,14 +87,14 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
             continue
         ids = explainer.ids(name, index)
         for (estimator, unit), part in parts.items():
-            part[index] = explainer.ranked(scores[estimator], unit, ids, estimator)
+            part[index.numpy()] = explainer.ranked(scores[estimator], unit, ids, estimator)
             constant[files[estimator, unit].name] += constants(scores[estimator], unit)
             if not explainer.untrained or split_name(estimator)[0] not in READY:  # whose maps may still be 0
                 refuse_constant(estimator, constant[files[estimator, unit].name], len(split))
-        first = index.stop
+        first += len(index)
         yield first
         if time.monotonic() - saved > 20:
-            _checkpoint(checkpoint, parts, state | {"done": first, "batch": explainer.batch, "constant": constant})
+            _checkpoint(checkpoint, parts, state | {"in_turn": first, "batch": explainer.batch, "constant": constant})
             saved = time.monotonic()
     note(study, estimators[0], name, constant, source)
     for key, part in parts.items():
@@ -126,7 +126,7 @@ def noted(study: Study, estimator: str, split: str) -> dict[str, list]:
 
 
 def _open_parts(files: dict, split: Split, checkpoint: Path, source: str | None) -> tuple[dict, dict]:
-    """Memory-mapped part files, and where to resume: images done, batch size and constants then, 0 at first."""
+    """Memory-mapped part files, and where to resume: images done of `in_turn`, batch size, constants; 0 at first."""
     names = sorted(file.name for file in files.values())
     if checkpoint.is_file() and all(part_of(file).is_file() for file in files.values()):
         state = json.loads(checkpoint.read_text())
@@ -136,7 +136,7 @@ def _open_parts(files: dict, split: Split, checkpoint: Path, source: str | None)
     channels, height, width = split.shape
     shapes = {"pixel": (len(split), 1, height, width), "value": (len(split), channels, height, width)}
     parts = {key: new_array(part_of(file), shapes[key[1]]) for key, file in files.items()}
-    return parts, {"done": 0, "batch": 0, "constant": dict.fromkeys(names, 0), "files": names, "source": source}
+    return parts, {"in_turn": 0, "batch": 0, "constant": dict.fromkeys(names, 0), "files": names, "source": source}
 
 
 def _checkpoint(file: Path, parts: dict, state: dict) -> None:

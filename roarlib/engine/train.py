@@ -163,6 +163,8 @@ def _read(file) -> dict[str, torch.Tensor]:
             warnings.simplefilter("ignore")  # about a pickle's version, right before it is refused
             found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
+        if file.open("rb").read(2) not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            raise InputError(f"{file} is no checkpoint: neither safetensors nor a file of torch.save") from None
         raise InputError(f"{file} holds Python objects, which could run any code: save model.state_dict()") from None
     except Exception as error:  # damaged files raise all sorts of errors
         raise InputError(f"{file} cannot be read as weights: {' '.join(str(error).split())[:90]}") from None
@@ -184,6 +186,8 @@ def _misfits(wanted: dict, given: dict) -> str:
     for name in (name for name in wanted if name in given):
         if wanted[name].shape != given[name].shape:
             said.append(f"{name} is {tuple(given[name].shape)} and not {tuple(wanted[name].shape)}")
+        elif wanted[name].is_floating_point() and not given[name].is_floating_point():
+            said.append(f"{name} holds whole numbers, as of a quantised network")
         elif not given[name].isfinite().all():
             said.append(f"{name} has NaN or infinite values")
     return "; ".join(said[:3])

@@ -23,6 +23,7 @@ from roarlib.study.machine import device_of
 from roarlib.study.names import DEPTHS, MAPS, group_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
+STEPS = 100  # of training, below which the user is told
 TRIED = 200  # pictures of each split that are decoded to try a study before it is prepared
 
 
@@ -45,6 +46,9 @@ def check(
     if not whole:
         names = [name for name in names if not MAPS.fullmatch(split_name(name)[0])] or ["random"]
     spent = rehearse(study.model_copy(update={"estimators": names}), found, say)
+    if (steps := study.epochs * max(1, datasets.sizes(study)[0]["train"] // study.batch_size)) < STEPS:
+        said = f"{steps} step{'s' * (steps > 1)} of training in all"
+        say(f"note: {said} may teach a network nothing: lower batch_size, or raise epochs")
     if "random" not in study.estimators:
         say("note: `random` is not among the estimators; without it no verdict is possible")
     return found, spent

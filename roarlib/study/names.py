@@ -171,6 +171,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _unknown(name: str, base: str) -> str:
+    if name.startswith("maps:"):
+        return f"'{name}': the folder's name must have letters, digits, _ and - alone"
     stem = base.partition("-")[0]
     mine = [f"{stem}-{e}" for e in ENSEMBLES if e] if USERS_OWN.fullmatch(stem) else []
     known = [*PAPER, *KNOWN_ANSWER, *READY]

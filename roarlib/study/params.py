@@ -185,6 +185,8 @@ class Study(BaseModel, extra="forbid", frozen=True):
 # Keys that only select what is run: they may change under existing outputs, since every row names its own values.
 SELECTION = ("estimators", "units", "modes", "scored_modes", "sanity_images", "percents", "seeds", "hours")
 MACHINE = ("data_dir", "files_dir", "device", "workers", "cell_hours", "memory_gb", "rankings")
+# Keys in which rows of one study may differ all the same: of its name, base models, judgement, or of some rows alone.
+OTHER = "name base_models base_seed margin seeds_max estimator_options recursive_steps imputation_noise".split()
 
 
 def load(path: str | Path) -> Study:
@@ -285,9 +287,11 @@ def _said(error: dict) -> str:
         return f"the key '{key}' is missing"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:] if message.startswith("Input") else message
-    if error["type"] == "bool_type":
-        message += ": true or false"
-    message += " or auto" * (key == "seeds" and error["type"] == "list_type")
+    message += ": true or false" * (error["type"] == "bool_type")
+    if error["type"] == "string_pattern_mismatch":
+        message = "small letters, digits, - and _ alone, as in my-study.yaml"
+    if error["type"] == "list_type":
+        message += " or auto" * (key == "seeds") + f"; write [{error['input']}]"
     if error["type"] == "int_type" and isinstance(error["input"], float) and error["input"].is_integer():
         message += f"; write {int(error['input'])}"
     value = f" = {error['input']!r}" if error["loc"] and "unknown estimator" not in message else ""

@@ -13,7 +13,7 @@ import pandas as pd
 from roarlib.study import brought, earlier, machine, own
 from roarlib.study.files import digest, outputs, write_atomically
 from roarlib.study.names import MAPS, group_of, safe, split_name
-from roarlib.study.params import InputError, Study, agree, save
+from roarlib.study.params import MACHINE, OTHER, SELECTION, InputError, Study, agree, save
 
 STAGES = {"base": "01-train", "ranking": "02-attribute", "deletion": "03-degrade", "retrain": "04-retrain"}
 STAGES |= {"sanity": "05-randomise"}  # where a study asks for it
@@ -87,13 +87,17 @@ def published(study: Study) -> frozenset[Key]:
 
 @lru_cache(maxsize=8)
 def _keys(study: str, file: Path, changed: int) -> frozenset[Key]:
-    whose = Study.model_validate_json(study)
-    table = _earlier(whose, file)
-    return frozenset(Key(*values) for values in table[_fits(whose, table)][KEY].itertuples(index=False, name=None))
+    current = _earlier(Study.model_validate_json(study), file)[0]
+    return frozenset(Key(*values) for values in current[KEY].itertuples(index=False, name=None))
 
 
-def _earlier(study: Study, file: Path) -> pd.DataFrame:
-    """The rows of a study's results.csv; InputError if they are not such rows, since anybody may have edited them."""
+def _earlier(study: Study, file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of a study's results.csv by the current version of the user's function, model and files; the others.
+
+    Both are empty without the file. InputError if they are not such rows, since anybody may have edited them.
+    """
+    if not file.is_file():
+        return (pd.DataFrame(columns=COLUMNS),) * 2
     try:
         table = pd.read_csv(file, dtype=TEXT)
     except ValueError as error:  # pandas' own are ValueErrors
@@ -115,7 +119,11 @@ def _earlier(study: Study, file: Path) -> pd.DataFrame:
     ):
         if wrong.any():
             raise InputError(f"{file}, line {wrong.argmax() + 2}, is a row {what}: take it out")
-    return table.astype({"percent": int, "seed": int}).assign(accuracy=accuracy)
+    table = table.astype({"percent": int, "seed": int}).assign(accuracy=accuracy)
+    made = list(zip(table.estimator, table.source.astype(object).where(table.source.notna(), None), strict=True))
+    fits = {kind: own.is_source(study, *kind) for kind in set(made)}
+    now = np.array([fits[kind] for kind in made], dtype=bool)
+    return table[now], table[~now]
 
 
 def _is_estimator(name) -> bool:
@@ -123,13 +131,6 @@ def _is_estimator(name) -> bool:
         return name == "clean" or bool(split_name(str(name)))
     except ValueError:
         return False
-
-
-def _fits(study: Study, table: pd.DataFrame) -> list[bool]:
-    """Which rows were made by the current version of the user's function, model and files."""
-    made = list(zip(table.estimator, table.source.astype(object).where(table.source.notna(), None), strict=True))
-    fits = {kind: own.is_source(study, *kind) for kind in set(made)}
-    return [fits[kind] for kind in made]
 
 
 def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict:
@@ -166,16 +167,21 @@ def context(study: Study, data) -> dict:
 
 
 def rows(study: Study) -> pd.DataFrame:
-    """Every row of the study's row files, rankings included, in a fixed order."""
-    found = []
+    """Every row of the study's row files, rankings included, in a fixed order.
+
+    InputError for a row that was made with other parameters, as on another machine.
+    """
+    found, now = [], study.model_dump(exclude={*SELECTION, *MACHINE, *OTHER})
     for file in study.folder.glob("*/*/rows/*.json"):
         try:
             found.append(json.loads(file.read_text()))
         except ValueError:
             raise InputError(f"{file} is damaged (not JSON); delete it and run the study again") from None
+        then = now | found[-1].get("params", {})
+        if odd := [f"{key}: {then[key]} there, {value} now" for key, value in now.items() if then[key] != value]:
+            raise InputError(f"{file} was made with other parameters ({'; '.join(odd)}): delete such rows")
     table = pd.DataFrame(found, columns=list(dict.fromkeys([*COLUMNS, *(k for row in found for k in row)])))
-    table = table.drop(columns="params", errors="ignore")
-    return table.sort_values(KEY, ignore_index=True)
+    return table.drop(columns="params", errors="ignore").sort_values(KEY, ignore_index=True)
 
 
 def nothing_learnt(study: Study) -> str:
@@ -186,8 +192,8 @@ def nothing_learnt(study: Study) -> str:
         if floor >= accuracy:  # never in rows of an earlier version, which have no floor
             return (
                 f"the base model is right on {accuracy:.1%} of the test images, guessing on {floor:.1%}: "
-                f"nothing can be lost by removal. Mend the recipe (epochs, learning_rate, model) and delete "
-                f"{study.folder}, or go on with `roar run --anyway`"
+                "nothing can be lost by removal. Mend the recipe (epochs, batch_size, learning_rate, model) and "
+                f"delete {study.folder}, or go on with `roar run --anyway`"
             )
     return ""
 
@@ -223,7 +229,8 @@ def check_sources(study: Study) -> None:
         then, now = ", ".join(map(str, made)), own.source(study, name)
         raise InputError(
             f"{function} is not what it was when its results were made: {why} ({then} then, {now} now), and "
-            f"{study.folder} would mix both. Give it or the study another name, or delete {what}"
+            f"{study.folder} would mix both. Undo the edit (new functions go into a file of their own), give it or the "
+            f"study another name, or delete {what}"
         )
 
 
@@ -243,10 +250,8 @@ def known(study: Study) -> pd.DataFrame:
     A clone has only the published table; where both have a row, the file wins. Rows there that another version of the
     user's function made are left out (`outdated`). InputError where rows do not belong together.
     """
-    found, file = rows(study), study.folder / "results.csv"
-    if file.is_file():
-        earlier = _earlier(study, file)
-        earlier = earlier[_fits(study, earlier)]
+    found, earlier = rows(study), _earlier(study, study.folder / "results.csv")[0]
+    if len(earlier):
         found = pd.concat([found, earlier], ignore_index=True) if len(found) else earlier
         found = found.drop_duplicates(KEY).sort_values(KEY, ignore_index=True)
     _belong_together(study, found[found.measure.isin(["base", "deletion", "retrain"])])
@@ -267,11 +272,7 @@ def _belong_together(study: Study, found: pd.DataFrame) -> None:
 
 def outdated(study: Study) -> pd.DataFrame:
     """The rows of results.csv by another version of a user's function, of estimators that `known` has no rows of."""
-    file = study.folder / "results.csv"
-    if not file.is_file():
-        return pd.DataFrame(columns=COLUMNS)
-    earlier = _earlier(study, file)
-    old = earlier[[not fits for fits in _fits(study, earlier)]]
+    old = _earlier(study, study.folder / "results.csv")[1]
     return old[~old.estimator.isin(known(study).estimator)]
 
 

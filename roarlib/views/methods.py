@@ -154,7 +154,10 @@ def cost(rows: pd.DataFrame) -> dict:
     named = zip(kinds["n"], kinds["measurement"], kinds["median seconds"], strict=True)
     device = rows.device.str.partition(":")[0].replace({"cpu": "CPU", "cuda": "GPU"})
     return {
-        "cost": [f"{n:,} {what}{'s' * (n > 1)} ({'median ' * (n > 1)}{seconds:.2g} s)" for n, what, seconds in named],
+        "cost": [
+            f"{n:,} {what}{'s' * (n > 1)} ({'median ' * (n > 1)}{seconds:,.{int(seconds < 10)}f} s)"
+            for n, what, seconds in named
+        ],
         "hours": report.hours(rows)[0],
         "machines": sorted(set((rows.hardware + " (" + device + ")").dropna())),
         **{name: sorted(set(rows[name].dropna()) - {""}) for name in ("torch", "roarlib", "commit")},

@@ -31,7 +31,8 @@ def render(study: Study) -> str:
     """
     table, unit, mode = results.table(study), study.units[0], study.modes[0]
     if not ((table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)).any():
-        raise InputError(f"no retrainings of {study.name} yet (unit {unit}, mode {mode}); `roar run` makes them")
+        said = f"no retrainings of {study.name} yet (unit {unit}, mode {mode}); `roar run` makes them"
+        raise InputError(results.nothing_learnt(study) or said)
     agreed = (study.folder / "study.yaml").is_file()
     file = params.save(study) if agreed else root() / "params" / f"{study.name}.yaml"
     chapters, failed = {}, []

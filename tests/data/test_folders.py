@@ -44,6 +44,28 @@ def test_test_images_that_are_train_images_too_are_counted(tmp_path):
     assert datasets.notes(study) == ["train: 6 images", "test: 5 images", said]
 
 
+def test_pictures_of_two_classes_and_of_none_are_counted(tmp_path):
+    folder_of(tmp_path)
+    shutil.copy(tmp_path / "train/bee/1.jpg", tmp_path / "train/ant/copy.jpg")
+    shutil.copy(tmp_path / "train/bee/1.jpg", tmp_path / "train/loose.jpg")
+    study = study_of(tmp_path)
+    datasets.load(study)
+    assert datasets.notes(study) == [
+        "train: 7 images",
+        "  1 file left out: pictures in no class's folder (1)",
+        "test: 3 images",
+        "  2 train images are in another class as well",
+    ]
+
+
+def test_a_link_back_into_a_class_repeats_nothing(tmp_path):
+    folder_of(tmp_path)
+    (tmp_path / "train/ant/all").symlink_to(tmp_path / "train/ant", target_is_directory=True)
+    (tmp_path / "train/bee/more").mkdir()
+    (tmp_path / "train/bee/more/back").symlink_to("..", target_is_directory=True)
+    assert len(datasets.load(study_of(tmp_path)).train) == 6
+
+
 def test_a_hidden_data_folder_is_the_users_choice(tmp_path):
     folder_of(tmp_path / ".data" / "@eaDir")
     assert len(datasets.load(study_of(tmp_path / ".data", "folder:@eaDir")).train) == 6
@@ -58,9 +80,9 @@ def test_files_of_other_kinds_are_counted_by_kind(tmp_path):
     assert len(datasets.load(study).train) == 6
     assert datasets.notes(study) == [
         "train: 6 images",
-        "  6 files of other kinds left out: .heic (2), .txt (1), no extension (1), .pdf (1), .h5 (1)",
+        "  6 files left out: .heic (2), .txt (1), no extension (1), .pdf (1), .h5 (1)",
         "test: 3 images",
-        "  1 file of other kinds left out: .eps (1)",
+        "  1 file left out: .eps (1)",
     ]
 
 
@@ -101,7 +123,7 @@ def test_names_that_are_no_utf8_work(tmp_path, name, capsys):
     assert shown in found.classes and len(found.train) == 299
     said = "\n".join(datasets.notes(study))
     said.encode()  # can be printed and stored anywhere
-    assert f"{shown}-broken.jpg" in said and "1 file of other kinds" in said
+    assert f"{shown}-broken.jpg" in said and "1 file left out" in said
     assert datasets.changed(study) == [] == datasets.changed(study, thorough=True)
     with open(os.path.join(os.fsencode(root / "train"), name, b"float.tif"), "wb") as file:
         Image.fromarray(np.ones((4, 4), np.float32)).save(file, "TIFF")

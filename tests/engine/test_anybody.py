@@ -1,5 +1,6 @@
 """Anybody's model and estimator: what is not ours gets the right answer, or an error; never a wrong one in silence."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -199,6 +200,29 @@ def test_a_function_that_draws_gives_the_same_in_any_order(mine, draw):
     state = torch.random.get_rng_state()
     explainer.scores("train", slice(0, 5), ["mine:f"])
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_what_a_function_draws_for_a_batch_tells_neither_class_nor_seed(mine, outputs):
+    """Files are sorted by class: batches in their order would each have one class, and one draw."""
+    mine(
+        "import torch\nSEEN, DRAWN = [], []\n"
+        "def f(model, images, targets, *, ids):\n"
+        "    SEEN.append(ids)\n    DRAWN.append(torch.rand(()).item())\n    return images * torch.rand(())\n"
+    )
+    explainer = explainer_of(Plain(), count=200, name="tiny", estimators=["mine:f-sg"], noise_samples=3)
+    explainer.batch = 32
+    for seed in (0, 1):
+        study = explainer.study.model_copy(update={"base_seed": seed, "base_models": "each-seed"})
+        store.make(dataclasses.replace(explainer, study=study), ["mine:f-sg"])
+    module = sys.modules["mine"]
+    spread = [int(ids.max() - ids.min()) for ids in module.SEEN if ids[0] < 200]
+    assert min(spread) > 50 and len(module.SEEN) == 2 * (25 + 2)  # batches of 8, in one pass with noise
+    assert len(set(module.DRAWN)) == len(module.DRAWN)  # no call, batch or network has the draw of another
+
+
+def test_masks_with_a_default_are_the_functions_own(mine):
+    mine("def f(model, images, targets, masks=None, ids=None):\n    assert masks is ids is None\n    return images\n")
+    assert explainer_of(Plain()).scores("train", slice(0, 5), ["mine:f"])["mine:f"].shape == (5, 3, 8, 8)
 
 
 def test_what_the_user_writes_in_the_options_wins(mine):

@@ -276,14 +276,42 @@ def test_lrp_refuses_sums_that_it_does_not_know():
         def __init__(self):
             super().__init__()
             self.one, self.two = (nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(2))
-            self.head = nn.Linear(3, 4, bias=False)
+            self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 4, bias=False)
 
         def forward(self, x):
             x = x + self.one(x).relu()
-            return self.head((x + self.two(x).relu()).mean((2, 3)))
+            return self.head(self.pool(x + self.two(x).relu()).flatten(1))
 
     with pytest.raises(InputError, match="lrp hands back .* of 1"):
         explained(Residual(), torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2]), "lrp")
+
+
+@pytest.mark.parametrize(
+    "forward, named",
+    [
+        ("self.head(x.mean((2, 3)))", "mean"),
+        ("self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))", "adaptive_avg_pool2d"),
+        ("self.head(self.pool(x * x.sigmoid()).flatten(1))", "mul"),
+        ("self.head(self.pool(F.group_norm(x, 1)).flatten(1))", "group_norm"),
+        ("F.linear(self.pool(x).flatten(1), self.head.weight)", "linear"),
+    ],
+)
+@pytest.mark.parametrize("name", ["lrp", "captum:LRP"])
+def test_lrp_refuses_functions_that_its_rules_do_not_see(forward, named, name):
+    """Relevance would follow the gradient there: with `x.mean` it still sums to 1, and ranks other pixels."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU()
+            self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.relu(self.conv(x))
+            return eval(forward, {"F": nn.functional}, {"self": self, "x": x})
+
+    with pytest.raises(InputError, match=f"{name} has rules for modules, and this model calls .*{named}"):
+        explained(Net(), torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), name)
 
 
 def test_the_readmes_grad_cam_is_grad_cam():

@@ -138,7 +138,7 @@ def test_a_run_with_a_list_is_rehearsed(folder):
     shuffled(folder, listing.images(study), "sha256")
     said = []
     preflight.check(study, say=said.append)
-    assert not said
+    assert [line for line in said if "steps of training" not in line] == []
 
 
 def rewrite(folder, change, split="train"):

@@ -284,7 +284,7 @@ def users_estimator(tmp_path, monkeypatch, body):
 @pytest.mark.parametrize(
     "body, says",
     [
-        ("images * float('nan')", "users:mine: scores of image 0 are NaN or infinite"),
+        ("images * float('nan')", r"users:mine: scores of image \d+ are NaN or infinite"),
         ("images * 0 + 1", "users:mine gives every input of an image the same score"),
         ("images.sum((1, 2))", "mine gives scores of shape"),
     ],

@@ -177,6 +177,45 @@ def test_probabilities_are_an_error(outputs, mine, end, said):
         rehearsed(model="mine:net")
 
 
+@pytest.mark.parametrize("forward", ["x = x - x.mean(0)", "x = x / (x * x).sum().sqrt()"])
+def test_logits_that_depend_on_other_images_are_an_error(outputs, mine, forward):
+    mine(forward=forward)
+    with pytest.raises(InputError, match="mine:net gives an image other logits beside other images"):
+        rehearsed(model="mine:net")
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1"])
+def test_logits_near_0_are_no_probabilities(outputs, name):
+    assert not [line for line in rehearsed(model=name, estimators=["random", "grad"]) if "0 and 1" in line]
+
+
+def test_nothing_hides_behind_weights_that_start_at_0(outputs, mine):
+    mine(
+        init="self.register_buffer('mix', torch.randn(4, 4), False); nn.init.zeros_(self.head.weight)",
+        forward="x = x @ self.mix",
+    )
+    with pytest.raises(InputError, match="mine:net keeps values outside of its state_dict"):
+        rehearsed(model="mine:net")
+    mine(
+        init="self.scale = nn.Parameter(torch.zeros(()))", forward="x = x + self.scale * nn.functional.dropout(x, 0.5)"
+    )
+    assert "mine:net draws at random in evaluation mode" in rehearsed(model="mine:net")[0]
+
+
+def test_pixels_that_are_not_looked_at_and_equal_channels_are_told(outputs, mine):
+    mine(init="self.conv = nn.Conv2d(3, 4, 12, 12)")
+    assert rehearsed(model="mine:net") == [
+        "note: mine:net does not look at 44% of the pixels: they can be removed at no cost"
+    ]
+    study = tiny_study(units=["value"])
+    grey = datasets.load(study)
+    for split in (grey.train, grey.test):
+        split.images[:] = split.images[:, :1]
+    said = []
+    rehearse(study, grey, said.append)
+    assert said == ["note: all channels are equal; with unit value, what one has lost the others show: take unit pixel"]
+
+
 def test_a_sigmoid_and_dropout_in_tests_are_told(outputs, mine):
     mine(make="model = nn.Sequential(Net(), nn.Sigmoid())")
     note = "note: mine:net gives values between 0 and 1; if it ends in a sigmoid, leave that out"

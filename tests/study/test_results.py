@@ -176,6 +176,22 @@ def test_rows_of_two_recipes_do_not_mix(outputs):
         write(tiny_study(epochs=2))
 
 
+def test_a_row_made_with_other_parameters_is_refused(outputs):
+    study = tiny_study()
+    write(study)
+    file = next(study.folder.glob("*/*/rows/*.json"))
+    row = json.loads(file.read_text())
+    for changes, fits in (({"seeds": [7], "margin": 2.0}, True), ({"learning_rate": 0.001}, False)):
+        file.write_text(json.dumps(row | {"params": row["params"] | changes}))
+        if fits:
+            assert len(results.known(study)) == 1
+        else:
+            with pytest.raises(
+                InputError, match=r"other parameters \(learning_rate: 0.001 there, .* now\): delete such"
+            ):
+                results.known(study)
+
+
 def test_context_names_what_computed_the_row():
     found = results.context(tiny_study(), random_data())
     assert found["n_classes"] == 4 and found["device"] == "cpu" and "cores" in found["hardware"]
