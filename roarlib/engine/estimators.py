@@ -2,7 +2,8 @@
 
 Each is a function `(model, images, targets) -> scores`: images normalised float (N, C, H, W), targets int64 (N,) the
 explained class, scores of the images' shape, larger = more important. It may ask for more by naming keywords: `ids` and
-`masks` (see `attribute.Batch`), `seed`, `steps`, `reference`, `batch`, `baseline_of` (see `attribute.explain`).
+`masks`, without a default (see `attribute.Batch`), `seed`, `steps`, `reference`, `batch`, `baseline_of`, with none or
+None (see `attribute.explain`).
 """
 
 import functools
