@@ -48,9 +48,8 @@ def attribute(kind, options, model, images, targets, *, baseline_of, **more):
     _refuse(kind, model, images[:1])
     made, takes = (inspect.signature(f).parameters for f in (kind.__init__, kind.attribute))
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}  # YAML has no tuples
-    if "LRP" in kind.__name__:
-        model = copy.deepcopy(model)  # if it fails, it leaves rules behind
-        layers.refuse_mixing(f"captum:{kind.__name__}", model, images[:1], tuple(lrp.SUPPORTED_LAYERS_WITH_RULES))
+    relevance, given = "LRP" in kind.__name__, model
+    model = copy.deepcopy(model) if relevance else model  # if it fails, it leaves rules behind
     known = [k for k in (*made, *takes) if k not in NO_OPTIONS]
     if unknown := [k for k in options if k not in known]:
         raise InputError(f"captum:{kind.__name__} takes {', '.join(known)}; its options give {', '.join(unknown)}")
@@ -64,6 +63,8 @@ def attribute(kind, options, model, images, targets, *, baseline_of, **more):
         options["target"] = targets
     explainer = kind(model, **{k: options.pop(k) for k in made if k in options})
     found = _run(explainer, images, options | more)
+    if relevance:
+        layers.refuse_mixing(f"captum:{kind.__name__}", given, images[:1], tuple(lrp.SUPPORTED_LAYERS_WITH_RULES))
     if more or not issubclass(kind, captum.attr.LayerAttribution):
         return found
     layers.refuse(f"captum:{kind.__name__}: the layer", found, images)
