@@ -73,7 +73,8 @@ def summary(study: Study) -> str:
         f"mean of {seeds}\n\n"
         f"{grid.to_string(float_format='{:.1f}'.format, col_space=7, na_rep='–')}\n\n{explained(study, table)}"
         f"{verdicts.in_words(found)} {verdicts.advice(table, unit, mode, found)}\n{looks.design(study)}"
-        f"{stats.reach(table).capitalize()}.\nminus Random's: points, {'mean over' if ',' in t else 'at'} t = {t}, with the 95 percent interval"
+        f"{stats.reach(table).capitalize()}.\n"
+        f"minus Random's: points, {'mean over' if ',' in t else 'at'} t = {t}, with the 95 percent interval"
     )
 
 
