@@ -130,7 +130,7 @@ def _open_parts(files: dict, split: Split, checkpoint: Path, source: str | None)
     names = sorted(file.name for file in files.values())
     if checkpoint.is_file() and all(part_of(file).is_file() for file in files.values()):
         state = json.loads(checkpoint.read_text())
-        if state["files"] == names and state.get("source") == source:
+        if state["files"] == names and state.get("source") == source and "in_turn" in state:  # else of an old version
             return {key: np.lib.format.open_memmap(part_of(file), mode="r+") for key, file in files.items()}, state
     checkpoint.unlink(missing_ok=True)  # it belongs to parts that are replaced here
     channels, height, width = split.shape
