@@ -34,6 +34,10 @@ class Compared(NamedTuple):
     pairs: list[tuple[str, str]]
 
 
+class Incomparable(LookupError):
+    """Studies share nothing to be compared over; the message is one sentence."""
+
+
 Part = tuple[pd.DataFrame, params.Study]
 
 
@@ -51,10 +55,10 @@ def load(studies) -> dict[str, Part]:
 def compare(parts: dict[str, Part], unit: str = "", mode: str = "") -> Compared:
     """Compare the studies (of `load`) that have this unit and mode; if left empty, what most of them have.
 
-    LookupError, one sentence, where fewer than two do or where they share no percent.
+    Incomparable where fewer than two do or where they share no percent.
     """
     if len(parts) < 2:
-        raise LookupError(f"Comparing needs two studies with results; so far there is {', '.join(parts) or 'none'}.")
+        raise Incomparable(f"Comparing needs two studies with results; so far there is {', '.join(parts) or 'none'}.")
     sides = {name: _sides(table) for name, (table, _) in parts.items()}
     asked = [(u, m) for u in UNITS for m in MODES if unit in ("", u) and mode in ("", m)]
     side = max(asked, key=lambda s: sum(s in there for there in sides.values()), default=(unit, mode))
@@ -62,14 +66,14 @@ def compare(parts: dict[str, Part], unit: str = "", mode: str = "") -> Compared:
     if len(here) < 2:
         there = _have({name: map(said, of) for name, of in sides.items()})
         asked = " and ".join(filter(None, (unit, mode)))
-        raise LookupError(f"No two of the studies can be compared{asked and f' by {asked}'}: {there}.")
+        raise Incomparable(f"No two of the studies can be compared{asked and f' by {asked}'}: {there}.")
     percents = {name: sides[name][side] for name in here}
     usual = max(set.union(*percents.values()), key=lambda t: (sum(t in of for of in percents.values()), t))
     left_out = [f"{name}, which has no {said(side)} by Random" for name in parts if name not in here]
     left_out += [f"{name}, which has no t = {usual}" for name in here if usual not in percents[name]]
     here = [name for name in here if usual in percents[name]]
     if len(here) < 2:
-        raise LookupError(f"The studies share no percent of {said(side)}: {_have(percents)}.")
+        raise Incomparable(f"The studies share no percent of {said(side)}: {_have(percents)}.")
     shared = sorted(set.intersection(*(percents[name] for name in here)))
     rest = {name: ", ".join(map(str, sorted(percents[name] - {*shared}))) for name in here}
     left_out += [f"t = {t} of {', '.join(n for n in here if rest[n] == t)}" for t in sorted(set(rest.values())) if t]

@@ -152,9 +152,7 @@ def side_by_side(told: list[dict]) -> list[dict]:
     for unit, mode in dict.fromkeys(side for one in told for side in one["sides"]):
         try:
             compared = across.compare(parts, unit, mode)
-        except LookupError as problem:  # fewer than two have it, or they share no percent
-            if isinstance(problem, (KeyError, IndexError)):
-                raise
+        except across.Incomparable:
             continue
         by_study = {name: found for name, found in compared.found.groupby("study", sort=False)}
         columns = {name: column(found, keeps(mode), "+") for name, found in by_study.items()}
