@@ -131,10 +131,11 @@ def _said(claim: str, checks: dict[str, str], leaked: float) -> str:
     if doubts:
         return "; ".join(doubts)
     measured = sum(word != MISSING for word in checks.values())
-    among = f"{measured} check{'s' * (measured > 1)}"
     if not measured:
         return "unchecked"
-    return f"yes, in {len(held)} of {among}" if held else f"neither seen nor contradicted in {among}"
+    if held:
+        return f"yes, in {len(held)} of {measured} checks"
+    return f"neither seen nor contradicted in {measured} check{'s' * (measured > 1)}"
 
 
 def _word(mean: float, low: float, high: float, margin: float) -> str:

@@ -93,7 +93,7 @@ def test_blur_is_held_against_nothing_else_and_at_the_percents_of_verdicts():
     assert found.ROAR["grad"] == "better" and found.blurred["grad"] == "open"  # at 50 alone, as ROAR's
     rows += [retrained(name, RANDOM, percent=90) for name in ("random", "grad", "ig")]
     found = trust.survival(table(rows), "pixel").set_index("estimator")
-    assert found.blurred["grad"] == "better" and found.survives["grad"].endswith("in 1 of 1 check")
+    assert found.blurred["grad"] == "better" and found.survives["grad"].endswith("in 1 of 1 checks")
 
 
 def test_scores_without_retraining_carry_the_error_of_the_test_set():

@@ -259,6 +259,9 @@ def test_seeds_that_agree_by_chance_give_no_interval_and_advice_says_what_it_tak
     found = verdicts.verdicts(table, "pixel", "remove").set_index("estimator")
     assert found.loc["grad", "verdict"] == verdicts.FEW and found.loc["grad", ["low", "high", "p"]].isna().all()
     said = verdicts.advice(table, "pixel", "remove", found.reset_index())
+    assert said.startswith("With 2 estimators and the spread seen here")
+    apart = found.reset_index().assign(verdict=verdicts.OPEN, low=0.01, high=0.02)
+    said = verdicts.advice(table, "pixel", "remove", apart)
     assert said.startswith("An interval that excludes 0 is not a verdict yet: with 2 estimators")
     assert not verdicts.advice(table, "pixel", "remove", found[found.verdict == "no such word"].reset_index())
 
