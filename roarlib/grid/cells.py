@@ -49,6 +49,13 @@ class Cell:
         return self.name + (f"/{self.part}" if self.part != "notebook" else "")
 
 
+def of_training(study: Study) -> list[Key]:
+    """The rows of a base model: trained here, it is the untouched retraining of its seed, too, if the study has it."""
+    seeds = range(study.seeds_max) if study.seeds == "auto" else study.seeds
+    shared = not study.base_weights and study.base_seed in seeds
+    return [Key("base", seed=study.base_seed)] + [Key("retrain", "clean", seed=study.base_seed)] * shared
+
+
 class Grid:
     """A study's cells, in an order that respects their needs, and their state in the files."""
 
@@ -64,7 +71,7 @@ class Grid:
         """The cells that rest on one base model; group by group where rankings are deleted after use."""
         own, wanted = {} if study.base_models == "one" else {"base_seed": study.base_seed}, self.seeds
         part = f"s{study.base_seed}" if own else "notebook"
-        base, groups = Cell((Key("base", seed=study.base_seed),), own, part=part), self.groups
+        base, groups = Cell(tuple(of_training(study)), own, part=part), self.groups
         order = sorted(groups, key=lambda g: (not g.startswith("ig"), g == "controls"))  # IG costs most: start it first
         attribute = [_attribute(study, base, groups[group]) for group in order]
         scored = [[_degrade(study, base, cell), *_randomise(study, base, cell)] for cell in attribute]
@@ -72,7 +79,8 @@ class Grid:
         names = ["clean", *(name for group in groups.values() for name in group)]
         seeds = [study.base_seed] if own else wanted["clean"]
         turns = [(name, seed) for seed in seeds for name in names if seed in wanted[name]]
-        retrain = [c for name, seed in turns if (c := _retrain(study, name, seed, needs.get(name, ()))).rows]
+        cells = [_retrain(study, name, seed, needs.get(name, ())) for name, seed in turns]
+        retrain = [cell for cell in cells if cell.rows and cell.rows[0] not in base.rows]
         if study.rankings == "keep":
             return [base, *attribute, *chain(*scored), *retrain]
         by_group = [[a, *s, *(c for c in retrain if a.id in c.needs)] for a, s in zip(attribute, scored, strict=True)]

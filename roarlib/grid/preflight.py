@@ -126,7 +126,8 @@ def seconds_left(grid: Grid, found: datasets.Data, todo: list[Cell], explaining:
             alike = alike[alike.cell == cell.name]
         trial = trial or (None if len(alike) else _trial(study, found))
         each = float(alike.seconds.mean()) if len(alike) else _cost(study, counts, cell, explaining, *trial)
-        spent.append(len(grid.missing(cell)) * each + 1.5)  # seconds of kernel start, imports and loading
+        rows = 1 if cell.measure == "base" else len(grid.missing(cell))  # a base model's two rows are one training
+        spent.append(rows * each + 1.5)  # seconds of kernel start, imports and loading
     return max(sum(spent) / workers, max(spent, default=0.0))
 
 
