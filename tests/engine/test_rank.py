@@ -303,3 +303,13 @@ def test_a_test_images_number_is_told_without_its_splits_bits(outputs, tmp_path,
     explainer, names = users_estimator(tmp_path, monkeypatch, "images * float('nan')")
     with pytest.raises(InputError, match="scores of image 7 are NaN"):
         explainer.rankings("test", slice(7, 8), names, "pixel")
+
+
+def test_one_image_is_left_for_the_last_batch(outputs):
+    study = tiny_study(train_images=33, test_images=9, estimators=["grad", "oracle"])
+    found = datasets.load(study)
+    model = train.train(study, found, 0)
+    explainer = Explainer(study, found, model, train.save_base(study, found, model), batch=32)
+    for name in study.estimators:
+        store.make(explainer, [name])
+        assert len(rankings.load(study, name, "pixel", "train")) == 33
