@@ -113,11 +113,13 @@ def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
 def complete(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows at the percents that most estimators have, of those estimators that have all of these.
 
-    rows: of one measure, unit and mode. Means over percents compare only over the same ones.
+    rows: of one measure, unit and mode. Means over percents compare only over the same ones; those that Random lacks,
+    if it is there, compare nothing.
     """
     each = rows.groupby("estimator").percent.agg(frozenset)
     if each.empty:
         return rows
+    each = each.map(each.get("random", frozenset(rows.percent)).intersection)
     usual = max(each.value_counts().items(), key=lambda item: (item[1], len(item[0])))[0]
     return rows[rows.percent.isin(usual) & rows.estimator.isin(each.index[each.map(usual.issubset)])]
 

@@ -64,7 +64,8 @@ def attribute(kind, options, model, images, targets, *, baseline_of, **more):
     explainer = kind(model, **{k: options.pop(k) for k in made if k in options})
     found = _run(explainer, images, options | more)
     if relevance:
-        layers.refuse_mixing(f"captum:{kind.__name__}", given, images[:1], tuple(lrp.SUPPORTED_LAYERS_WITH_RULES))
+        ruled = (*lrp.SUPPORTED_LAYERS_WITH_RULES, *lrp.SUPPORTED_NON_LINEAR_LAYERS)
+        layers.refuse_mixing(f"captum:{kind.__name__}", given, images[:1], ruled)
     if more or not issubclass(kind, captum.attr.LayerAttribution):
         return found
     layers.refuse(f"captum:{kind.__name__}: the layer", found, images)

@@ -52,14 +52,15 @@ def relus_are_modules(model: nn.Module, image: torch.Tensor, none: bool = False)
 
 
 class Mixing(TorchFunctionMode):
-    """While active, notes calls by which activations are averaged, multiplied or normalised outside of some modules.
+    """While active, notes calls that average, multiply, normalise or bend activations outside of some modules.
 
     For relevance that is passed back by rules: there it would follow the gradient without a word.
     """
 
     WEIGHED = {"linear", "conv1d", "conv2d", "conv3d", "matmul", "bmm", "einsum", "scaled_dot_product_attention"}
     WEIGHED |= {"multi_head_attention_forward", "softmax", "layer_norm", "group_norm", "instance_norm", "normalize"}
-    WEIGHED |= {"mean", "sum", "avg_pool2d", "adaptive_avg_pool2d"}
+    WEIGHED |= {"mean", "sum", "avg_pool2d", "adaptive_avg_pool2d", "interpolate"}
+    WEIGHED |= Guided.OTHERS | {"tanh", "sigmoid", "hardsigmoid", "softsign"}  # not relu, whose rule is its gradient
     PRODUCTS = {"mul", "imul", "rmul", "multiply", "div", "truediv", "itruediv", "divide"}  # if of two activations
 
     def __init__(self, model: nn.Module, ruled: tuple[type, ...]):
@@ -72,14 +73,15 @@ class Mixing(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "").strip("_")
-        moving = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad and not a.is_leaf]
+        given = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)]
+        moving = [a for a in given if a.requires_grad and not a.is_leaf]
         if moving and not self.inside and (name in self.WEIGHED or name in self.PRODUCTS and len(moving) > 1):
             self.found.append(name)
         return function(*args, **(kwargs or {}))
 
 
 def refuse_mixing(what: str, model: nn.Module, image: torch.Tensor, ruled: tuple[type, ...]) -> None:
-    """InputError if a model averages, multiplies or normalises activations outside of modules of these types."""
+    """InputError if a model averages, multiplies, normalises or bends activations outside of modules of these types."""
     mixing = Mixing(model, ruled)
     with mixing.hooks, torch.enable_grad(), mixing:
         model(image.detach().requires_grad_() * 1)

@@ -188,8 +188,8 @@ def images_at_once(batch: int) -> int:
 def in_turn(count: int) -> torch.Tensor:
     """The order in which the images of a split are explained, int64 (count,): shuffled, the same for all studies.
 
-    Folders are sorted by class. What a function that is not ours draws once for a batch would else be the same within a
-    class and different between classes, and retrained networks would read the class off the holes.
+    Folders are sorted by class. What a function that is not ours draws once for a batch, or by an image's place in it,
+    would else tell the class, and retrained networks would read it off the holes.
     """
     return torch.from_numpy(np.random.default_rng(0).permutation(count))
 

@@ -76,7 +76,7 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
     yield first
     saved, order = time.monotonic(), in_turn(len(split))
     while first < len(split):
-        index = order[first : first + images_at_once(explainer.batch)].sort().values
+        index = order[first : first + images_at_once(explainer.batch)]
         try:
             scores = explainer.scores(name, index, estimators)
         except torch.OutOfMemoryError:

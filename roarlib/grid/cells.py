@@ -49,13 +49,6 @@ class Cell:
         return self.name + (f"/{self.part}" if self.part != "notebook" else "")
 
 
-def of_training(study: Study) -> list[Key]:
-    """The rows of a base model: trained here, it is the untouched retraining of its seed, too, if the study has it."""
-    seeds = range(study.seeds_max) if study.seeds == "auto" else study.seeds
-    shared = not study.base_weights and study.base_seed in seeds
-    return [Key("base", seed=study.base_seed)] + [Key("retrain", "clean", seed=study.base_seed)] * shared
-
-
 class Grid:
     """A study's cells, in an order that respects their needs, and their state in the files."""
 
@@ -68,10 +61,14 @@ class Grid:
         return [cell for seed in self.study.base_seeds for cell in self._of_base(self.study.based(seed))]
 
     def _of_base(self, study: Study) -> list[Cell]:
-        """The cells that rest on one base model; group by group where rankings are deleted after use."""
+        """The cells that rest on one base model; group by group where rankings are deleted after use.
+
+        A base model that is still to be trained leaves the row of the untouched retraining with its seed, too: that
+        cell waits for it, and has nothing left to do.
+        """
         own, wanted = {} if study.base_models == "one" else {"base_seed": study.base_seed}, self.seeds
         part = f"s{study.base_seed}" if own else "notebook"
-        base, groups = Cell(tuple(of_training(study)), own, part=part), self.groups
+        base, groups = Cell((Key("base", seed=study.base_seed),), own, part=part), self.groups
         order = sorted(groups, key=lambda g: (not g.startswith("ig"), g == "controls"))  # IG costs most: start it first
         attribute = [_attribute(study, base, groups[group]) for group in order]
         scored = [[_degrade(study, base, cell), *_randomise(study, base, cell)] for cell in attribute]
@@ -79,12 +76,14 @@ class Grid:
         names = ["clean", *(name for group in groups.values() for name in group)]
         seeds = [study.base_seed] if own else wanted["clean"]
         turns = [(name, seed) for seed in seeds for name in names if seed in wanted[name]]
-        cells = [_retrain(study, name, seed, needs.get(name, ())) for name, seed in turns]
-        retrain = [cell for cell in cells if cell.rows and cell.rows[0] not in base.rows]
+        same, early = ("clean", study.base_seed), not study.base_weights and self.missing(base)
+        needs_of = {turn: (base.id,) if turn == same and early else needs.get(turn[0], ()) for turn in turns}
+        retrain = [cell for turn, found in needs_of.items() if (cell := _retrain(study, *turn, found)).rows]
         if study.rankings == "keep":
             return [base, *attribute, *chain(*scored), *retrain]
         by_group = [[a, *s, *(c for c in retrain if a.id in c.needs)] for a, s in zip(attribute, scored, strict=True)]
-        return [base, *(cell for part in by_group for cell in part), *(c for c in retrain if not c.needs)]
+        clean = [cell for cell in retrain if cell.rows[0].estimator == "clean"]
+        return [base, *(cell for part in by_group for cell in part), *clean]
 
     @cached_property
     def looks(self) -> list:

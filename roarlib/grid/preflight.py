@@ -121,13 +121,14 @@ def seconds_left(grid: Grid, found: datasets.Data, todo: list[Cell], explaining:
     study, trial, spent, counts = grid.study, None, [], datasets.sizes(grid.study)[0]
     (workers, _), done = cluster.machine(study), results.rows(study)
     for cell in todo:
-        alike = done[done.measure == cell.measure]
+        if cell.rows[0].estimator == "clean" and cell.needs:
+            continue  # the base model's training leaves its row
+        alike = done[(done.measure == cell.measure) & done.seconds.notna()]
         if cell.measure == "ranking":  # a base's sweep costs what its passes cost: only the same group is alike
             alike = alike[alike.cell == cell.name]
         trial = trial or (None if len(alike) else _trial(study, found))
         each = float(alike.seconds.mean()) if len(alike) else _cost(study, counts, cell, explaining, *trial)
-        rows = 1 if cell.measure == "base" else len(grid.missing(cell))  # a base model's two rows are one training
-        spent.append(rows * each + 1.5)  # seconds of kernel start, imports and loading
+        spent.append(len(grid.missing(cell)) * each + 1.5)  # seconds of kernel start, imports and loading
     return max(sum(spent) / workers, max(spent, default=0.0))
 
 

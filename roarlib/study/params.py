@@ -185,8 +185,8 @@ class Study(BaseModel, extra="forbid", frozen=True):
 # Keys that only select what is run: they may change under existing outputs, since every row names its own values.
 SELECTION = ("estimators", "units", "modes", "scored_modes", "sanity_images", "percents", "seeds", "hours")
 MACHINE = ("data_dir", "files_dir", "device", "workers", "cell_hours", "memory_gb", "rankings")
-# Keys in which rows of one study may differ all the same: of its name, base models, judgement, or of some rows alone.
-OTHER = "name base_models base_seed margin seeds_max estimator_options recursive_steps imputation_noise".split()
+# Keys in which rows of one study may differ all the same: of its name, judgement, or of some rows alone.
+OTHER = "name margin seeds_max estimator_options recursive_steps imputation_noise".split()
 
 
 def load(path: str | Path) -> Study:

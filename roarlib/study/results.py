@@ -54,7 +54,7 @@ class Key(NamedTuple):
         return f"{self.measure}_{safe(self.estimator)}_{self.unit}_{self.mode}_p{self.percent}_s{self.seed}.json"
 
 
-KEY = list(Key._fields)
+KEY, CLEAN = list(Key._fields), ("retrain", "clean")  # clean rows, by measure and estimator, rest on no base model
 
 
 def base_file(study: Study, name: str) -> Path:
@@ -142,8 +142,7 @@ def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict
         raise ValueError(f"no such row: {key}, accuracy {accuracy}")
     row = {"study": study.name, "cell": key.cell, **key._asdict(), "accuracy": accuracy, **more}
     row |= {"epochs": study.epochs, "base_seed": study.base_seed, "source": own.source(study, key.estimator)}
-    untouched = (key.measure, key.estimator) == ("retrain", "clean")  # does not depend on the base model
-    row |= machine.provenance() | {"network": None if untouched else network(study)}
+    row |= machine.provenance() | {"network": None if key[:2] == CLEAN else network(study)}
     row |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "params": study.model_dump()}
     if not agree(study).is_file() or not earlier.results(study.folder):
         save(study)  # a notebook run by hand: from now on the folder is this study's
@@ -177,7 +176,8 @@ def rows(study: Study) -> pd.DataFrame:
             found.append(json.loads(file.read_text()))
         except ValueError:
             raise InputError(f"{file} is damaged (not JSON); delete it and run the study again") from None
-        then = now | found[-1].get("params", {})
+        free = study.base_models != "one" or (found[-1]["measure"], found[-1]["estimator"]) == CLEAN
+        then = now | found[-1].get("params", {}) | ({"base_seed": study.base_seed} if free else {})
         if odd := [f"{key}: {then[key]} there, {value} now" for key, value in now.items() if then[key] != value]:
             raise InputError(f"{file} was made with other parameters ({'; '.join(odd)}): delete such rows")
     table = pd.DataFrame(found, columns=list(dict.fromkeys([*COLUMNS, *(k for row in found for k in row)])))

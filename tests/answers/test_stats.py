@@ -124,6 +124,14 @@ def test_area_leaves_out_seeds_that_are_not_complete():
     assert (no_random.n == 0).all() and (no_clean.n == 0).all() and no_random["mean"].isna().all()
 
 
+def test_percents_that_random_lacks_compare_nothing_and_do_not_count():
+    """A study taken further without its controls: at 90 all can be compared still."""
+    many = {name: {50: (0.3,), 90: (0.2,)} for name in ("grad", "gb", "ig")}
+    rows = table_of({"random": {90: (0.4,)}, **many}, clean=(0.9,)).query("estimator != 'clean'")
+    assert set(stats.complete(rows).percent) == {90} and stats.complete(rows).estimator.nunique() == 4
+    assert set(stats.complete(rows[rows.estimator != "random"]).percent) == {50, 90}
+
+
 def test_areas_are_over_the_percents_that_most_have():
     whole = {50: (0.5,), 100: (0.1,)}
     table = table_of(

@@ -217,6 +217,8 @@ def test_what_a_function_draws_for_a_batch_tells_neither_class_nor_seed(mine, ou
     module = sys.modules["mine"]
     spread = [int(ids.max() - ids.min()) for ids in module.SEEN if ids[0] < 200]
     assert min(spread) > 50 and len(module.SEEN) == 2 * (25 + 2)  # batches of 8, in one pass with noise
+    rising = [(ids.diff() > 0).float().mean().item() for ids in module.SEEN if ids[0] < 200]
+    assert 0.4 < sum(rising) / len(rising) < 0.6  # an image's place in its batch tells nothing either
     assert len(set(module.DRAWN)) == len(module.DRAWN)  # no call, batch or network has the draw of another
 
 

@@ -294,6 +294,9 @@ def test_lrp_refuses_sums_that_it_does_not_know():
         ("self.head(self.pool(x * x.sigmoid()).flatten(1))", "mul"),
         ("self.head(self.pool(F.group_norm(x, 1)).flatten(1))", "group_norm"),
         ("F.linear(self.pool(x).flatten(1), self.head.weight)", "linear"),
+        ("self.head(self.pool(torch.tanh(x)).flatten(1))", "tanh"),
+        ("self.head(self.pool(F.gelu(input=x)).flatten(1))", "gelu"),
+        ("self.head(self.pool(F.interpolate(x, scale_factor=2)).flatten(1))", "interpolate"),
     ],
 )
 @pytest.mark.parametrize("name", ["lrp", "captum:LRP"])
@@ -308,7 +311,7 @@ def test_lrp_refuses_functions_that_its_rules_do_not_see(forward, named, name):
 
         def forward(self, x):
             x = self.relu(self.conv(x))
-            return eval(forward, {"F": nn.functional}, {"self": self, "x": x})
+            return eval(forward, {"F": nn.functional, "torch": torch}, {"self": self, "x": x})
 
     with pytest.raises(InputError, match=f"{name} has rules for modules, and this model calls .*{named}"):
         explained(Net(), torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), name)

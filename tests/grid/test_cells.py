@@ -38,11 +38,11 @@ def test_a_study_has_a_cell_for_everything_and_no_row_twice():
         seeds=[0, 1],
     )
     cells = Grid(study).cells
-    assert [sum(c.stage == s for c in cells) for s in STAGES.values()] == [1, 4, 4, 2 * 21 + 1, 0]
+    assert [sum(c.stage == s for c in cells) for s in STAGES.values()] == [1, 4, 4, 2 * (21 + 1), 0]
     rows = [row for cell in cells for row in cell.rows]
     files = {results.row_file(study, row) for row in rows}
     assert len(set(rows)) == len(files) == len(rows) and len({c.id for c in cells}) == len(cells)
-    assert all(row.cell == cell.name for cell in cells for row in cell.rows if row != Key("retrain", "clean"))
+    assert all(row.cell == cell.name for cell in cells for row in cell.rows)
     assert sum(row.measure == "retrain" for row in rows) == 2 * (21 * 2 * 2 * 2 + 1)
     assert sum(row.measure == "deletion" for row in rows) == 21 * 2 * 2 * 2
 
@@ -65,24 +65,30 @@ def test_needs_come_before_what_needs_them_and_seeds_come_in_turn():
     place = {cell.id: k for k, cell in enumerate(cells)}
     assert all(place[need] < place[cell.id] for cell in cells for need in cell.needs)
     parts = [cell.part for cell in cells if cell.stage == "04-retrain"]
-    assert parts == ["s3"] * 21 + ["s1"] * 21  # neither is the base model's seed, 0
+    assert parts == ["s3"] * 21 + ["s1"] * 21
     assert cells[1].id == "02-attribute/ig"  # the costliest first
 
 
 def test_percent_zero_alone_needs_no_estimator():
     cells = Grid(tiny_study(percents=[0])).cells
-    assert not [c for c in cells if c.stage == "04-retrain"]
-    assert cells[0].rows == (Key("base"), Key("retrain", "clean"))
+    assert [c.id for c in cells if c.stage == "04-retrain"] == ["04-retrain/clean/s0"]
 
 
-def test_the_base_model_is_the_untouched_retraining_of_its_seed_unless_it_is_brought(outputs):
-    ids = {cell.id for cell in Grid(tiny_study(seeds=[0, 1])).cells}
-    assert {"04-retrain/clean/s0", "04-retrain/clean/s1"} & ids == {"04-retrain/clean/s1"}
-    for apart in (tiny_study(base_weights="mine.pt"), tiny_study(base_seed=7)):
-        cells = Grid(apart).cells
-        assert cells[0].rows == (Key("base", seed=apart.base_seed),) and "04-retrain/clean/s0" in {c.id for c in cells}
-    auto = Grid(tiny_study(seeds="auto", estimators=["grad", "random"]))
-    assert Key("retrain", "clean") in auto.cells[0].rows and "04-retrain/clean/s2" in {c.id for c in auto.cells}
+def test_the_untouched_retraining_of_the_base_models_seed_waits_for_it(outputs):
+    """Which leaves its row; a base model that is there, brought, or of another seed leaves none."""
+
+    def needs(**more):
+        return {c.id: c.needs for c in Grid(tiny_study(seeds=[0, 1], **more)).cells if "clean" in c.id}
+
+    assert needs() == {"04-retrain/clean/s0": ("01-train/base",), "04-retrain/clean/s1": ()}
+    each = needs(base_models="each-seed")
+    assert each == {f"04-retrain/clean/s{k}": (f"01-train/base/s{k}",) for k in (0, 1)}
+    there = needs(rankings="recompute")
+    assert there == {"04-retrain/clean/s0": ("01-train/base",), "04-retrain/clean/s1": ()}
+    assert set(needs(base_weights="mine.pt").values()) == set(needs(base_seed=7).values()) == {()}
+    study = tiny_study(seeds=[0, 1])
+    finish(study, Grid(study).cells[0])
+    assert set(needs().values()) == {()}
 
 
 def test_notebooks_take_the_parameters_that_cells_give():
@@ -105,7 +111,7 @@ def test_every_seed_has_its_own_base_model_and_rankings_and_comes_whole():
         "02-attribute/controls/s5",
         "03-degrade/grad/s5",
         "03-degrade/controls/s5",
-        *(f"04-retrain/{name}/s5" for name in ("grad", "random")),
+        *(f"04-retrain/{name}/s5" for name in ("clean", "grad", "random")),
     ]
     by_id = {cell.id: cell for cell in cells}
     assert by_id["04-retrain/grad/s5"].needs == ("02-attribute/grad/s5",)
@@ -160,8 +166,8 @@ def test_a_run_does_everything_once_and_a_second_run_nothing(fake):
     ran, _ = fake
     study = tiny_study(seeds=[0, 1])
     assert not any(o.error for o in run(study))
-    assert len(ran) == len(Grid(study).cells) == 1 + 2 + 2 + 5
-    assert run(study) == [] and len(ran) == 10
+    assert len(ran) == len(Grid(study).cells) == 1 + 2 + 2 + 6
+    assert run(study) == [] and len(ran) == 11
 
 
 def test_one_bad_cell_does_not_stop_the_others_and_is_run_again(fake):
@@ -177,6 +183,7 @@ def test_one_bad_cell_does_not_stop_the_others_and_is_run_again(fake):
         "02-attribute/controls",
         "03-degrade/controls",
         "04-retrain/random/s0",
+        "04-retrain/clean/s0",
     }
     assert len(heard) == len(outcomes)
     fail.clear()
@@ -188,7 +195,7 @@ def test_one_bad_cell_does_not_stop_the_others_and_is_run_again(fake):
 def test_a_notebook_that_ends_without_its_rows_has_failed(monkeypatch, outputs):
     monkeypatch.setattr(kernel, "execute", lambda *a, **k: None)
     outcome = next(o for o in run(tiny_study()) if o.cell.id == "01-train/base")
-    assert outcome.error.startswith("ended without 2 of its rows, base_clean")
+    assert outcome.error.startswith("ended without 1 of its rows, base_clean")
 
 
 def test_a_failing_notebook_keeps_its_traceback_and_its_finished_rows(outputs):

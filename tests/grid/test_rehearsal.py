@@ -112,6 +112,7 @@ def test_a_model_that_fails_late_fails_early(outputs, mine, part, says):
     "body, says",
     [
         ("return images.sum((1, 2))", "estimator mine:f gives scores of shape (8, 32)"),
+        ("return images.sum(1).squeeze()", "estimator mine:f gives scores of shape (32, 32) for images of shape (1, 3"),
         ("return None", "estimator mine:f gives a NoneType, not a tensor of scores"),
         ("return images * 0", "estimator mine:f gives every input of an image the same score in "),
         ("raise ValueError('no\\nluck')", "estimator mine:f fails on a few images: mine.py:20: ValueError: no"),

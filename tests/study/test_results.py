@@ -192,6 +192,22 @@ def test_a_row_made_with_other_parameters_is_refused(outputs):
                 results.known(study)
 
 
+def test_a_row_of_another_base_model_is_refused_where_there_is_one(outputs):
+    """Two people share the seeds of a study with one network, and one of them has set base_seed."""
+    study = tiny_study(seeds=[0, 1])
+    write(study)
+    results.write(study, Key("retrain", "clean", seed=1), 0.5)
+    for file in study.folder.glob("*/*/rows/*.json"):
+        row = json.loads(file.read_text())
+        file.write_text(json.dumps(row | {"params": row["params"] | {"base_seed": 1}}))
+    with pytest.raises(InputError, match=r"other parameters \(base_seed: 1 there, 0 now\)"):
+        results.known(study)
+    for file in study.folder.glob("*/*/rows/*.json"):
+        if json.loads(file.read_text())["estimator"] != "clean":
+            file.unlink()
+    assert len(results.known(study)) == 1  # the untouched retraining rests on no base model
+
+
 def test_context_names_what_computed_the_row():
     found = results.context(tiny_study(), random_data())
     assert found["n_classes"] == 4 and found["device"] == "cpu" and "cores" in found["hardware"]
