@@ -25,7 +25,7 @@ import psutil
 import torch
 
 from roarlib.data import datasets
-from roarlib.engine import attribute, draws, estimators, models, rank, store, train
+from roarlib.engine import attribute, estimators, models, rank, store, train
 from roarlib.engine.attribute import Batch
 from roarlib.engine.degrade import Degraded
 from roarlib.engine.rank import Explainer
@@ -147,35 +147,6 @@ def floor_rate(model, x, targets, batch, seconds=1.0):
     if x.is_cuda:
         torch.cuda.synchronize()
     return count / (time.perf_counter() - started)
-
-
-def difference(study):
-    """Largest relative difference from Captum over the six of every base, in float64 under the same noise."""
-    torch.manual_seed(1)
-    model = models.build("resnet-tiny", 10, (3, 32, 32)).double().eval()
-    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
-    targets, ids = model(x).argmax(1).detach(), torch.arange(4)
-    found = attribute.explain(study, model, Batch(x, targets, ids), NAMES, -1.5, len(x))
-    sigma = SIGMA * (x.amax((1, 2, 3)) - x.amin((1, 2, 3)))[:, None, None, None]
-    calls = {
-        "grad": lambda v: ca.Saliency(model).attribute(v, targets, abs=False),
-        "gb": lambda v: ca.GuidedBackprop(model).attribute(v, targets),
-        "ig": lambda v: ca.IntegratedGradients(model).attribute(v, torch.full_like(v, -1.5), targets, n_steps=K),
-    }
-    worst = 0.0
-    for base, call in calls.items():
-        noisy = torch.stack([call(x + sigma * draws.normal(0, ids, j, (3, 32, 32))).detach() for j in range(J)])
-        wanted = [
-            call(x),
-            call(x) ** 2,
-            noisy.mean(0),
-            noisy.mean(0) ** 2,
-            noisy.square().mean(0),
-            noisy.var(0, unbiased=False),
-        ]
-        for name, theirs in zip([n for n in NAMES if n.startswith(base)], wanted, strict=True):
-            worst = max(worst, float((found[name] - theirs).norm() / theirs.norm()))
-    return worst
 
 
 def overlaps(device, count=64, percents=(10, 30, 50, 70, 90)):
@@ -323,7 +294,6 @@ def main():
         **{f"overlap_{precision}": round(float(share.mean()), 4) for precision, share in shares.items()},
         "hours_for_60000": hours and round(hours, 2),
         "over_floor": round(statistics.median(o[0] / f for o, f in zip(runs["ours"], floors, strict=True)), 2),
-        "float64_difference": difference(study) if options.check else None,
     }
     print(json.dumps(figures))
 

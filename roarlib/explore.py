@@ -97,9 +97,7 @@ def compare(study: Studied, a: str | None = None, b: str | None = None) -> View:
     return _of_rankings(study, make)
 
 
-def try_estimator(
-    study: Studied, fn: Callable, name: str = "mine", known: tuple[str, ...] = ("grad", "grad-sgsq", "random")
-) -> View:
+def try_estimator(study: Studied, fn: Callable, name: str = "mine", known: tuple[str, ...] = FIRST) -> View:
     """Try a function `(model, images, targets) -> scores` at once on any image, beside known estimators.
 
     It needs the base model, but no rankings or retraining; `engine.estimators` specifies arguments and result.

@@ -143,9 +143,7 @@ def networks(compared: Compared) -> pd.DataFrame:
         squares["network"] = (squares.several - squares.one).clip(lower=0)
         n = " and ".join(str(compared.found[compared.found["study"] == name].n.max()) for name in names)
         parts.append(squares.pow(0.5).reset_index().assign(n=n, studies=" and ".join(names)))
-    return (
-        pd.concat(parts) if parts else pd.DataFrame(columns=["estimator", "one", "several", "network", "n", "studies"])
-    )
+    return pd.concat(parts) if parts else pd.DataFrame(columns="estimator one several network n studies".split())
 
 
 def ranks(scores: pd.DataFrame, level: float = verdicts.LEVEL) -> tuple[pd.Series, float]:

@@ -231,7 +231,6 @@ def spearman(one, other) -> dict:
     Interval: tanh(artanh(rho) +- 1.96 sqrt((1 + rho^2 / 2) / (n - 3))), NaN where n < 4 or |rho| = 1.
     Source: scipy.stats.spearmanr; Bonett and Wright, Psychometrika 65 (2000), for the standard error.
     """
-    one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
     n = len(one)
     rho = float(scipy_stats.spearmanr(one, other).statistic) if n > 2 else np.nan
     return dict(n=n, rho=rho) | _fisher(rho, (1 + rho**2 / 2) / (n - 3) if n > 3 else np.nan)
@@ -244,10 +243,8 @@ def kendall(one, other) -> dict:
     n < 2 or all values of one side are equal.
     Source: scipy.stats.kendalltau; Fieller, Hartley and Pearson, Biometrika 44 (1957), for the standard error.
     """
-    one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
     n = len(one)
-    found = scipy_stats.kendalltau(one, other) if n > 1 else None
-    tau, p = (float(found.statistic), float(found.pvalue)) if found else (np.nan, np.nan)
+    tau, p = map(float, scipy_stats.kendalltau(one, other)) if n > 1 else (np.nan, np.nan)
     return dict(n=n, tau=tau, p=p) | _fisher(tau, 0.437 / (n - 4) if n > 4 else np.nan)
 
 

@@ -95,9 +95,7 @@ def sanity(rows: pd.DataFrame, unit: str) -> pd.DataFrame:
     return found[["rho", "overlap"]].mean().reset_index()
 
 
-def survival(
-    table: pd.DataFrame, unit: str, margin: float = MARGIN, claims: pd.DataFrame | None = None
-) -> pd.DataFrame:
+def survival(table: pd.DataFrame, unit: str, margin: float = MARGIN, claims=None) -> pd.DataFrame:
     """Whether each estimator's ROAR verdict survives: one row per estimator that is neither a control nor a variant.
 
     Columns: estimator; ROAR, the verdict against Random after Holm's correction (`claims`, or verdicts.verdicts); one

@@ -266,7 +266,7 @@ def _torchvision(cls_name: str, put: str, study: Study):
     splits = []
     for train in (True, False):
         try:
-            found = _found_or_fetched(cls, folder, train)
+            found = cls(folder, train=train, download=True)  # only if it is not there
         except (RuntimeError, OSError, EOFError, ValueError) as error:
             raise InputError(
                 f"{study.dataset}: missing or damaged under {folder} and not downloadable "
@@ -277,13 +277,6 @@ def _torchvision(cls_name: str, put: str, study: Study):
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         splits.append(Split(np.ascontiguousarray(images), np.asarray(found.targets, dtype=np.int64)))
     return *splits, found.classes
-
-
-def _found_or_fetched(cls, folder: Path, train: bool):
-    try:
-        return cls(folder, train=train, download=False)
-    except (RuntimeError, OSError, EOFError, ValueError):
-        return cls(folder, train=train, download=True)
 
 
 # name -> function of the study that returns (train Split, test Split, class names)

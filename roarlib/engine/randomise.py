@@ -91,9 +91,7 @@ def compare(
     before = {(e, u): rankings.load(study, e, u, "test")[:count] for e in estimators for u in study.units}
     for depth in depths:
         model = randomised(explainer, DEPTHS[depth]) if DEPTHS[depth] else explainer.model
-        again = _ranked(
-            replace(explainer, study=other, model=model), list(before), min(count, len(explainer.data.test))
-        )
+        again = _ranked(replace(explainer, study=other, model=model), list(before), len(next(iter(before.values()))))
         for (name, unit), old in before.items():
             found = {"rho": rankings.correlation(old, again[name, unit])}
             yield (name, unit, depth), found | {"overlap": rankings.overlap(old, again[name, unit])}

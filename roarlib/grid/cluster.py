@@ -103,19 +103,12 @@ def slurm_settings(file: Path) -> dict:
             raise InputError(f"{file}: {key} = {value!r}: must be a {type(known[key]).__name__}")
     if not isinstance(given.get("jobs"), int) or given["jobs"] < 1:
         raise InputError(f"{file}: jobs, the number of jobs at a time, must be a whole number from 1")
-    settings = {
-        "cores": 1,
-        "memory": "16GB",
-        "walltime": "04:00:00",
-        "log-directory": str(outputs() / "_slurm"),
-    } | given
+    settings = {"cores": 1, "memory": "16GB", "walltime": "04:00:00", "log-directory": f"{outputs()}/_slurm"} | given
     # one cell at a time: a job's other cores serve a cell on a GPU; lost workers are replaced as jobs
     job_cpu = settings.get("job-cpu") or settings["cores"]
     settings |= {"job-cpu": job_cpu, "cores": 1, "processes": 1, "nanny": False}
-    settings["job-script-prologue"] = [
-        f"export ROAR_OUTPUTS={outputs().resolve()}",
-        *given.get("job-script-prologue", []),
-    ]
+    where = f"export ROAR_OUTPUTS={outputs().resolve()}"
+    settings["job-script-prologue"] = [where, *given.get("job-script-prologue", [])]
     settings["worker-extra-args"] = ["--dashboard-address", LOOPBACK, *given.get("worker-extra-args", [])]
     settings["scheduler-options"] = {"dashboard_address": LOOPBACK} | given.get("scheduler-options", {})
     return {key.replace("-", "_"): value for key, value in settings.items()}

@@ -28,10 +28,7 @@ TRIED = 200  # pictures of each split that are decoded to try a study before it 
 
 
 def check(
-    study: Study,
-    progress: Progress = None,
-    say: Callable[[str], None] = lambda line: None,
-    whole: bool = True,
+    study: Study, progress: Progress = None, say: Callable[[str], None] = lambda line: None, whole: bool = True
 ) -> tuple[datasets.Data, dict[str, float]]:
     """Load the data and rehearse the run on a few images; InputError names what does not fit.
 

@@ -39,12 +39,8 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
     whole, spent = study, {}
     few = dataclasses.replace(data, train=_few(data.train), test=_few(data.test))
     short = {"epochs": 1, "batch_size": len(few.train), "noise_samples": 2, "ig_steps": 2, "recursive_steps": [50]}
-    short |= {
-        "name": f"{study.name}/.rehearsal-{platform.node()}-{os.getpid()}",
-        "base_models": "one",
-        "drop_epochs": [],
-        "rankings": "keep",
-    }
+    name = f"{study.name}/.rehearsal-{platform.node()}-{os.getpid()}"
+    short |= {"name": name, "base_models": "one", "drop_epochs": [], "rankings": "keep"}
     study = study.model_copy(update=short)
     _fresh_weights(study, data, say)
     shutil.rmtree(study.folder, ignore_errors=True)  # left by one that was killed

@@ -146,11 +146,7 @@ class Run:
     """
 
     def __init__(
-        self,
-        study: Study,
-        scheduler: str | None = None,
-        slurm: Path | None = None,
-        say: Callable[[str], None] = lambda line: None,
+        self, study: Study, scheduler: str | None = None, slurm: Path | None = None, say: Callable = lambda line: None
     ):
         self.study, self.grid, self.scheduler, self.say = study, Grid(study), scheduler, say
         self.slurm = cluster.slurm_settings(slurm) if slurm else None

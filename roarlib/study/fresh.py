@@ -23,9 +23,8 @@ def write(file: Path, dataset: str, model: str, estimators: list[str]) -> str:
         file.unlink()
         raise
     named = dict.fromkeys([study.model, *(split_name(name)[0] for name in study.estimators)])
-    return "\n".join(
-        [f"{file} is written", *filter(None, map(_lacking, named)), f"next: roar plan {shlex.quote(str(file))}"]
-    )
+    lines = f"{file} is written", *map(_lacking, named), f"next: roar plan {shlex.quote(str(file))}"
+    return "\n".join(filter(None, lines))
 
 
 def _lacking(name: str) -> str:

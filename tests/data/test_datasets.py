@@ -29,7 +29,9 @@ def test_textures_load_with_masks_and_moments():
     ],
 )
 def test_bad_data_is_one_line(changes, says, monkeypatch):
-    monkeypatch.setattr(datasets, "_found_or_fetched", lambda *a: (_ for _ in ()).throw(RuntimeError("no network")))
+    monkeypatch.setattr(
+        torchvision.datasets.FashionMNIST, "download", lambda self: (_ for _ in ()).throw(RuntimeError("no network"))
+    )
     with pytest.raises(InputError) as error:
         datasets.load(tiny_study(**changes))
     assert says in str(error.value) and "\n" not in str(error.value)

@@ -158,14 +158,6 @@ def test_places_differ_and_rows_are_told_from_columns():
     assert (found[:32, :, 5] == found[:32, :, 0]).all() and (found[32:, 5] == found[32:, 0]).all()
 
 
-def test_gb_says_that_it_is_for_relu_networks():
-    model = models.build("vit-tiny", 4, (3, 8, 8)).eval()
-    with pytest.raises(
-        InputError, match="gb found no ReLU to guide in ViT: it is defined for ReLU networks only, not GELU's"
-    ):
-        estimators.gb(model, torch.randn(1, 3, 8, 8), torch.tensor([0]))
-
-
 class Biased(nn.Module):
     """As Swin V2: GELU on the way, and a ReLU that makes positions out of weights alone."""
 
