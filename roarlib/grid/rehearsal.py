@@ -114,22 +114,18 @@ def _few(split: Split) -> Split:
 def _rank(explainer: Explainer, group: list[str]) -> float:
     """Make a group's rankings as its cell does; on failure one by one, to name the culprit. Seconds of a warm pass."""
     make = recursive.make if variant_of(group[0]) == "recursive" else store.make
-    folder = rankings.path(explainer.study, group[0], "", "").parent
-
-    def one() -> None:  # as in the last batch of a split
-        explainer.scores("test", slice(0, 1), [split_name(group[0])[0]])
-
+    folder, base = rankings.path(explainer.study, group[0], "", "").parent, split_name(group[0])[0]
+    last = slice(0, 1)  # as many as the last batch of a split may have
     try:
         make(explainer, group)
-        explainer.gap(split_name(group[0])[0])
-        one()
+        explainer.gap(base)
+        explainer.scores("test", last, [base])
     except Exception:
         for name in group:
             with _told(f"estimator {name} fails on a few images", name):
                 make(explainer, [name])
-                explainer.gap(split_name(name)[0])
-        with _told(f"estimator {split_name(group[0])[0]} fails on one image", group[0]):
-            one()
+                explainer.gap(base)
+                explainer.scores("test", last, [base])
         shutil.rmtree(folder)
         with _told(f"estimators {', '.join(group)} fail together on a few images, though not one by one"):
             make(explainer, group)
