@@ -196,8 +196,8 @@ def machines(rows: pd.DataFrame) -> pd.DataFrame:
 
 def cost(rows: pd.DataFrame) -> pd.DataFrame:
     """Number, median and total seconds by kind of measurement; a ranking's are its share of what its base took."""
-    seconds = rows.groupby("measure")["seconds"].agg(["count", "median", "sum"]).reindex(list(WHAT)).dropna()
-    seconds = seconds.astype({"count": int}).rename(index=WHAT)
+    seconds = rows.groupby("measure")["seconds"].agg(["size", "median", "sum"]).reindex(list(WHAT)).dropna()
+    seconds = seconds.astype({"size": int}).rename(index=WHAT)
     seconds.columns = ["n", "median seconds", "total seconds"]
     return seconds.reset_index(names="measurement")
 
