@@ -35,7 +35,7 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
     flat = scores.detach().reshape(len(scores), -1)
     flat = flat if flat.dtype == torch.float64 else flat.float()
     if not torch.isfinite(flat).all():
-        bad = int(ids[~torch.isfinite(flat).all(1)][0]) % (1 << 40)  # the upper bits tell the split
+        bad = int(ids[~torch.isfinite(flat).all(1)].min()) % (1 << 40)  # the upper bits tell the split
         raise ValueError(f"scores of image {bad} are NaN or infinite; an importance must be a finite number")
     units = flat.shape[1]
     ties = draws.bits(seed, draws.TIES, ids, 0, units) & 0xFFFFFFFF

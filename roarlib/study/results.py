@@ -176,7 +176,7 @@ def rows(study: Study) -> pd.DataFrame:
             found.append(json.loads(file.read_text()))
         except ValueError:
             raise InputError(f"{file} is damaged (not JSON); delete it and run the study again") from None
-        free = study.base_models != "one" or (found[-1]["measure"], found[-1]["estimator"]) == CLEAN
+        free = study.base_models != "one" or (found[-1].get("measure"), found[-1].get("estimator")) == CLEAN
         then = now | found[-1].get("params", {}) | ({"base_seed": study.base_seed} if free else {})
         if odd := [f"{key}: {then[key]} there, {value} now" for key, value in now.items() if then[key] != value]:
             raise InputError(f"{file} was made with other parameters ({'; '.join(odd)}): delete such rows")
