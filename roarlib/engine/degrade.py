@@ -115,8 +115,8 @@ class Degraded:
             if isinstance(index, slice):
                 return [array[index] for array in self.stored]
             return [array.index_select(0, index.to(self.device)) for array in self.stored]
-        rows = index if isinstance(index, slice) else index.numpy()
-        found = [torch.from_numpy(np.array(array[rows])).permute(0, 2, 3, 1).contiguous() for array in self.stored]
+        found = [torch.from_numpy(np.array(array[rows(index)])) for array in self.stored]
+        found = [array.permute(0, 2, 3, 1).contiguous() for array in found]
         release(*self.stored)
         return found if self.device.type == "cpu" else [array.pin_memory() for array in found]
 
@@ -155,6 +155,11 @@ class Degraded:
             gone = removed(ranks[index], self.percent, self.mode)
             out[index] = self._imputed(images[index], gone, index).permute(0, 2, 3, 1)
         return out
+
+
+def rows(index: torch.Tensor | slice) -> slice | np.ndarray:
+    """An index for NumPy, which would take a tensor of one image for a number."""
+    return index if isinstance(index, slice) else index.numpy()
 
 
 def degraded(

@@ -8,7 +8,7 @@ import torch
 
 from roarlib.data.datasets import Data
 from roarlib.engine import attribute, cams, draws, from_captum, layers, models
-from roarlib.engine.degrade import Degraded, image_ids
+from roarlib.engine.degrade import Degraded, image_ids, rows
 from roarlib.engine.estimators import built_in
 from roarlib.study.machine import device_of
 from roarlib.study.names import split_name
@@ -56,11 +56,6 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
 Index = slice | torch.Tensor  # of images of a split
 
 
-def _rows(index: Index) -> slice | np.ndarray:
-    """An index for NumPy, which would take a tensor of one image for a number."""
-    return index if isinstance(index, slice) else index.numpy()
-
-
 @dataclass
 class Explainer:
     """Explains a study's data by one model; every ranking is made with it.
@@ -92,7 +87,7 @@ class Explainer:
     def targets(self, split: str, index: Index) -> torch.Tensor:
         """The classes that are explained for these images, int64 (B,)."""
         explained = self.predictions[split] if self.study.target == "predicted" else self.data.split(split).labels
-        return torch.from_numpy(np.array(explained[_rows(index)])).to(self.device)
+        return torch.from_numpy(np.array(explained[rows(index)])).to(self.device)
 
     def baseline(self, word: str) -> torch.Tensor:
         """The baseline that a word names, normalised, broadcastable to images; InputError for any other word.
@@ -120,7 +115,7 @@ class Explainer:
         """
         images, targets = self._images(split, index, gone, percent), self.targets(split, index)
         masks = self.data.split(split).masks
-        masks = None if masks is None else torch.from_numpy(masks[_rows(index)]).to(self.device)
+        masks = None if masks is None else torch.from_numpy(masks[rows(index)]).to(self.device)
         inputs = attribute.Batch(images, targets, self.ids(split, index), masks)
         made = {}
         for model, ours in ((self.folded, True), (self.model, False)):  # code that is not ours gets the model itself
