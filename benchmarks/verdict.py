@@ -1,6 +1,6 @@
 """The price of a verdict: worker-seconds to tell a true difference of 1 point, and of 2, from none.
 
-python benchmarks/verdict.py [STUDY.yaml]: from the rows of a finished study, by default params/cifar10-cpu.yaml.
+python benchmarks/verdict.py [STUDY.yaml ..]: from the rows of finished studies, by default params/cifar10-cpu.yaml.
 python benchmarks/verdict.py STUDY.yaml --run [--recipe epochs=4 --recipe "epochs=4 flip_average=true"] [--seeds 6]:
 the study's recipe and others (its keys, with other values) side by side on this machine, in turn, seed by seed, by the
 rankings that the study has (`roar run STUDY.yaml --only '02*'` makes them). Seconds are then of the processor. With
@@ -10,14 +10,17 @@ Seeds: as many as tell the difference with 80 percent power at 0.05 / 18, Holm's
 estimators, given the spread over seeds of paired differences from Random; `alone`, where every estimator is tested by
 its own seeds, without what the others say of the spread. A retraining is one estimator, one percent, one seed; the
 price of a study is seeds x (18 + Random) x percents retrainings, of one estimator at one percent seeds x 1. A row's
-seconds are of one worker: a core, or a GPU; 200 seeds stand for 200 or more. A recipe that learns less has smaller
-differences as well: `size` is their root mean square over estimators. The ratio is the price without pairing over that
-with it, or, with --run, the study's over the last column's, both by variance x seconds, which has no whole seeds to
-jump by. `tau` and `slope` set a recipe's differences beside the study's: its points are worth 1 / slope of the study's.
+seconds are of one worker: a core, or a GPU; 200 seeds stand for 200 or more. `network` is what one network takes, its
+training and its rankings by all estimators of the study; a study's hours hold that once, or for every seed that has its
+own. A recipe that learns less has smaller differences as well: `size` is their root mean square over estimators. The
+ratio is the price without pairing over that with it; with --run, the study's over the last column's, both by variance x
+seconds, which has no whole seeds to jump by; of several studies, the first one's hours over the last one's. `tau` and
+`slope` set a recipe's, or another study's, differences beside the first: its points are worth 1 / slope of those.
 
 --simulate 300: so many studies of 18 estimators, with the differences and the spread of the rows, but one whose true
 difference is 1 (or 2) points. How many seeds, on average over the 18 and Random, tell this one in 80 percent of them:
-fixed seeds with every estimator alone, fixed seeds as we test, and `seeds: auto`; and how many words are false.
+fixed seeds with every estimator alone, fixed seeds as we test, and `seeds: auto`; what hours these take; and how many
+words are false.
 """
 
 import argparse
@@ -58,18 +61,27 @@ def price(table: pd.DataFrame, unit: str, mode: str) -> dict:
         "unpaired": 100 * float(np.sqrt(alone.drop("random").mean() + alone["random"])),
         "seconds": rows.seconds.median(),
     }
+    explained = table[(table.measure == "base") | (table.measure == "ranking") & (table.unit == unit)]
+    networks = explained.groupby("seed").seconds.sum()
+    found |= {"network": networks.median() if len(networks) else 0.0, "a network a seed": len(networks) > 1}
     for difference in DIFFERENCES:
         needed = verdicts.seeds_needed(difference, spread, ESTIMATORS)
         alone = verdicts.seeds_needed(difference, spread, level=verdicts.LEVEL / ESTIMATORS)
         one = needed * found["seconds"]
         points = f"{100 * difference:g}"
         found |= {f"seeds for {points}, alone": alone, f"seeds for {points}": needed, f"seconds for {points}": one}
-        found[f"hours for {points}, all"] = one * (ESTIMATORS + 1) * found["percents"] / 3600
+        found[f"hours for {points}, all"] = hours(found, needed, needed)
     return found
 
 
-def simulated(table: pd.DataFrame, unit: str, mode: str, studies: int) -> dict:
-    """Seeds that tell a true difference of 1 and 2 points, by design: see the module's docstring."""
+def hours(found: dict, retrained: float, seeds: float) -> float:
+    """Worker-hours of a study, networks included. retrained: seeds of an estimator, on average; seeds: of the study."""
+    retraining = retrained * (ESTIMATORS + 1) * found["percents"] * found["seconds"]
+    return (retraining + found["network"] * (seeds if found["a network a seed"] else 1)) / 3600
+
+
+def simulated(table: pd.DataFrame, unit: str, mode: str, studies: int, priced: dict) -> dict:
+    """Seeds and hours that tell a true difference of 1 and 2 points, by design: see the module's docstring."""
     assert not keeps(mode), "here lower accuracy is better"
     spread, found = verdicts.spread_of_differences(table, unit, mode), verdicts.verdicts(table, unit, mode)
     noise = np.random.default_rng(0).standard_normal((studies, ESTIMATORS + 1, MOST)) * spread / np.sqrt(2)
@@ -91,6 +103,7 @@ def simulated(table: pd.DataFrame, unit: str, mode: str, studies: int) -> dict:
             false = better & (truth >= 0) | worse & (truth <= 0) | equal & (abs(truth) >= verdicts.MARGIN)
             points = f"{name}, {100 * difference:g}"
             out |= {points: (used.sum(1) + used.max(1)).mean() / (ESTIMATORS + 1), f"{points}: most": high}
+            out[f"{points}: hours"] = hours(priced, out[points], used.max(1).mean())
             out |= {f"{points}: told": (words != verdicts.OPEN).mean(), f"{points}: false": false.any(1).mean()}
     return out
 
@@ -153,8 +166,12 @@ def side_by_side(
 def beside(recipe: pd.DataFrame, study: pd.DataFrame, unit: str, mode: str) -> dict[str, float]:
     """A recipe's differences from Random beside the study's: Kendall's tau, and their slope through 0.
 
-    Where a recipe makes differences larger, a point of the study's is `slope` points of its own.
+    Where a recipe makes differences larger, a point of the study's is `slope` points of its own. Of estimators and
+    percents that both have.
     """
+    cells = ["estimator", "percent"]
+    recipe = recipe.merge(study[cells].drop_duplicates())
+    study = study.merge(recipe[cells].drop_duplicates())
     one, other = (verdicts.verdicts(t, unit, mode).set_index("estimator")["mean"] for t in (recipe, study))
     one = one[other.index]
     return {"tau": stats.kendalltau(one, other).statistic, "slope": float((one * other).sum() / (other**2).sum())}
@@ -168,24 +185,26 @@ def _first(data: datasets.Data, count: int) -> datasets.Data:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="?", default="params/cifar10-cpu.yaml")
+    parser.add_argument("studies", nargs="*", default=["params/cifar10-cpu.yaml"])
     parser.add_argument("--run", action="store_true")
     parser.add_argument("--recipe", action="append", default=[], metavar='"KEY=VALUE .."')
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--tests", type=int, action="append", default=[], metavar="IMAGES")
     parser.add_argument("--simulate", type=int, default=0, metavar="STUDIES")
     options = parser.parse_args()
-    study = params.load(options.study)
+    study, *others = map(params.load, options.studies)
     params.agree(study)
+    if others and options.run:
+        parser.error("--run takes one study")
     if options.run:
         recipes = {text: dict(map(_read, text.split())) for text in options.recipe}
         tables = side_by_side(study, {study.name: {}} | recipes, options.seeds, options.tests)
         where = hardware(study.device)
     else:
-        tables = {study.name: results.table(study)}
-        where = ", ".join(sorted(set(tables[study.name].hardware.dropna())))
+        tables = {one.name: results.known(one) for one in (study, *others)}
+        where = ", ".join(sorted({name for table in tables.values() for name in table.hardware.dropna()}))
     found = {name: price(table, study.units[0], study.modes[0]) for name, table in tables.items()}
-    if options.run:
+    if len(tables) > 1:
         found = {
             n: one | beside(tables[n], tables[study.name], study.units[0], study.modes[0]) for n, one in found.items()
         }
@@ -193,11 +212,14 @@ def main():
     shown = pd.DataFrame(found)
     print(shown.to_string(float_format="{:.2f}".format))
     if options.simulate:
-        found |= {"simulated": simulated(tables[study.name], study.units[0], study.modes[0], options.simulate)}
-        print(pd.Series(found["simulated"]).to_string(float_format="{:.3f}".format))
+        made = simulated(tables[study.name], study.units[0], study.modes[0], options.simulate, found[study.name])
+        print(pd.Series(made).to_string(float_format="{:.3f}".format))
+        found |= {"simulated": made}
     cost = {name: one["spread"] ** 2 * one["seconds"] for name, one in found.items() if name in tables}
     first, last = found[study.name], list(tables)[-1]
     ratio = cost[study.name] / cost[last] if options.run else (first["unpaired"] / first["spread"]) ** 2
+    if others:
+        ratio = first["hours for 1, all"] / found[last]["hours for 1, all"]
     print(json.dumps({"benchmark": "verdict", "ratio": round(ratio, 2)} | {n: _short(one) for n, one in found.items()}))
 
 

@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
-from conftest import ROOT, simulated
+from conftest import ROOT, row, simulated
 
 sys.path.append(str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
 import gpu_parts  # noqa: E402
 import road  # noqa: E402
+import verdict  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,22 @@ def test_our_rows_lie_beside_roads():
     assert found.estimator.tolist() == ["ig", "ig", "ig-sg", "ig-sg"] and set(found.fill) == {"image-mean"}
     assert found.theirs.tolist() == [72.2, 67.4, 74.9, 75.0]
     assert (found.difference == found.ours - found.theirs).all() and found.ours.between(0, 100).all()
+
+
+@pytest.mark.parametrize("seeds, networks", [((0,), 1), ((0, 1, 2), 4)])
+def test_a_studys_hours_hold_its_networks(seeds, networks):
+    """19 times 2 retrainings of 30 s for each of 4 seeds, and what is ranked: once, or for every seed."""
+    retrained = simulated(["grad", "ig", "random"], percents=(50, 90), units=("pixel",), modes=("remove",))
+    retrained = retrained[retrained.measure == "retrain"].assign(seconds=30.0)
+    rows = [row("base", "clean", "all", "all", 0, s, 0.9) | {"seconds": 40} for s in seeds]
+    rows += [row("ranking", e, "pixel", "all", 0, s, None) | {"seconds": 100} for s in seeds for e in ("grad", "ig")]
+    rows.append(row("ranking", "ig", "value", "all", 0, 0, None) | {"seconds": 1e6})
+    found = verdict.price(pd.concat([retrained, pd.DataFrame(rows)]), "pixel", "remove")
+    assert (found["network"], found["seconds"], found["percents"]) == (240, 30, 2)
+    assert verdict.hours(found, 4, 4) == pytest.approx((4 * 19 * 2 * 30 + networks * 240) / 3600)
+
+
+def test_two_studies_are_compared_where_both_have_rows():
+    one = simulated(["grad", "ig", "gb", "random"], percents=(50, 90), units=("pixel",), modes=("remove",))
+    other = one[(one.estimator != "gb") & (one.percent != 90)]
+    assert verdict.beside(other, one, "pixel", "remove") == {"tau": 1, "slope": pytest.approx(1)}
