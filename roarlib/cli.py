@@ -11,7 +11,7 @@ import click
 
 from roarlib.grid import status
 from roarlib.grid.cells import Grid
-from roarlib.study import fresh, params, results
+from roarlib.study import files, fresh, params, results
 from roarlib.study.files import outputs
 from roarlib.study.params import InputError
 
@@ -219,7 +219,7 @@ def status_(study_file):
     if study_file:
         click.echo(status.text(Grid(_load(study_file))))
         return
-    there = results.studies()
+    there = files.studies()
     for grid in (Grid(params.load(file)) for file in there):
         click.echo(status.counts(grid, grid.cells))
     if not there:
@@ -262,7 +262,7 @@ def compare(study_files, unit, mode):
     """Compare studies (if none is named, all with results): differences from Random, mean ranks, agreement."""
     from roarlib.answers import across
 
-    click.echo(across.text(across.compare(across.load(study_files or results.studies()), unit, mode)))
+    click.echo(across.text(across.compare(across.load(study_files or files.studies()), unit, mode)))
 
 
 def _size(count: int) -> str:

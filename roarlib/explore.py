@@ -18,7 +18,7 @@ from roarlib.answers.across import load
 from roarlib.data import datasets
 from roarlib.engine import train
 from roarlib.engine.rank import Explainer
-from roarlib.study import params, rankings, results
+from roarlib.study import files, params, rankings, results
 from roarlib.study.names import in_order
 from roarlib.views.across import Across
 from roarlib.views.compare import Compare
@@ -44,7 +44,7 @@ def study(file: str = "") -> params.Study:
     """
     if file:
         return params.load(file)
-    there = {path.parent.name: str(path) for path in results.studies()}
+    there = {path.parent.name: str(path) for path in files.studies()}
     if not there:
         raise NothingYet("There is no study with results yet. `make study` runs the demo, in some minutes.")
     name = CHOSEN.get("study", next(iter(there)))
@@ -72,7 +72,7 @@ def curves(study: Studied, *more: Studied) -> Curves:
 
 def across(*studies: Studied) -> Across:
     """Several studies side by side (if none is named, all with results): differences from Random, and mean ranks."""
-    return Across(load(studies or results.studies()))
+    return Across(load(studies or files.studies()))
 
 
 def images(study: Studied) -> View:

@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 
 from roarlib.answers import looks, stats, verdicts
 from roarlib.study import params, results
-from roarlib.study.names import MODES, UNITS, keeps, label
+from roarlib.study.names import MODES, UNITS, in_orders, keeps, label
 
 
 class Compared(NamedTuple):
@@ -212,13 +212,19 @@ def in_words(compared: Compared) -> list[str]:
     return lines
 
 
+def agreement(compared: Compared) -> pd.DataFrame:
+    """Kendall's tau between the orders of every two studies, with its interval; of the estimators `in_orders`."""
+    scores = compared.scores[[*filter(in_orders, compared.scores)]]
+    return stats.pairwise(scores)[["one", "other", "n", "tau", "tau_low", "tau_high"]]
+
+
 def text(compared: Compared) -> str:
     """The comparison as text for a terminal."""
-    pairs = stats.pairwise(compared.scores)[["one", "other", "n", "tau", "tau_low", "tau_high"]]
+    pairs = agreement(compared)
     return (
         "\n".join(in_words(compared))
         + "\n\nAccuracy minus Random's in points, [95 percent interval], verdict; and the mean rank\n"
         + table(compared).to_string()
-        + "\n\nKendall's tau between the orders of the estimators that two studies share\n"
+        + "\n\nKendall's tau between the orders of the estimators that two studies share, without variants and Random\n"
         + pairs.to_string(index=False, float_format="{:.2f}".format, na_rep="–")
     )

@@ -4,6 +4,7 @@ An estimator that a look has decided (better, worse or equal) gets no more seeds
 its own part of the level, with Holm's correction within it, so that the chance of any false verdict, over all
 estimators and looks, stays at the level however looks depend on each other, if single tests keep theirs. Looks judge
 the study's first unit and mode. All is a function of rows and study, so that all who run a study plan the same.
+`hours` decide whether seeds are added, never whether a look counts.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pandas as pd
 
 from roarlib.answers import verdicts
 from roarlib.answers.verdicts import BETTER, EQUAL, LEVEL, OPEN, WORSE
+from roarlib.study.names import label, mixed_share
 from roarlib.study.params import Study
 
 TOLD = (BETTER, WORSE, EQUAL)
@@ -58,23 +60,38 @@ def levels(most: int) -> np.ndarray:
 
 def made(table: pd.DataFrame, study: Study) -> list[Look]:
     """The looks whose rows are all there, in order. table: `results.known` of the study."""
-    found, told, still = [], {}, tuple(name for name in study.estimators if name != "random")
+    found, told, still, over = [], {}, _asked(study), False
     steps = counts(study.seeds_max)
     for count, following, level in zip(steps, [*steps[1:], 0], levels(study.seeds_max), strict=True):
-        rows = table[(table.measure != "retrain") | (table.seed < count)]
-        if not _whole(rows, study, still, count):
+        retrained = table.seed.lt(count) & table.percent.isin([0, *study.percents])
+        rows = table[(table.measure != "retrain") | retrained]
+        # beyond `hours` nobody waits for an estimator that lacks seeds
+        asked = tuple(name for name in still if not over or _whole(rows, study, (name,), count))
+        if not asked or not _whole(rows, study, asked, count):
             break
         tested = verdicts.verdicts(rows, study.units[0], study.modes[0], margin=study.margin / 100, level=float(level))
         words = dict(zip(tested.estimator, tested.verdict, strict=True))
-        new = {name: words[name] for name in still if words.get(name) in TOLD}
+        new = {name: words[name] for name in asked if words.get(name) in TOLD}
         told = told | {name: (word, count) for name, word in new.items()}
         still = tuple(name for name in still if name not in new)
         hours, more = _hours(rows, still, (following - count) / count)
-        over = not still or study.hours and hours + more > study.hours
-        found.append(Look(count, told, still, hours, 0 if over else following))
-        if not found[-1].then:
-            break
+        over = bool(study.hours) and hours + more > study.hours
+        found.append(Look(count, told, still, hours, following if still and not over else 0))
     return found
+
+
+def _asked(study: Study) -> tuple[str, ...]:
+    """The estimators that looks judge: mixed ones judge the metric, and get the seeds that Random has."""
+    return tuple(name for name in study.estimators if name != "random" and not mixed_share(name))
+
+
+def waits(table: pd.DataFrame, study: Study) -> str:
+    """A sentence on the estimators for which the first look waits, so that none has a verdict yet; else empty."""
+    if study.seeds != "auto" or made(table, study):
+        return ""
+    first = counts(study.seeds_max)[0]
+    late = [label(name) for name in _asked(study) if not _whole(table, study, (name,), first)]
+    return f"No verdict yet: the first look waits for {first} seeds of {', '.join(late)}."
 
 
 def _whole(rows: pd.DataFrame, study: Study, names: tuple[str, ...], count: int) -> bool:
@@ -108,8 +125,10 @@ def judged(table: pd.DataFrame, study: Study, unit: str, mode: str) -> pd.DataFr
     if study.seeds != "auto" or (unit, mode) != (study.units[0], study.modes[0]):
         return found
     told = {name: word for look in made(table, study)[-1:] for name, (word, _) in look.told.items()}
-    words = zip(found.estimator, found.verdict, strict=True)
-    return found.assign(verdict=[told.get(name, OPEN if word in TOLD else word) for name, word in words])
+    asked, words = _asked(study), zip(found.estimator, found.verdict, strict=True)
+    return found.assign(
+        verdict=[told.get(name, OPEN if word in TOLD and name in asked else word) for name, word in words]
+    )
 
 
 def design(study: Study) -> str:
@@ -119,8 +138,8 @@ def design(study: Study) -> str:
     *first, last = map(str, counts(study.seeds_max))
     return (
         f"Seeds were added where they were needed: looks after {', '.join(first)}{' and ' * bool(first)}{last} seeds, "
-        f"which share the {LEVEL:.0%}; an estimator that a look has told gets no more, and keeps its word. "
+        f"as far as needed, share the {LEVEL:.0%}; an estimator that a look has told gets no more, and keeps its word. "
         "Intervals take no account of the looks: of estimators told early they tend to lie too far from 0. "
-        f"{f'None were added beyond {study.hours:g} hours of work. ' if study.hours else ''}Looks judge the first unit "
-        "and mode; words on others are of one test with the seeds that there are.\n"
+        f"{f'None were added beyond {study.hours:g} hours of work. ' if study.hours else ''}Looks judge the "
+        "estimators listed in the first unit and mode; words on others are of one test with the seeds that there are.\n"
     )

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from roarlib.answers import stats
-from roarlib.study.names import PAPER, PAPER_BASES, label
+from roarlib.study.names import PAPER, PAPER_BASES, label, variant_of
 
 TABLE2 = Path(__file__).with_name("hooker2019_table2.csv")  # 420 accuracies and their source
 DATASETS = {  # ours -> (its name in the table, clean accuracy of the paper, number of classes)
@@ -74,7 +74,7 @@ def published(dataset: str) -> Source:
 def of_study(table: pd.DataFrame, unit: str) -> Source | None:
     """A study's means over seeds in one unit, from its tidy table (results.table); None if nothing was retrained.
 
-    At the percents that most of its estimators have: `stats.complete`.
+    At the percents that most of its estimators have (`stats.complete`), without variants, which the paper has none of.
     """
     retrained = table[(table.measure == "retrain") & (table.unit == unit)]
     clean = table[(table.measure == "retrain") & (table.estimator == "clean")].accuracy
@@ -83,6 +83,7 @@ def of_study(table: pd.DataFrame, unit: str) -> Source | None:
 
     def wide(measure, mode):
         rows = table[(table.measure == measure) & (table.unit == unit) & (table["mode"] == mode)]
+        rows = rows[rows.estimator.map(variant_of) == ""]
         return stats.complete(rows).pivot_table(index="estimator", columns="percent", values="accuracy")
 
     return Source(

@@ -3,7 +3,8 @@
 Nobody knows which estimator is best on photographs. But the more of an estimator's units are in random order (variants
 `mix25` ..), the worse it must be, if it is any good itself. F-Fidelity (Zheng et al., ICLR 2025) also checks metrics by
 degraded explanations. An estimator that is worse than chance gains from disorder, so it shows nothing here. Disorder
-also scatters the holes; those of a reversed ranking are as clumped as the estimator's own, and it must be worse, too.
+also scatters the holes; those of a reversed ranking at t are as clumped as the estimator's at 100 - t,
+and it must be worse, too.
 """
 
 from itertools import combinations

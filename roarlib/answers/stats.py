@@ -120,7 +120,8 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
     if each.empty:
         return rows
     each = each.map(each.get("random", frozenset(rows.percent)).intersection)
-    usual = max(each.value_counts().items(), key=lambda item: (item[1], len(item[0])))[0]
+    votes = each.drop("random", errors="ignore") if len(each) > 1 else each
+    usual = max(votes.value_counts().items(), key=lambda item: (item[1], len(item[0])))[0]
     return rows[rows.percent.isin(usual) & rows.estimator.isin(each.index[each.map(usual.issubset)])]
 
 

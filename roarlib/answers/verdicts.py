@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from roarlib.answers import spreads, stats
-from roarlib.study.names import MODES, UNITS, keeps, label, mixed_share, parent_of, split_name
+from roarlib.study.names import MODES, UNITS, in_orders, keeps, label, mixed_share, parent_of, split_name
 
 LEVEL = 0.05  # chance of any false finding among all estimators of one comparison
 MARGIN = 0.01  # of accuracy: smaller differences count as equal; a study's own is its `margin`, in points
@@ -193,10 +193,11 @@ def agreement(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
     """Kendall's W of the orders of estimators by seed, by percent, by unit and by mode, a row each: over, m, n, w, p.
 
     Seeds and percents within this unit and mode; units within this mode; modes within this unit, where W means that
-    the same estimators are good in both (`stats.goodness`). m: judges, n: estimators. W is NaN with one judge.
+    the same estimators are good in both (`stats.goodness`). m: judges, n: estimators, those `in_orders`. W is NaN with
+    one judge.
     """
     rows = stats.complete(_retrained(table, unit, mode))
-    rows = rows[rows.estimator.isin(_wide(rows).dropna().index)]  # means only over the same seeds, too
+    rows = rows[rows.estimator.isin(filter(in_orders, _wide(rows).dropna().index))]  # of the same seeds, too
     out = []
     for what in ("seed", "percent"):
         scores = rows.pivot_table(index=what, columns="estimator", values="accuracy")
@@ -229,14 +230,15 @@ def _wide(rows: pd.DataFrame) -> pd.DataFrame:
 def _orders(table: pd.DataFrame, sides) -> pd.DataFrame:
     """`stats.goodness` of estimators (columns) on each side (rows), pairs of unit and mode; NaN: not measured.
 
-    Sides of one mode are taken over the percents that all of them have; percents of different modes do not compare.
+    Of those `in_orders`. Sides of one mode are taken over the percents that all of them have; percents of different
+    modes do not compare.
     """
     rows = {side: stats.complete(_retrained(table, *side)) for side in sides}
     if len({mode for _, mode in sides}) == 1:
         shared = set.intersection(*(set(part.percent) for part in rows.values()))
         rows = {side: part[part.percent.isin(shared)] for side, part in rows.items()}
     found = {f"{UNITS[u]} {MODES[m]}": stats.goodness(_wide(part), m) for (u, m), part in rows.items()}
-    return pd.DataFrame(found).T
+    return pd.DataFrame({side: good[[*filter(in_orders, good.index)]] for side, good in found.items()}).T
 
 
 def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[str, str, str]]]:
@@ -246,7 +248,7 @@ def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[
     """
     if found.empty:
         return "No estimator shares its seeds with the reference: nothing can be said", []
-    name = label(found.reference.iloc[0]) if found.reference.nunique() == 1 else "the base it wraps"
+    name = label(found.reference.iloc[0]) if found.reference.nunique() == 1 else "what it is made from"
     margin = points(found.margin.iloc[0])
     heads = {
         BETTER: f"better than {name}",

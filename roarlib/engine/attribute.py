@@ -62,13 +62,20 @@ def max_filtered(scores: torch.Tensor) -> torch.Tensor:
 VARIANTS: dict[str, Callable] = {"blur": blurred, "max": max_filtered, "abs": torch.abs, "reversed": torch.neg}
 
 
-def varied(name: str, scores: torch.Tensor) -> torch.Tensor:
-    """Scores (N, C, H, W), changed as the variant in the name says; a ranking (uint8) is first negated, as float."""
+def varied(name: str, scores: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
+    """Scores (N, C, H, W), changed as the variant in the name says; a ranking (uint8) is first negated, as float.
+
+    Before a maximum filter the ties of its 100 levels are broken at random, by seed and image: the maximum over many
+    pixels would be the first level nearly everywhere.
+    """
     variant = variant_of(name)
     if variant not in VARIANTS:
         return scores
     with torch.autocast(scores.device.type, enabled=False):
-        return VARIANTS[variant](-scores.float() if scores.dtype == torch.uint8 else scores)
+        if scores.dtype == torch.uint8:
+            ties = draws.uniform(seed, draws.TIES, ids, scores[0].numel()).reshape(scores.shape)
+            scores = -scores.float() - (ties if variant == "max" else 0)
+        return VARIANTS[variant](scores)
 
 
 def mixed(name: str, ranking: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
@@ -114,7 +121,7 @@ def explain(
             function = maps.estimator(study, base) if MAPS.fullmatch(base) else base_function(base, options.get(base))
             function = _with_extras(base, function, model, extras)
             made = sweep(function, inputs, set(ensembles.values()), study, batch)
-            scores |= {name: varied(name, made[ensemble]) for name, ensemble in ensembles.items()}
+            scores |= {n: varied(n, made[e], inputs.ids, study.base_seed) for n, e in ensembles.items()}
     return scores
 
 

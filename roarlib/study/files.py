@@ -22,6 +22,22 @@ def outputs() -> Path:
     return Path(os.environ.get("ROAR_OUTPUTS") or root() / "outputs")
 
 
+def studies() -> list[Path]:
+    """study.yaml of every study with retrainings or a results.csv, the newest first.
+
+    They are looked for in `outputs` and, unless $ROAR_OUTPUTS is set, in outputs/ of the working folder.
+    """
+
+    def newest(file: Path) -> float:
+        found = [*file.parent.glob("04-retrain/*/rows/*.json"), *file.parent.glob("results.csv")]
+        return max((f.stat().st_mtime for f in found), default=0.0)
+
+    here = [] if os.environ.get("ROAR_OUTPUTS") else [Path("outputs")]  # beside a YAML of the user's own
+    places = {place.resolve() for place in (outputs(), *here)}
+    times = {file: newest(file) for place in places for file in place.glob("*/study.yaml")}
+    return sorted((file for file in times if times[file]), key=lambda file: (-times[file], file))
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file completely or not at all, even if power is cut. An OSError names the file."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -125,6 +125,14 @@ def variant_of(name: str) -> str:
     return next((v for v in VARIANTS if name.endswith(f"-{v}")), "")
 
 
+def in_orders(name: str) -> bool:
+    """Whether orders of estimators that are set beside each other count it: not Random, their yardstick, nor variants.
+
+    Metrics agree on those easily, and a variant has its parent's scores.
+    """
+    return name != "random" and not variant_of(name)
+
+
 def mixed_share(name: str) -> int:
     """'grad-squared-mix25' -> 25, the percent of its units in random order; 0 if it is not mixed."""
     return MIXED.get(variant_of(name), 0)

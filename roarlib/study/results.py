@@ -1,7 +1,6 @@
 """Results as rows: one JSON file per measurement, written last and atomically, collected into one tidy table."""
 
 import json
-import os
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from roarlib.study import brought, earlier, machine, own
-from roarlib.study.files import digest, outputs, write_atomically
+from roarlib.study.files import digest, write_atomically
 from roarlib.study.names import MAPS, group_of, safe, split_name
 from roarlib.study.params import MACHINE, OTHER, SELECTION, InputError, Study, agree, save
 
@@ -108,6 +107,7 @@ def _earlier(study: Study, file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     accuracy = pd.to_numeric(table.accuracy, "coerce")
     whole = table[["percent", "seed"]].apply(pd.to_numeric, errors="coerce")
     known = {name: _is_estimator(name) for name in table.estimator.unique()}
+    one = (study.base_models == "one") & ~((table.measure == CLEAN[0]) & (table.estimator == CLEAN[1]))
     again = table.assign(accuracy=accuracy).drop_duplicates([*KEY, "accuracy"]).duplicated(KEY)
     for wrong, what in (
         (table["study"] != study.name, f"of another study than {study.name}"),
@@ -115,6 +115,7 @@ def _earlier(study: Study, file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         ((whole % 1 != 0).any(axis=1), "whose percent or seed is no whole number"),
         (~accuracy.between(0, 1) & table.accuracy.notna(), "whose accuracy is no number from 0 to 1"),
         (table.epochs.notna() & (table.epochs != study.epochs), f"of other epochs than {study.epochs}"),
+        (one & ~table.base_seed.isin([study.base_seed, np.nan]), f"of another base_seed than {study.base_seed}"),
         (again.reindex(table.index, fill_value=False), "that stands there twice, with two accuracies"),
     ):
         if wrong.any():
@@ -176,9 +177,14 @@ def rows(study: Study) -> pd.DataFrame:
             found.append(json.loads(file.read_text()))
         except ValueError:
             raise InputError(f"{file} is damaged (not JSON); delete it and run the study again") from None
-        free = study.base_models != "one" or (found[-1].get("measure"), found[-1].get("estimator")) == CLEAN
-        then = now | found[-1].get("params", {}) | ({"base_seed": study.base_seed} if free else {})
-        if odd := [f"{key}: {then[key]} there, {value} now" for key, value in now.items() if then[key] != value]:
+        row, wanted = found[-1], dict(now)
+        if row.get("estimator", "").endswith("-recursive"):
+            wanted["recursive_steps"] = study.recursive_steps
+        if row.get("mode", "").endswith("-imputed"):
+            wanted["imputation_noise"] = study.imputation_noise
+        free = study.base_models != "one" or (row.get("measure"), row.get("estimator")) == CLEAN
+        then = wanted | row.get("params", {}) | ({"base_seed": study.base_seed} if free else {})
+        if odd := [f"{key}: {then[key]} there, {value} now" for key, value in wanted.items() if then[key] != value]:
             raise InputError(f"{file} was made with other parameters ({'; '.join(odd)}): delete such rows")
     table = pd.DataFrame(found, columns=list(dict.fromkeys([*COLUMNS, *(k for row in found for k in row)])))
     return table.drop(columns="params", errors="ignore").sort_values(KEY, ignore_index=True)
@@ -196,22 +202,6 @@ def nothing_learnt(study: Study) -> str:
                 f"delete {study.folder}, or go on with `roar run --anyway`"
             )
     return ""
-
-
-def studies() -> list[Path]:
-    """study.yaml of every study with retrainings or a results.csv, the newest first.
-
-    They are looked for in `files.outputs` and, unless $ROAR_OUTPUTS is set, in outputs/ of the working folder.
-    """
-
-    def newest(file: Path) -> float:
-        found = [*file.parent.glob("04-retrain/*/rows/*.json"), *file.parent.glob("results.csv")]
-        return max((f.stat().st_mtime for f in found), default=0.0)
-
-    here = [] if os.environ.get("ROAR_OUTPUTS") else [Path("outputs")]  # beside a YAML of the user's own
-    places = {place.resolve() for place in (outputs(), *here)}
-    times = {file: newest(file) for place in places for file in place.glob("*/study.yaml")}
-    return sorted((file for file in times if times[file]), key=lambda file: (-times[file], file))
 
 
 def check_sources(study: Study) -> None:
@@ -277,9 +267,10 @@ def outdated(study: Study) -> pd.DataFrame:
 
 
 def table(study: Study) -> pd.DataFrame:
-    """The tidy table of accuracies: `known` without rankings and sanity checks."""
+    """The tidy table of accuracies: `known` without rankings and sanity checks, at the study's percents alone."""
     found = known(study)
-    return found[~found.measure.isin(["ranking", "sanity"])].reset_index(drop=True)
+    listed = found.percent.isin([0, *study.percents]) & ~found.measure.isin(["ranking", "sanity"])
+    return found[listed].reset_index(drop=True)
 
 
 def collect(study: Study) -> Path:

@@ -107,7 +107,8 @@ class Curves(View):
 
     def extremes(self, rows: pd.DataFrame, names: list[str], mode: str) -> list[str]:
         """The controls, the one that is highlighted, and of the others the best and the worst few."""
-        wide = rows[rows["estimator"].isin(names)].pivot_table(index="estimator", columns="percent", values="accuracy")
+        rows = stats.complete(rows[rows["estimator"].isin(names)])
+        wide = rows.pivot_table(index="estimator", columns="percent", values="accuracy")
         order = list(stats.goodness(wide, mode).sort_values().index)
         order = [name for name in order if family(name)]
         always = {self.estimator.value, *(name for name in names if not family(name))}

@@ -198,8 +198,10 @@ def laid_out(groups: list[tuple[str, dict[str, dict[str, Cell]]]], against: list
         cells = [part.get(name, ("" if name == "random" else "–", "")) for part in columns]
         lines.append((label(name), bool(lines) and family != last, cells))
         last = family
-    said = {word: phrase for found in against if len(found) for word, phrase, _ in verdicts.grouped(found)[1]}
-    marks = [(Markup(MARKS.get(word, "--")), phrase) for word, phrase in said.items()]
+    said: dict[str, dict[str, None]] = {}  # word -> its phrases: margins may differ
+    for word, phrase, _ in (group for found in against if len(found) for group in verdicts.grouped(found)[1]):
+        said.setdefault(word, {})[phrase] = None
+    marks = [(Markup(MARKS.get(word, "--")), " or, by study, ".join(phrases)) for word, phrases in said.items()]
     return {"groups": groups, "lines": lines, "spaced": len(lines) > MANY, "marks": marks}
 
 

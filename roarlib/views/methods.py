@@ -70,15 +70,23 @@ def facts(study: Study) -> dict:
         "seeds": sorted({int(seed) for seed in judged.seed}),
         "even": judged.groupby([*stats.CURVE, "percent"]).seed.agg(frozenset).nunique() == 1,
         "n": span(judged.groupby(["unit", "mode", "estimator", "percent"]).seed.nunique()),
-        "tested": verdicts.percents(table, *sides[0]),
+        "tested": covered(table, sides),
         "families": len(tested),
         "compared": span(counts) if any(counts := [int(found.p.notna().sum()) for found in tested]) else "",
         "borrowed": any((found.degrees > found.n - 1).any() for found in tested),
-        "looks": looks.counts(study.seeds_max) if study.seeds == "auto" else [],
+        "looks": [look.seeds for look in looks.made(rows, study)] if study.seeds == "auto" else [],
         "level": verdicts.LEVEL,
         **estimators(study, used),
         **cost(rows),
     }
+
+
+def covered(table: pd.DataFrame, sides: list[tuple[str, str]]) -> list[tuple[list[int], str]]:
+    """The percents that verdicts cover, and where, in words: '' if it is everywhere the same."""
+    where: dict[tuple[int, ...], list[str]] = {}
+    for unit, mode in sides:
+        where.setdefault(tuple(verdicts.percents(table, unit, mode)), []).append(f"{UNITS[unit]} {MODES[mode]}")
+    return [(list(t), ", ".join(words) if len(where) > 1 else "") for t, words in where.items()]
 
 
 def span(values) -> str:
@@ -88,20 +96,21 @@ def span(values) -> str:
 
 
 def data(study: Study) -> dict:
-    """The data set: its name and source (cite), textures or own or neither, and the side of its images in pixels.
+    """The data set: its name and source (cite), textures or own or neither, and the size of its images in pixels.
 
-    side: 0 if unknown; cut: of photographs, the short side before the centre is cropped; part: split -> how its images
-    are chosen, `first` or `evenly` by class, '' if all are taken.
+    side, tall: its width and height, 0 if unknown; cut: of photographs, the short side before the centre is cropped;
+    part: split -> how its images are chosen, `first` or `evenly` by class, '' if all are taken.
     """
     kind, _, path = study.dataset.partition(":")
     textures = kind.startswith("textures")
     name, cite, side = DATA.get(kind, (Path(path).name if kind in ("folder", "npz") else study.dataset, "", 0))
     if textures:
         name, side = " ".join(["Textures", *filter(None, [kind.partition("-")[2]])]), 32
+    tall = side
     if cut := kind in photos.COUNTS or kind == "folder":
-        side = study.image_size or 224
+        side = tall = study.image_size or 224
     elif not side and (datasets.prepared(study) / "meta.json").is_file():
-        side = datasets.sizes(study)[1][-1]
+        tall, side = datasets.sizes(study)[1][-2:]
     chosen = "first" if study.dataset in datasets.ARRAYS else "evenly"
     counts = {"train": study.train_images, "test": study.test_images}
     return {
@@ -111,6 +120,7 @@ def data(study: Study) -> dict:
         "textures": textures,
         "part": {split: chosen * bool(count) for split, count in counts.items()},
         "side": side,
+        "tall": tall,
         "cut": study.resize or round(side * 8 / 7) if cut else 0,
     }
 

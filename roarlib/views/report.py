@@ -95,12 +95,16 @@ def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     left = (
         f"Random is within {verdicts.points(study.margin / 100)} of what nothing can pass: none can be better by that."
     )
-    blurred = table if study.seeds != "auto" else table.iloc[:0]  # one test, which looks would repeat
-    beside = verdicts.beside_blurred(blurred, unit, study.modes[0], study.margin / 100)
+    beside = verdicts.beside_blurred(table, unit, study.modes[0], study.margin / 100)
+    beside += " (Of one test with all seeds, not of the looks.)" * (bool(beside) and study.seeds == "auto")
     old = results.outdated(study).estimator.value_counts()
     outdated = ", ".join(f"{count} row{'s' * (count > 1)} of {label(name)}" for name, count in old.items())
     outdated = f"Left out, as another version of the function made them: {outdated}." * bool(outdated)
-    return list(filter(None, [outdated, told, left * (spent and not better), order, lattice, shape, beside]))
+    known = results.known(study)
+    other = sorted({*known[known.measure == "retrain"].percent} - {0, *study.percents})
+    unlisted = f"Left out: rows at t = {', '.join(map(str, other))}, which the study does not list." * bool(other)
+    late, left = looks.waits(known, study), left * (spent and not better)
+    return list(filter(None, [outdated, unlisted, late, told, left, order, lattice, shape, beside]))
 
 
 def explained(study: Study, table: pd.DataFrame) -> str:

@@ -109,7 +109,7 @@ def test_where_inputs_are_kept_more_accuracy_is_better():
 def test_a_reader_is_told_of_the_design():
     assert looks.design(study(seeds=[0, 1, 2])) == ""
     said = looks.design(study(seeds_max=8, hours=2))
-    assert "looks after 3, 5 and 8 seeds, which share the 5%" in said and "beyond 2 hours of work" in said
+    assert "looks after 3, 5 and 8 seeds, as far as needed, share the 5%" in said and "beyond 2 hours of work" in said
 
 
 @pytest.mark.parametrize("hours, then", [(0, 5), (0.24, 5), (0.22, 0), (0.01, 0)])
@@ -199,3 +199,40 @@ def fixed(values, others):
     """Share of the estimators that a study with these seeds tells in one look."""
     mean, *p = measured(values, others(values, np.full(values.shape[:2], values.shape[2])))
     return (verdicts.words(mean < 0, *verdicts.corrected(*p), 0.05) != OPEN).mean()
+
+
+def test_hours_decide_whether_seeds_are_added_and_not_whether_a_look_counts():
+    """Eight seeds are there; lowering `hours`, or a slow estimator that came later, takes no word back."""
+    rows = table({"gb": near(0.05, 8, 0.02), "grad": near(-0.1, 3), "ig": wide(8)})
+    freely = looks.made(rows, study(seeds_max=8))
+    assert [look.seeds for look in freely] == [3, 5, 8]
+    assert [(look.told, look.then) for look in looks.made(rows, study(seeds_max=8, hours=0.01))] == [
+        (look.told, 0) for look in freely
+    ]
+    slow = table({"sobel": wide(3)}, seconds=3600.0).query("estimator == 'sobel'")
+    later = study(estimators=[*NAMES, "sobel", "random"], seeds_max=8, hours=1)
+    *_, last = looks.made(pd.concat([rows, slow]), later)
+    assert last.seeds == 8 and last.told == freely[-1].told and set(last.still) == {*freely[-1].still, "sobel"}
+
+
+def test_a_first_look_that_waits_says_for_whom():
+    rows = table({"gb": near(-0.1, 3), "grad": near(-0.1, 3)})
+    assert looks.waits(rows, study()) == "No verdict yet: the first look waits for 3 seeds of IG."
+    assert set(looks.judged(rows, study(), "pixel", "remove").verdict) == {OPEN}
+    fewer = study(estimators=["gb", "random"])  # grad is no longer listed, and keeps the word of its test
+    assert looks.waits(rows, fewer) == "" and looks.waits(rows, study(seeds=[0, 1, 2])) == ""
+    assert set(looks.judged(rows, fewer, "pixel", "remove").verdict) == {BETTER}
+
+
+def test_mixed_estimators_ask_for_no_seeds():
+    said = study(estimators=["gb", "gb-mix50", "random"])
+    (look,) = looks.made(table({"gb": near(-0.1, 3), "gb-mix50": wide(3)}), said)
+    assert look.still == () and look.then == 0 and looks.plan([look], said)["gb-mix50"] == range(3)
+
+
+def test_percents_that_are_no_longer_listed_count_in_no_look():
+    rows = table({name: near(-0.1, 5) for name in NAMES})
+    old = rows[(rows.estimator != "clean") & (rows.seed < 3)].assign(percent=90)
+    old.loc[old.estimator == "gb", "accuracy"] += 0.5
+    (look,) = looks.made(pd.concat([rows, old]), study())
+    assert set(look.told) == {*NAMES}

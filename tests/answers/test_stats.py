@@ -132,6 +132,14 @@ def test_percents_that_random_lacks_compare_nothing_and_do_not_count():
     assert set(stats.complete(rows[rows.estimator != "random"]).percent) == {50, 90}
 
 
+def test_random_does_not_vote_for_percents():
+    """A run that was stopped: Random has both percents, and the one estimator has the second."""
+    rows = table_of({"random": {50: (0.5,), 90: (0.4,)}, "grad": {90: (0.3,)}}, clean=(0.9,))
+    rows = rows.query("estimator != 'clean'")
+    assert stats.complete(rows)[["estimator", "percent"]].to_numpy().tolist() == [["random", 90], ["grad", 90]]
+    assert stats.complete(rows[rows.estimator == "random"]).percent.tolist() == [50, 90]
+
+
 def test_areas_are_over_the_percents_that_most_have():
     whole = {50: (0.5,), 100: (0.1,)}
     table = table_of(

@@ -4,7 +4,8 @@ import torch
 from conftest import Net, tiny_study
 from torch import nn
 
-from roarlib.engine import attribute, draws, estimators, models
+from roarlib.answers import patterns
+from roarlib.engine import attribute, draws, estimators, models, rank
 from roarlib.engine.attribute import Batch
 from roarlib.study.names import BASES, CONTROLS, PAPER, REGISTERED
 from roarlib.study.params import InputError
@@ -301,3 +302,18 @@ def test_captums_classes_by_name_with_arguments_from_the_study():
     assert same(found["captum:DeepLift"], captum.attr.DeepLift(model).attribute(x, target=targets))
     with pytest.raises(ValueError, match="grad is no estimator of yours"):
         tiny_study(estimator_options={"grad": {"x": 1}})
+
+
+@pytest.mark.parametrize("side", [32, 128])
+def test_smoothed_random_has_solid_holes_at_every_size(side):
+    """Random's ranking has 100 levels: a maximum filter over many pixels would find ties, and leave them scattered."""
+    images, ids = torch.zeros(2, 1, side, side), torch.arange(2)
+    ranking = estimators.random(None, images, None, ids=ids, seed=0)
+    for variant in ("blur", "max"):
+        scores = attribute.varied(f"random-{variant}", ranking, ids, 0)
+        for percent in (10, 50, 90):
+            removed = rank.rank(scores, ids, 0).numpy()[:, 0] < percent
+            assert patterns.moran(removed).min() > 0.4
+    assert attribute.varied("random-max", ranking[:1], ids[:1], 0).equal(
+        attribute.varied("random-max", ranking, ids, 0)[:1]
+    )

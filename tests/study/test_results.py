@@ -66,7 +66,7 @@ def test_a_row_is_a_whole_json_file_with_everything(outputs):
 
 
 def test_rows_collect_into_one_tidy_table(outputs):
-    study = tiny_study()
+    study = tiny_study(percents=[10, 90])
     for seed in (1, 0):
         for percent in (90, 10):
             write(study, percent, seed, accuracy=percent / 100)
@@ -93,7 +93,7 @@ def test_a_table_comes_from_results_csv_where_there_are_no_rows(outputs):
 
 
 def test_a_partial_rerun_keeps_the_rows_of_a_published_table(outputs):
-    study = tiny_study()
+    study = tiny_study(percents=[10, 90])
     write(study, 10, accuracy=0.1)
     write(study, 90, accuracy=0.9)
     results.collect(study)
@@ -144,7 +144,7 @@ def test_a_published_table_and_new_rows_collect_together(outputs, monkeypatch):
     ],
 )
 def test_a_table_that_somebody_has_edited_is_read_or_refused_with_the_line(outputs, old, new, what):
-    study = tiny_study()
+    study = tiny_study(percents=[10])
     write(study, 10, accuracy=0.25)
     file = results.collect(study)
     (outputs / "tiny" / "04-retrain" / "grad" / "rows" / "retrain_grad_pixel_remove_p10_s0.json").unlink()
@@ -190,6 +190,50 @@ def test_a_row_made_with_other_parameters_is_refused(outputs):
                 InputError, match=r"other parameters \(learning_rate: 0.001 there, .* now\): delete such"
             ):
                 results.known(study)
+
+
+@pytest.mark.parametrize(
+    "key, changes, meets",
+    [
+        (Key("retrain", "grad-recursive", "pixel", "remove", 50), {"recursive_steps": [90]}, True),
+        (Key("retrain", "grad", "pixel", "remove", 50), {"recursive_steps": [90], "imputation_noise": 0.5}, False),
+        (Key("deletion", "grad", "pixel", "keep-imputed", 50), {"imputation_noise": 0.5}, True),
+    ],
+)
+def test_a_row_is_held_to_the_keys_that_it_rests_on(outputs, key, changes, meets):
+    study = tiny_study(estimators=["grad", "grad-recursive", "random"])
+    results.write(study, key, 0.5)
+    file = results.row_file(study, key)
+    row = json.loads(file.read_text())
+    file.write_text(json.dumps(row | {"params": row["params"] | changes}))
+    if meets:
+        with pytest.raises(InputError, match=f"other parameters .{next(iter(changes))}: "):
+            results.known(study)
+    else:
+        assert len(results.known(study)) == 1
+
+
+def test_a_published_row_of_another_base_model_is_refused_where_there_is_one(outputs):
+    study = tiny_study(seeds=[0, 1])
+    write(study)
+    results.write(study, Key("retrain", "clean", seed=1), 0.5)
+    file = results.collect(study)
+    for row in study.folder.glob("*/*/rows/*.json"):
+        row.unlink()
+    table = pd.read_csv(file)
+    table.assign(base_seed=table.base_seed.where(table.estimator != "clean", 1)).to_csv(file, index=False)
+    assert len(results.known(study)) == 2  # the untouched retraining rests on no base model
+    table.assign(base_seed=1).to_csv(file, index=False)
+    with pytest.raises(InputError, match="line 3, is a row of another base_seed than 0"):
+        results.known(study)
+
+
+def test_rows_at_percents_that_are_no_longer_listed_are_kept_and_not_analysed(outputs):
+    study = tiny_study(percents=[50, 90])
+    write(study, 50)
+    write(study, 90)
+    fewer = tiny_study(percents=[90])
+    assert results.table(fewer).percent.tolist() == [90] and results.known(fewer).percent.tolist() == [50, 90]
 
 
 def test_a_row_of_another_base_model_is_refused_where_there_is_one(outputs):

@@ -174,6 +174,8 @@ def test_curves_open_with_the_controls_and_the_best_and_worst(done):
     assert names(view) == {"Random", "Sobel", "GB"}  # the rest is grey
     view.estimator.value, view.lines.value = "", False
     assert len(names(view)) == len(every)
+    partly = table[(table.percent == 90) | table.estimator.isin(["gb", "random", "clean"])]  # a run in its middle
+    assert names(Curves({"made-up": partly})) == {"Random", "Sobel"} | ends
 
 
 def test_several_studies_share_a_view(done):

@@ -6,7 +6,7 @@ import subprocess
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, simulated
 
 from roarlib.answers import stats, verdicts
 from roarlib.engine.models import MODELS
@@ -158,6 +158,31 @@ def test_studies_side_by_side_are_compared_over_the_percents_that_both_have():
     (table,) = latex.side_by_side(told)
     caption = latex.render("caption.tex", **table)
     assert "$t = 70$ percent" in caption and "Left out: t = 30 of a." in caption
+
+
+def test_margins_of_several_studies_are_all_told():
+    columns = ["study", "measure", "estimator", "unit", "mode", "percent", "seed", "accuracy"]
+    told = []
+    for study, margin in (("a", 1.0), ("b", 5.0)):
+        rows = [
+            (study, "retrain", name, "pixel", "remove", 50, seed, 0.5 + (seed % 2) / 1e4 * (name == "grad"))
+            for name in ("grad", "random")
+            for seed in range(4)
+        ]
+        made = params.Study(name=study, estimators=["grad", "random"], margin=margin)
+        told.append({"study": made, "table": pd.DataFrame(rows, columns=columns), "sides": [("pixel", "remove")]})
+    (table,) = latex.side_by_side(told)
+    assert "equal to Random within 1 point or, by study, equal to Random within 5 points" in str(table["marks"])
+
+
+def test_percents_are_told_by_side_where_they_differ():
+    rows = simulated(["grad", "gb", "random"], percents=(50, 90), modes=("remove",))
+    assert methods.covered(rows, [("pixel", "remove"), ("value", "remove")]) == [([50, 90], "")]
+    fewer = rows[(rows.unit == "pixel") | (rows.percent != 50)]
+    assert methods.covered(fewer, [("pixel", "remove"), ("value", "remove")]) == [
+        ([50, 90], "whole pixels removed"),
+        ([90], "single values removed"),
+    ]
 
 
 def test_what_is_special_to_latex_is_escaped():
