@@ -68,8 +68,7 @@ def attribute(kind, options, model, images, targets, *, baseline_of, **more):
         layers.refuse_mixing(f"captum:{kind.__name__}", given, images[:1], ruled)
     if more or not issubclass(kind, captum.attr.LayerAttribution):
         return found
-    layers.refuse(f"captum:{kind.__name__}: the layer", found, images)
-    return layers.enlarged(found, images)
+    return layers.enlarged(f"captum:{kind.__name__}: the layer", found, images)
 
 
 def _refuse(kind: type, model: nn.Module, image: torch.Tensor) -> None:

@@ -127,8 +127,11 @@ def like(out: torch.Tensor, images: torch.Tensor) -> bool:
     return abs(h * width - w * height) <= max(height, width)
 
 
-def refuse(what: str, out, images: torch.Tensor) -> None:
-    """InputError for an output that is not maps (N, K, h, w) of the images."""
+def enlarged(what: str, out, images: torch.Tensor) -> torch.Tensor:
+    """Maps (N, K, h, w) as one score per pixel, (N, 1, H, W): summed over K, then interpolated bilinearly.
+
+    InputError for an output that is not such maps of the images.
+    """
     if not isinstance(out, torch.Tensor) or out.ndim != 4:
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
         raise InputError(f"{what} gives {got}; maps (N, K, h, w) are needed")
@@ -137,8 +140,4 @@ def refuse(what: str, out, images: torch.Tensor) -> None:
             f"{what} gives {tuple(out.shape)} for images of {tuple(images.shape[2:])}, which is no map (N, K, h, w) of "
             "them: channels last, it seems; name a layer behind which they come first"
         )
-
-
-def enlarged(found: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Maps (N, K, h, w) as one score per pixel, (N, 1, H, W): summed over K, then interpolated bilinearly."""
-    return F.interpolate(found.sum(1, keepdim=True).to(images.dtype), images.shape[2:], mode="bilinear")
+    return F.interpolate(out.sum(1, keepdim=True).to(images.dtype), images.shape[2:], mode="bilinear")
