@@ -43,17 +43,13 @@ def reach(table: pd.DataFrame) -> str:
 
 def t_halfwidth(std, n):
     """Half the width of the 95 percent t interval of a mean of n values with this std (ddof 1); NaN where n < 2."""
-    std, n = np.asarray(std, dtype=float), np.asarray(n, dtype=float)
-    safe = np.where(n > 1, n, np.nan)  # no degrees of freedom, no interval
-    return scipy_stats.t.ppf((1 + LEVEL) / 2, safe - 1) * std / np.sqrt(safe)
+    return scipy_stats.t.ppf((1 + LEVEL) / 2, n - 1) * std / np.sqrt(n)  # without degrees of freedom NaN
 
 
 def spread(values) -> dict:
     """n, mean, std (ddof 1), low and high (95 percent t interval) of values (n,); NaN where undefined."""
-    values = np.asarray(values, dtype=float)
-    n = len(values)
-    mean = values.mean() if n else np.nan
-    std = values.std(ddof=1) if n > 1 else np.nan
+    values = pd.Series(values, dtype=float)
+    n, mean, std = len(values), values.mean(), values.std()
     half = float(t_halfwidth(std, n))
     return dict(n=n, mean=mean, std=std, low=mean - half, high=mean + half)
 
@@ -72,10 +68,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     std, low and high NaN where n is 1. Rows without a point (clean, base) stay as they are: see `with_clean`.
     """
     one_study(table)
-    keys = [*CURVE, "percent"]
-    if table.empty:
-        return pd.DataFrame(columns=[*keys, *SPREAD])
-    groups = table.groupby(keys, sort=True)["accuracy"]
+    groups = table.groupby([*CURVE, "percent"], sort=True)["accuracy"]
     out = groups.agg(n="count", mean="mean", std="std").reset_index()
     half = t_halfwidth(out["std"], out["n"])
     return out.assign(low=out["mean"] - half, high=out["mean"] + half)
