@@ -51,12 +51,8 @@ def load(study: Study) -> tuple[Split, Split, list[str]]:
 
 
 def _made(dataset: str) -> Mapping:
-    try:
+    with own.told(f"{dataset} fails"):
         found = own.load(dataset)()
-    except InputError:
-        raise
-    except Exception as error:  # the user's code, which may raise anything
-        raise InputError(f"{dataset} fails: {own.said(error)}") from error
     if not isinstance(found, Mapping):
         raise InputError(f"{dataset} returns a {type(found).__name__}; it must be a dict of {', '.join(NEEDED)}")
     return found

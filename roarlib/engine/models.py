@@ -144,7 +144,7 @@ def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     that does not map a batch to (N, classes); logits are extracted from the outputs of Hugging Face's models.
     """
     make = constructor(name, shape[1:])
-    try:
+    with own.told(f"model {name} fails on images of shape {tuple(shape)}"):
         if not isinstance(model := make(classes, shape[0]), nn.Module):
             raise InputError(f"model {name} gives a {type(model).__name__}, and not a torch.nn.Module")
         model, blank = model.eval(), torch.zeros(2, *shape)
@@ -156,11 +156,6 @@ def build(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
                 model.to(memory_format=torch.channels_last)(blank.contiguous(memory_format=torch.channels_last))
             except RuntimeError:  # for instance x.view(-1, 400), which needs channels first
                 model.to(memory_format=torch.contiguous_format).roar_layout = torch.contiguous_format
-    except InputError:
-        raise
-    except Exception as error:  # the user's code, which may raise anything
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"model {name} fails on images of shape {tuple(shape)}: {reason}") from error
     if not isinstance(out, torch.Tensor) or out.shape != (2, classes):
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         raise InputError(

@@ -23,8 +23,9 @@ from roarlib.engine.from_captum import HOOKING
 from roarlib.engine.rank import Explainer
 from roarlib.grid import cluster
 from roarlib.grid.cells import Grid
-from roarlib.study import own, rankings
+from roarlib.study import rankings
 from roarlib.study.names import QUIET, asks_model, parent_of, split_name, variant_of
+from roarlib.study.own import told
 from roarlib.study.params import InputError, Study
 
 LONG = 3600  # seconds of ranking above which the user is told
@@ -45,7 +46,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
     _fresh_weights(study, data, say)
     shutil.rmtree(study.folder, ignore_errors=True)  # left by one that was killed
     try:
-        with _told(f"model {study.model} fails in training"):
+        with told(f"model {study.model} fails in training"):
             train.save_base(study, few, train.base_model(study, few))
             base = train.load_base(study, few)
             train.tested(study, base[0], few)
@@ -60,7 +61,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
                     "would be explained by another one: let it work on copy.deepcopy(model)"
                 )
             if names := [name for name in group if study.sanity_images and asks_model(name)]:
-                with _told(f"{', '.join(names)}: explaining {study.model} with random weights fails"):
+                with told(f"{', '.join(names)}: explaining {study.model} with random weights fails"):
                     list(randomise.compare(explainer, names, FEW, ["top100"]))
             if layer := explainer.layer(base := split_name(group[0])[0]):
                 say(f"note: {base} explains {layer}, the last layer with spatial output")
@@ -78,7 +79,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
         for mode in study.modes:
             name, unit = study.estimators[0], study.units[0]
             found = {split: rankings.load(study, name, unit, split) for split in SPLITS}
-            with _told(f"model {study.model} fails in retraining, mode {mode}"):
+            with told(f"model {study.model} fails in retraining, mode {mode}"):
                 model = train.train(study, few, study.base_seed, found["train"], 50, mode)
                 train.tested(study, model, few, found["test"], 50, mode)
     finally:
@@ -122,30 +123,18 @@ def _rank(explainer: Explainer, group: list[str]) -> float:
         explainer.scores("test", last, [base])
     except Exception:
         for name in group:
-            with _told(f"estimator {name} fails on a few images", name):
+            with told(f"estimator {name} fails on a few images", name):
                 make(explainer, [name])
                 explainer.gap(base)
                 explainer.scores("test", last, [base])
         shutil.rmtree(folder)
-        with _told(f"estimators {', '.join(group)} fail together on a few images, though not one by one"):
+        with told(f"estimators {', '.join(group)} fail together on a few images, though not one by one"):
             make(explainer, group)
     names = [parent_of(n) if variant_of(n) == "recursive" else n for n in group]
     with threads_of_a_cell(explainer.study):
         started = time.perf_counter()
         explainer.scores("train", slice(0, len(explainer.data.train)), names)
         return time.perf_counter() - started
-
-
-@contextmanager
-def _told(what: str, estimator: str = "") -> Iterator[None]:
-    """Turn any error into an InputError of one line that says where; an InputError keeps its message."""
-    try:
-        yield
-    except InputError as error:
-        named = not estimator or split_name(estimator)[0] in str(error)
-        raise InputError(f"{'estimator ' * bool(estimator)}{'' if named else estimator + ': '}{error}") from None
-    except Exception as error:
-        raise InputError(f"{what}: {own.said(error)}") from error
 
 
 def _fresh_weights(study: Study, data: Data, say: Callable[[str], None]) -> None:

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -58,6 +59,18 @@ def said(error: BaseException) -> str:
     where = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(Path(frame.filename))]
     place = f"{Path(where[-1].filename).name}:{where[-1].lineno}: " if where else ""
     return f"{place}{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
+
+
+@contextmanager
+def told(what: str, estimator: str = "") -> Iterator[None]:
+    """Turn any error of a user's code into an InputError of one line that says where; an InputError's message stays."""
+    try:
+        yield
+    except InputError as error:
+        named = not estimator or split_name(estimator)[0] in str(error)
+        raise InputError(f"{'estimator ' * bool(estimator)}{'' if named else estimator + ': '}{error}") from None
+    except Exception as error:
+        raise InputError(f"{what}: {said(error)}") from error
 
 
 def place_in(traced: str) -> str:
