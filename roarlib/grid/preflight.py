@@ -17,9 +17,9 @@ from roarlib.engine.estimators import grad
 from roarlib.engine.store import Progress
 from roarlib.grid import cluster
 from roarlib.grid.cells import Cell, Grid
-from roarlib.grid.rehearsal import rehearse, sweeps, threads_of_a_cell
+from roarlib.grid.rehearsal import rehearse, sweeps
 from roarlib.study import rankings, results
-from roarlib.study.machine import device_of
+from roarlib.study.machine import device_of, threads
 from roarlib.study.names import DEPTHS, MAPS, group_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
@@ -152,7 +152,7 @@ def _cost(
 
 def _trial(study: Study, found: datasets.Data) -> tuple[float, float]:
     """Seconds of one training step, and of one gradient pass of one image, measured here."""
-    with threads_of_a_cell(study):
+    with threads(cluster.machine(study)[1]):
         few = datasets.Split(found.train.images[: 8 * study.batch_size], found.train.labels[: 8 * study.batch_size])
         little = dataclasses.replace(found, train=few, test=few)
         short = study.model_copy(update={"epochs": 1, "batch_size": min(study.batch_size, len(few))})

@@ -9,8 +9,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from roarlib.engine.rank import Explainer
 from roarlib.grid import cluster
 from roarlib.grid.cells import Grid
 from roarlib.study import rankings
+from roarlib.study.machine import threads
 from roarlib.study.names import QUIET, asks_model, parent_of, split_name, variant_of
 from roarlib.study.own import told
 from roarlib.study.params import InputError, Study
@@ -95,17 +96,6 @@ def sweeps(study: Study, group: list[str]) -> int:
     return bool(ensembles & QUIET) + bool(ensembles - QUIET) * study.noise_samples
 
 
-@contextmanager
-def threads_of_a_cell(study: Study) -> Iterator[None]:
-    """PyTorch uses as many threads as a cell of the study has, so that what is timed here takes as long there."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(cluster.machine(study)[1])
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _few(split: Split) -> Split:
     chosen = np.unique(np.linspace(0, len(split) - 1, FEW).astype(int))
     masks = None if split.masks is None else split.masks[chosen]
@@ -131,7 +121,7 @@ def _rank(explainer: Explainer, group: list[str]) -> float:
         with told(f"estimators {', '.join(group)} fail together on a few images, though not one by one"):
             make(explainer, group)
     names = [parent_of(n) if variant_of(n) == "recursive" else n for n in group]
-    with threads_of_a_cell(explainer.study):
+    with threads(cluster.machine(explainer.study)[1]):  # as a cell has, so that it takes as long there
         started = time.perf_counter()
         explainer.scores("train", slice(0, len(explainer.data.train)), names)
         return time.perf_counter() - started

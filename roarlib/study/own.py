@@ -153,7 +153,8 @@ def _own_file(module: str) -> Path | None:
 def _is_own(file: Path) -> bool:
     """Whether a source file is the user's: not roarlib's, the standard library's or an installed package's."""
     others = (sysconfig.get_path("stdlib"), Path(__file__).parents[1])
-    return file.suffix == ".py" and not NOT_OWN & set(file.parts) and not any(map(file.is_relative_to, others))
+    module = file.suffix == ".py" and not file.stem.isdigit()  # a notebook's cell is 1234.py
+    return module and not NOT_OWN & set(file.parts) and not any(map(file.is_relative_to, others))
 
 
 def _imported(tree: ast.Module, package: str) -> Iterator[str]:

@@ -14,8 +14,8 @@ from roarlib.data.datasets import SPLITS, Data
 from roarlib.engine.degrade import as_seen
 from roarlib.engine.estimators import register
 from roarlib.engine.rank import Explainer
+from roarlib.study import machine, own
 from roarlib.study.names import ENSEMBLES, UNITS, in_order, label, variant_of
-from roarlib.study.params import InputError
 from roarlib.views.sheets import heat, sheet
 from roarlib.views.view import View, named, several
 
@@ -177,15 +177,7 @@ class TryEstimator(Images):
         for name in (name for name in names if variant_of(name) == "recursive"):
             raise LookupError(f"{name} is not ranked for this split and unit, and only `roar run` can: it retrains")
         register(self.name, self.function)  # now: another view may have taken the name since
-        threads, (_, high, wide) = torch.get_num_threads(), self.data.shape
-        torch.set_num_threads(1 if high * wide <= SMALL else threads)
-        try:
+        _, high, wide = self.data.shape
+        with own.told(f"{names[0]} fails"), machine.threads(1 if high * wide <= SMALL else torch.get_num_threads()):
             made = self.explainer.rankings(split, slice(number, number + 1), list(names), unit)
-        except InputError:
-            raise
-        except Exception as problem:  # a user's code, which may raise anything
-            what = " ".join(str(problem).split())[:200]
-            raise InputError(f"{names[0]} raised {type(problem).__name__}: {what}") from None
-        finally:
-            torch.set_num_threads(threads)
         return {name: ranking[0] for name, ranking in made.items()}
