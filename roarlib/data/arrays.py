@@ -86,7 +86,7 @@ def _labels(name: str, labels) -> np.ndarray:
     """Labels as int64 (N,)."""
     labels = np.asarray(labels)
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
         raise InputError(
             f"{name} are {labels.dtype} of shape {labels.shape}; they must be whole numbers (N,) from 0 on"
         )
