@@ -61,7 +61,7 @@ def normal(seed: int, ids: torch.Tensor, sample: int, shape: tuple[int, ...], st
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's own generators for a while, then restore them: for code that is not ours."""
+    """Seed Python's, NumPy's and torch's generators for a while, then restore them: users' code draws from these."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
         random.seed(seed)

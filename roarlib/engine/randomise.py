@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from roarlib.engine import models
+from roarlib.engine import draws, models
 from roarlib.engine.degrade import degraded
 from roarlib.engine.rank import Explainer, images_at_once
 from roarlib.study import rankings
@@ -51,8 +51,7 @@ def randomised(explainer: Explainer, share: int) -> nn.Module:
     training images, as the old ones would shrink or blow up what reaches them; the layers below are unchanged.
     """
     study, data = explainer.study, explainer.data
-    with torch.random.fork_rng([]):
-        torch.manual_seed(study.base_seed + 1)
+    with draws.seeded(study.base_seed + 1):
         net = models.build(study.model, len(data.classes), data.shape).eval()
     net = net.to(explainer.device, memory_format=explainer.layout)
     train = degraded(study, data, "train")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from roarlib.data.datasets import SPLITS, Data
-from roarlib.engine import models
+from roarlib.engine import draws, models
 from roarlib.engine.augment import augment
 from roarlib.engine.degrade import Degraded, degraded
 from roarlib.study import brought
@@ -42,8 +42,7 @@ def train(
     """
     device = device_of(study)
     images = degraded(study, data, "train", ranking, percent, mode)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # initial weights, and what the model itself draws: dropout, stochastic depth
+    with draws.seeded(seed):  # initial weights, and what the model itself draws: dropout, stochastic depth
         model = models.build(study.model, len(data.classes), data.shape)
         try:
             return _fit(study, model.to(device, memory_format=models.layout(model)), images, seed, progress).eval()

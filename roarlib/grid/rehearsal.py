@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from roarlib.data.datasets import SPLITS, Data, Split
-from roarlib.engine import models, randomise, recursive, store, train
+from roarlib.engine import draws, models, randomise, recursive, store, train
 from roarlib.engine.estimators import built_in
 from roarlib.engine.from_captum import HOOKING
 from roarlib.engine.rank import Explainer
@@ -131,8 +131,7 @@ def _fresh_weights(study: Study, data: Data, say: Callable[[str], None]) -> None
     """InputError if a model does not start anew with every seed, or is not what its state_dict and logits say."""
     nets = []
     for seed in (0, 0, 1):
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
+        with draws.seeded(seed):
             nets.append(models.build(study.model, len(data.classes), data.shape))
     found = [net.state_dict() for net in nets]
     drawn = [name for name, values in found[0].items() if values.is_floating_point() and values.unique().numel() > 1]
@@ -146,8 +145,7 @@ def _fresh_weights(study: Study, data: Data, say: Callable[[str], None]) -> None
         say(f"note: {study.model} starts with the same {', '.join(same[:3])} whatever the seed: not from scratch there")
     if odd := [name for name in drawn if not torch.equal(found[0][name], found[1][name])]:
         say(f"note: {study.model} draws {', '.join(odd[:3])} from a generator of its own: seeds do not fix its numbers")
-    with torch.random.fork_rng([]), torch.no_grad():
-        torch.manual_seed(0)
+    with draws.seeded(0), torch.no_grad():
         for values in nets[0].parameters():  # what starts at 0 would hide what is behind it
             if values.is_floating_point() and values.unique().numel() == 1:
                 values.add_(0.1 * torch.randn_like(values))
@@ -162,8 +160,7 @@ def _as_stored(study: Study, net: nn.Module, other: nn.Module, images: torch.Ten
     other.load_state_dict(net.state_dict())
     logits, given = [], images.clone()
     for one, seed, scale in ((net.eval(), 0, 1), (other.eval(), 0, 1), (net, 1, 1), (net, 0, 1), (net, 0, 1000)):
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
+        with draws.seeded(seed):
             logits.append(one(images if scale == 1 else scale * images))
         if not images.equal(given):
             raise InputError(
