@@ -3,11 +3,11 @@
 import dataclasses
 import re
 import shutil
-import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
+from timeit import timeit
 
 import torch
 
@@ -156,17 +156,12 @@ def _trial(study: Study, found: datasets.Data) -> tuple[float, float]:
         few = datasets.Split(found.train.images[: 8 * study.batch_size], found.train.labels[: 8 * study.batch_size])
         little = dataclasses.replace(found, train=few, test=few)
         short = study.model_copy(update={"epochs": 1, "batch_size": min(study.batch_size, len(few))})
-        train.train(short, little, 0)  # warm up
-        started = time.perf_counter()
-        model = train.train(short, little, 0)
+        model = train.train(short, little, 0)  # a warm-up, too
         steps = max(1, len(few) // short.batch_size)
-        step = (time.perf_counter() - started) / steps * study.batch_size / short.batch_size
+        step = timeit(lambda: train.train(short, little, 0), number=1) / steps * study.batch_size / short.batch_size
         device = device_of(study)
         count = rank.batch_size(device, found.shape)
         x = torch.zeros(count, *found.shape, device=device).contiguous(memory_format=models.layout(model))
         y = torch.zeros(count, dtype=torch.int64, device=device)
-        for repeat in range(4):
-            if repeat == 1:
-                started = time.perf_counter()
-            grad(model, x, y)
-        return step, (time.perf_counter() - started) / (3 * count)
+        grad(model, x, y)  # a warm-up
+        return step, timeit(lambda: grad(model, x, y), number=3) / (3 * count)
