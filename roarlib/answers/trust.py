@@ -50,23 +50,18 @@ def scores(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     return pd.DataFrame(found).T
 
 
-def costs(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+def costs(rows: pd.DataFrame) -> pd.DataFrame:
     """What each metric took: metric, rows, seconds in all, seconds per estimator, unit and percent (all seeds).
 
-    table: accuracies (results.table); rows: with rankings (results.rows), whose seconds every metric needs on top.
+    rows: of results.known. Every metric needs the rankings on top, whose seconds are per estimator.
     """
-    out, ranked = [], rows[rows.measure == "ranking"]
-    for name, (measure, mode) in METRICS.items():
-        part = table[(table.measure == measure) & (table["mode"] == mode)]
-        if len(part):
-            points = len(part[["estimator", "unit", "percent"]].drop_duplicates())
-            total = part.seconds.sum()
-            out.append({"metric": name, "rows": len(part), "seconds": total, "seconds a point": total / points})
-    if len(ranked):
-        total = ranked.seconds.sum()
-        one = {"metric": "rankings, for all", "rows": len(ranked), "seconds": total}
-        out.append(one | {"seconds a point": total / ranked.estimator.nunique()})
-    return pd.DataFrame(out, columns=["metric", "rows", "seconds", "seconds a point"])
+    kinds = {of: name for name, of in METRICS.items()} | {("ranking", "all"): "rankings, for all"}
+    named = rows.assign(metric=[kinds.get(of) for of in zip(rows.measure, rows["mode"], strict=True)])
+    named["unit"] = named.unit.mask(named.measure == "ranking", "all")
+    points = named.drop_duplicates(["metric", "estimator", "unit", "percent"]).metric.value_counts()
+    found = named.groupby("metric").seconds.agg(rows="size", seconds="sum").reindex(list(kinds.values())).dropna()
+    found["seconds a point"] = found.seconds / points
+    return found.astype({"rows": int}).rename_axis("metric").reset_index()
 
 
 def truth(study: Study, masks: np.ndarray, unit: str, percents, count: int = 500) -> pd.DataFrame:

@@ -137,8 +137,8 @@ def test_scores_and_their_agreement():
 
 def test_costs_sum_the_seconds_of_each_metric():
     rows = table([retrained("grad", RANDOM), ("deletion", "grad", "pixel", "remove", 50, [0.5])])
-    ranking = rows.head(1).assign(measure="ranking", seconds=7.0)
-    found = trust.costs(rows, pd.concat([rows, ranking])).set_index("metric")
+    ranking = rows.head(1).assign(measure="ranking", mode="all", percent=0, seconds=7.0)
+    found = trust.costs(pd.concat([rows, ranking])).set_index("metric")
     assert found.loc["ROAR", "seconds"] == 6 and found.loc["ROAR", "seconds a point"] == 6
     assert found.loc["deletion", "rows"] == 1 and found.loc["rankings, for all", "seconds"] == 7
 
