@@ -74,19 +74,16 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return out.assign(low=out["mean"] - half, high=out["mean"] + half)
 
 
-def with_clean(table: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
+def with_clean(table: pd.DataFrame) -> pd.DataFrame:
     """The curves of a table, each with its untouched end: rows of retrain and deletion, in curve order.
 
     Retrained curves get the shared `clean` rows (one per seed), deletion curves the `base` row, at percent 0
     in the modes that remove and at 100 in those that keep: nothing is removed there. A mask alone has no such end.
-    mode: only curves of this mode.
     The clean and base rows themselves are left out; a curve whose clean rows are missing stays without.
     """
     one_study(table)
     shared = (table["measure"] == "base") | (table["estimator"] == "clean")
     curves = table[~shared & table["measure"].isin(["retrain", "deletion"])]
-    if mode is not None:
-        curves = curves[curves["mode"] == mode]
     if curves.empty:
         return curves.copy()
     clean = table[shared].assign(measure=table.loc[shared, "measure"].replace("base", "deletion"))

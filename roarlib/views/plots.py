@@ -55,8 +55,8 @@ def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.4, 
 
 def points(table: pd.DataFrame, measure: str, unit: str, mode: str) -> pd.DataFrame:
     """Mean and interval of each point of a picture (`stats.summary`); LookupError tells what to run."""
-    rows = stats.with_clean(table, mode)
-    found = stats.summary(rows[(rows["measure"] == measure) & (rows["unit"] == unit)])
+    rows = stats.with_clean(table)
+    found = stats.summary(rows[(rows["measure"] == measure) & (rows["unit"] == unit) & (rows["mode"] == mode)])
     if found.empty:
         run = "run `roar run` with a YAML that has both in its lists"
         raise LookupError(f"no {measure} results for unit {unit} and mode {mode} yet: {run}")

@@ -58,7 +58,7 @@ def render(study: Study) -> str:
 def summary(study: Study) -> str:
     """The study's first unit and mode as text: accuracy at each percent and difference from Random, best first."""
     table, unit, mode = results.table(study), study.units[0], study.modes[0]
-    points = stats.summary(stats.with_clean(table, mode)).query("measure == 'retrain' and unit == @unit")
+    points = stats.summary(stats.with_clean(table)).query("measure == 'retrain' and unit == @unit and mode == @mode")
     grid = points.pivot(index="estimator", columns="percent", values="mean").mul(100).add_prefix("t=")
     found = looks.judged(table, study, unit, mode)
     better = pd.Series({"random": 0.0}).combine_first(found.set_index("estimator")["mean"])

@@ -66,7 +66,7 @@ def test_mixed_studies_are_refused():
 @pytest.mark.parametrize(("mode", "end"), [("remove", 0), ("keep", 100)])
 def test_clean_ends_every_curve_where_nothing_is_removed(mode, end):
     table = simulated(estimators=("grad", "random"))
-    points = stats.with_clean(table, mode)
+    points = stats.with_clean(table).query("mode == @mode")
     assert set(points["mode"]) == {mode} and "clean" not in set(points.estimator)
     ends = points[points.percent == end]
     clean = table[(table.estimator == "clean") & (table.measure == "retrain")].accuracy
