@@ -91,7 +91,7 @@ class Degraded:
 
     def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
         """`images`, and their labels int64 (B,)."""
-        return self.images(index), self._labels(index)
+        return self.images(index), self.labels[index]
 
     def batches(self, indices: Iterable[torch.Tensor | slice]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """`batch` of each index in turn; while one is used a thread reads the next two, if they come from disk."""
@@ -104,10 +104,7 @@ class Degraded:
             while ahead:
                 ahead.extend(islice(waiting, 1))
                 index, found = ahead.popleft()
-                yield self._degrade(index, found.result()), self._labels(index)
-
-    def _labels(self, index) -> torch.Tensor:
-        return self.labels[index if isinstance(index, slice) else index.to(self.device)]
+                yield self._degrade(index, found.result()), self.labels[index]
 
     def _read(self, index) -> list[torch.Tensor]:
         """The stored bytes of these images and their ranks, (B, H, W, C): from the device, or from the disk, pinned."""

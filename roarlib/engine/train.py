@@ -114,7 +114,7 @@ def predict(study: Study, model: nn.Module, images: Degraded, flip: bool = False
     half, found = precision_of(study.precision, images.device) == "bfloat16", []
     finite = torch.ones((), dtype=torch.bool, device=images.device)
     batch = max(8, 1_000_000 // (images.data.shape[1] * images.data.shape[2]))
-    for x, _ in images.batches(slice(i, i + batch) for i in range(0, len(images), batch)):
+    for x, _ in images.batches(torch.arange(len(images)).split(batch)):
         x = x.contiguous(memory_format=models.layout(model))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
             logits = model(x) + model(x.flip(3)) if flip else model(x)

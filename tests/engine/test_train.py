@@ -251,3 +251,13 @@ def test_where_images_will_be_is_said():
     assert placed(tiny_study(memory_gb=1.0), found.train).endswith("are kept on cpu")
     words = placed(tiny_study(memory_gb=1e-6), found.train, np.zeros((20, 1, 8, 8), np.uint8))
     assert "stream from the disk" in words and "0.00 GB" in words
+
+
+@pytest.mark.parametrize("mode", ["remove", "keep-imputed", "mask"])
+def test_predictions_are_the_same_from_the_disk_though_the_last_batch_is_short(mode):
+    study, found = tiny_study(precision="float32"), random_data()
+    ranking = np.random.default_rng(1).integers(0, 100, (len(found.test), 1, 8, 8), dtype=np.uint8)
+    model = train.train(study.model_copy(update={"epochs": 1}), found, 0)
+    resident, streamed = (Degraded("test", found, CPU, ranking, 50, mode, room) for room in (None, 0))
+    assert not streamed.resident
+    assert np.array_equal(train.predict(study, model, resident), train.predict(study, model, streamed))
