@@ -12,7 +12,7 @@ import click
 from roarlib.grid import status
 from roarlib.grid.cells import Grid
 from roarlib.study import files, fresh, params, results
-from roarlib.study.files import outputs
+from roarlib.study.files import outputs, write_atomically
 from roarlib.study.params import InputError
 
 # Commands import what loads torch, Dask or papermill only when they need it, so that the others respond at once.
@@ -83,7 +83,9 @@ def images(study_file):
     study = _load(study_file)
     with status.preparing() as told:
         datasets.current(study, told)
-    click.echo(f"{listing.write(study)}: maps in this order, or with such a list beside them, fit the study")
+    file = study.folder / "images.csv"
+    write_atomically(file, listing.images(study).to_csv(index=False))
+    click.echo(f"{file}: maps in this order, or with such a list beside them, fit the study")
 
 
 @cli.command()

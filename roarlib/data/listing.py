@@ -2,12 +2,10 @@
 
 import hashlib
 import os
-from pathlib import Path
 
 import pandas as pd
 
 from roarlib.data import datasets, photos
-from roarlib.study.files import write_atomically
 from roarlib.study.params import Study
 
 COLUMNS = ["index", "split", "file", "label", "sha256"]
@@ -29,10 +27,3 @@ def images(study: Study, hashes: bool = True) -> pd.DataFrame:
         content = (path.read_bytes() for path in paths[split]) if paths else (image.tobytes() for image in here.images)
         parts[split]["sha256"] = [hashlib.sha256(c).hexdigest() for c in content] if hashes else ""
     return pd.concat(parts.values()).rename_axis("index").reset_index()[COLUMNS]
-
-
-def write(study: Study) -> Path:
-    """Write the list to outputs/<name>/images.csv and return the file."""
-    file = study.folder / "images.csv"
-    write_atomically(file, images(study).to_csv(index=False))
-    return file
