@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from roarlib.answers import stats
-from roarlib.study.names import PAPER, PAPER_BASES, label, variant_of
+from roarlib.study.names import BASES, PAPER, label, variant_of
 
 TABLE2 = Path(__file__).with_name("hooker2019_table2.csv")  # 420 accuracies and their source
 DATASETS = {  # ours -> (its name in the table, clean accuracy of the paper, number of classes)
@@ -132,12 +132,12 @@ def _gaps(s: Source, names, references, holds: Callable[[pd.Series], pd.Series])
 
 
 def _squaring_helps_a_little(s: Source):
-    far = [100 * (s.remove.loc[f"{b}-sgsq"] - s.remove.loc[b]).mean() for b in PAPER_BASES]
-    return _gaps(s, _of_bases("squared"), PAPER_BASES, lambda gaps: (gaps < 0) & (gaps.values > far))
+    far = [100 * (s.remove.loc[f"{b}-sgsq"] - s.remove.loc[b]).mean() for b in BASES]
+    return _gaps(s, _of_bases("squared"), BASES, lambda gaps: (gaps < 0) & (gaps.values > far))
 
 
 def _of_bases(ensemble: str) -> list[str]:
-    return [f"{base}-{ensemble}" for base in PAPER_BASES]
+    return [f"{base}-{ensemble}" for base in BASES]
 
 
 def _deletion_misleads(s: Source):
@@ -150,10 +150,10 @@ def _deletion_misleads(s: Source):
 CLAIMS: dict[str, Callable[[Source], tuple[bool, str]]] = {
     "Random removal leaves most of the accuracy (over half, at the largest t)": _random_keeps_most,
     "GRAD, GB and IG are no better than Random (mean over t)": lambda s: _gaps(
-        s, PAPER_BASES, ["random"] * 3, lambda gaps: gaps >= -SLACK
+        s, BASES, ["random"] * 3, lambda gaps: gaps >= -SLACK
     ),
     "SmoothGrad is no better than the base it wraps (mean over t)": lambda s: _gaps(
-        s, _of_bases("sg"), PAPER_BASES, lambda gaps: gaps >= -SLACK
+        s, _of_bases("sg"), BASES, lambda gaps: gaps >= -SLACK
     ),
     "SG-SQ and VAR are far better than Random (10 points and more, mean over t)": lambda s: _gaps(
         s, _of_bases("sgsq") + _of_bases("var"), ["random"] * 6, lambda gaps: gaps <= -10

@@ -60,8 +60,7 @@ USERS_DASHES = [(0, (6, 1.5, 1.5, 1.5)), (0, (8, 1.5)), (0, (4, 1, 1, 1, 1, 1)),
 HUES = [hue for hue in range(0, 360, 20) if not 180 <= hue <= 220]  # for users' own; not near GRAD's blue, at 202
 TAKEN: dict[str, int] = {}  # base -> hue, in this process
 QUIET = {"", "squared"}  # ensembles of one pass, without noise
-PAPER_BASES = ("grad", "gb", "ig")
-PAPER = tuple(f"{b}-{e}" if e else b for b in PAPER_BASES for e in ENSEMBLES) + tuple(CONTROLS)
+PAPER = tuple(f"{b}-{e}" if e else b for b in BASES for e in ENSEMBLES) + tuple(CONTROLS)
 FIXED = CONTROLS | KNOWN_ANSWER  # bases without ensembles
 
 UNITS = {"value": "single values", "pixel": "whole pixels"}
