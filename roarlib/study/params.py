@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, StrictInt, ValidationError, field_validator, model_validator
 
-from roarlib.study import earlier, yaml12
+from roarlib.study import files, yaml12
 from roarlib.study.files import outputs, root, write_atomically
 from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MAPS, MODES, alike, expand, imputes, split_name
 
@@ -141,7 +141,7 @@ class Study(BaseModel, extra="forbid", frozen=True):
                 raise ValueError(f"estimators: {name} needs the true informative pixels, which only textures has")
         return self
 
-    _home: Path | None = None  # set for a study read from a file: see `earlier.home_of`
+    _home: Path | None = None  # set for a study read from a file: see `files.home_of`
 
     @property
     def home(self) -> Path:
@@ -211,7 +211,7 @@ def load(path: str | Path) -> Study:
         given = beside if any((beside / name).exists() for name in study.brings) else None
     if study.files_dir != (where := str(given) if given else None):
         study = study.model_copy(update={"files_dir": where})
-    study._home = earlier.home_of(found.resolve(), study.name)
+    study._home = files.home_of(found.resolve(), study.name)
     return study
 
 
@@ -246,14 +246,14 @@ def agree(study: Study) -> Path:
     estimators are compared row by row instead (`own.source`). Without any results, everything may differ.
     """
     path = study.folder / "study.yaml"
-    if not path.is_file() or not earlier.results(study.folder):
+    if not path.is_file() or not files.has_results(study.folder):
         return path
     old, free = load(path), {*SELECTION, *MACHINE, "estimator_options"}
     free.update(["base_seed"] * (study.base_models == "each-seed"), ["seeds_max"] * (old.seeds != "auto"))
     steps = any(n.endswith("-recursive") for n in old.estimators)
     noise = any(map(imputes, (*old.modes, *old.scored_modes)))
     for key, word, listed in (("recursive_steps", "-recursive", steps), ("imputation_noise", "-imputed", noise)):
-        if getattr(old, key) != getattr(study, key) and not listed and not earlier.mentions(path.parent, word):
+        if getattr(old, key) != getattr(study, key) and not listed and not files.mentions(path.parent, word):
             free.add(key)  # nothing there depends on it
     unlike = [(key, getattr(old, key), getattr(study, key)) for key in Study.model_fields if key not in free]
     if said := [f"{what}: {there} there, {now} now" for what, there, now in unlike if there != now]:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from roarlib.study import brought, earlier, machine, own
-from roarlib.study.files import digest, write_atomically
+from roarlib.study import brought, machine, own
+from roarlib.study.files import digest, has_results, write_atomically
 from roarlib.study.names import MAPS, group_of, safe, split_name
 from roarlib.study.params import MACHINE, OTHER, SELECTION, InputError, Study, agree, save
 
@@ -145,7 +145,7 @@ def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict
     row |= {"epochs": study.epochs, "base_seed": study.base_seed, "source": own.source(study, key.estimator)}
     row |= machine.provenance() | {"network": None if key[:2] == CLEAN else network(study)}
     row |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "params": study.model_dump()}
-    if not agree(study).is_file() or not earlier.results(study.folder):
+    if not agree(study).is_file() or not has_results(study.folder):
         save(study)  # a notebook run by hand: from now on the folder is this study's
     write_atomically(row_file(study, key), json.dumps(row, indent=1))
     return row
