@@ -58,7 +58,8 @@ class Grid:
     @cached_property
     def cells(self) -> list[Cell]:
         """All cells, base model by base model; of each, early stages and costly groups first, then seed by seed."""
-        return [cell for seed in self.study.base_seeds for cell in self._of_base(self.study.based(seed))]
+        wanted = self.study.base_seeds[: len(self.seeds["clean"])]  # with `seeds: auto`, those that are due
+        return [cell for seed in wanted for cell in self._of_base(self.study.based(seed))]
 
     def _of_base(self, study: Study) -> list[Cell]:
         """The cells that rest on one base model; group by group where rankings are deleted after use.
@@ -69,6 +70,9 @@ class Grid:
         own, wanted = {} if study.base_models == "one" else {"base_seed": study.base_seed}, self.seeds
         part = f"s{study.base_seed}" if own else "notebook"
         base, groups = Cell((Key("base", seed=study.base_seed),), own, part=part), self.groups
+        if own:  # what a look has told needs no rankings of later networks
+            due = {group: [n for n in names if study.base_seed in wanted[n]] for group, names in groups.items()}
+            groups = {group: names for group, names in due.items() if names}
         order = sorted(groups, key=lambda g: (not g.startswith("ig"), g == "controls"))  # IG costs most: start it first
         attribute = [_attribute(study, base, groups[group]) for group in order]
         scored = [[_degrade(study, base, cell), *_randomise(study, base, cell)] for cell in attribute]

@@ -124,9 +124,9 @@ class Study(BaseModel, extra="forbid", frozen=True):
             raise ValueError(f"drop_epochs must rise, and stay below epochs ({self.epochs}): {self.drop_epochs}")
         if 0 < self.resize < (self.image_size or 224):
             raise ValueError(f"resize: {self.resize} is less than image_size, {self.image_size or 224}")
-        if self.seeds == "auto" and (self.base_models == "each-seed" or "random" not in self.estimators):
-            raise ValueError("seeds: auto needs base_models: one, and random among the estimators")
-        if self.base_models == "each-seed" and self.base_seed not in self.seeds:
+        if self.seeds == "auto" and "random" not in self.estimators:
+            raise ValueError("seeds: auto needs random among the estimators")
+        if self.base_models == "each-seed" and self.base_seed not in (range(3) if self.seeds == "auto" else self.seeds):
             raise ValueError(f"base_seed: {self.base_seed} is none of the seeds, each of which has its own base model")
         parts = {name: split_name(name) for name in self.estimators}
         given = ["base_weights"] * bool(self.base_weights) + [b for b, _ in parts.values() if MAPS.fullmatch(b)]
@@ -167,8 +167,9 @@ class Study(BaseModel, extra="forbid", frozen=True):
 
     @property
     def base_seeds(self) -> list[int]:
-        """The seeds of all base models."""
-        return self.seeds if self.base_models == "each-seed" else [self.base_seed]
+        """The seeds of all base models; with `seeds: auto`, of all that there may be."""
+        seeds = list(range(self.seeds_max)) if self.seeds == "auto" else self.seeds
+        return seeds if self.base_models == "each-seed" else [self.base_seed]
 
     def based(self, seed: int | None) -> "Study":
         """The study with the base model of retrainings with this seed; the study itself if there is only one."""

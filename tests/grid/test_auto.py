@@ -22,11 +22,13 @@ def study(**changes):
 @pytest.fixture
 def fake(monkeypatch, outputs):
     """Replaces the kernel by rows at once: gb is told after 3 seeds, grad (equal) after 5, ig never; see `fail`."""
-    ran, fail, lock, every = [], set(), threading.Lock(), Grid(study(seeds=list(range(8))))
-    by_notebook = {every.notebook(cell): cell for cell in every.cells}
+    ran, fail, lock = [], set(), threading.Lock()
+    grids = {models: Grid(study(seeds=list(range(8)), base_models=models)) for models in ("one", "each-seed")}
+    by_notebook = {models: {grid.notebook(cell): cell for cell in grid.cells} for models, grid in grids.items()}
 
     def execute(source, target, parameters, *, threads=None, timeout=None, env=None):
-        found, cell = params.load(parameters["study_file"]), by_notebook[target]
+        found = params.load(parameters["study_file"])
+        every, cell = grids[found.base_models], by_notebook[found.base_models][target]
         with lock:
             ran.append(cell.id)
         if cell.id in fail:
@@ -67,6 +69,16 @@ def test_rounds_follow_the_looks_and_a_second_run_does_nothing(fake):
     assert all(line in status.text(Grid(study())) for line in lines)
     before = list(ran)
     assert runner.Run(study()).run() == [] and ran == before
+
+
+def test_each_seed_may_have_its_own_network_and_what_is_told_is_ranked_for_no_more(fake):
+    ran = fake[0]
+    assert not any(o.error for o in runner.Run(study(base_models="each-seed")).run())
+    assert seeds(ran) == {"gb": 3, "grad": 5, "ig": 8, "random": 8, "clean": 8} and len(set(ran)) == len(ran)
+    ranked = {g: sum(c.startswith(f"02-attribute/{g}/") for c in ran) for g in ("gb", "grad", "ig", "controls")}
+    assert ranked == {"gb": 3, "grad": 5, "ig": 8, "controls": 8} and "01-train/base/s7" in ran
+    before = list(ran)
+    assert runner.Run(study(base_models="each-seed")).run() == [] and ran == before
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_plan(fake):
