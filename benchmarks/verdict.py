@@ -40,7 +40,7 @@ from roarlib.data import datasets
 from roarlib.engine import train
 from roarlib.study import params, rankings, results, yaml12
 from roarlib.study.machine import hardware
-from roarlib.study.names import keeps
+from roarlib.study.names import group_of, keeps
 
 ESTIMATORS, DIFFERENCES, MOST = 18, (0.01, 0.02), 40
 
@@ -61,29 +61,38 @@ def price(table: pd.DataFrame, unit: str, mode: str) -> dict:
         "unpaired": 100 * float(np.sqrt(alone.drop("random").mean() + alone["random"])),
         "seconds": rows.seconds.median(),
     }
-    explained = table[(table.measure == "base") | (table.measure == "ranking") & (table.unit == unit)]
-    networks = explained.groupby("seed").seconds.sum()
-    found |= {"network": networks.median() if len(networks) else 0.0, "a network a seed": len(networks) > 1}
+    networks = of_networks(table, unit)
+    found |= {"network": networks.median().sum(), "a network a seed": len(networks) > 1}
     for difference in DIFFERENCES:
         needed = verdicts.seeds_needed(difference, spread, ESTIMATORS)
         alone = verdicts.seeds_needed(difference, spread, level=verdicts.LEVEL / ESTIMATORS)
         one = needed * found["seconds"]
         points = f"{100 * difference:g}"
         found |= {f"seeds for {points}, alone": alone, f"seeds for {points}": needed, f"seconds for {points}": one}
-        found[f"hours for {points}, all"] = hours(found, needed, needed)
+        networks = found["network"] * (needed if found["a network a seed"] else 1)
+        found[f"hours for {points}, all"] = hours(found, needed, networks)
     return found
 
 
-def hours(found: dict, retrained: float, seeds: float) -> float:
-    """Worker-hours of a study, networks included. retrained: seeds of an estimator, on average; seeds: of the study."""
-    retraining = retrained * (ESTIMATORS + 1) * found["percents"] * found["seconds"]
-    return (retraining + found["network"] * (seeds if found["a network a seed"] else 1)) / 3600
+def of_networks(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Seconds of each network (rows): its training, `base`, and its rankings, by the group that shares their passes."""
+    rows = table[(table.measure == "base") | (table.measure == "ranking") & (table.unit == unit)]
+    parts = [
+        kind if kind == "base" else group_of(name) for kind, name in zip(rows.measure, rows.estimator, strict=True)
+    ]
+    return rows.assign(part=parts).pivot_table(index="seed", columns="part", values="seconds", aggfunc="sum")
+
+
+def hours(found: dict, retrained: float, networks: float) -> float:
+    """Worker-hours of a study. retrained: seeds of an estimator, on average. networks: their seconds in all."""
+    return (retrained * (ESTIMATORS + 1) * found["percents"] * found["seconds"] + networks) / 3600
 
 
 def simulated(table: pd.DataFrame, unit: str, mode: str, studies: int, priced: dict) -> dict:
     """Seeds and hours that tell a true difference of 1 and 2 points, by design: see the module's docstring."""
     assert not keeps(mode), "here lower accuracy is better"
     spread, found = verdicts.spread_of_differences(table, unit, mode), verdicts.verdicts(table, unit, mode)
+    names, parts = np.resize(found.estimator.map(group_of), ESTIMATORS), of_networks(table, unit).median()
     noise = np.random.default_rng(0).standard_normal((studies, ESTIMATORS + 1, MOST)) * spread / np.sqrt(2)
     out = {}
     for difference in DIFFERENCES:
@@ -103,7 +112,12 @@ def simulated(table: pd.DataFrame, unit: str, mode: str, studies: int, priced: d
             false = better & (truth >= 0) | worse & (truth <= 0) | equal & (abs(truth) >= verdicts.MARGIN)
             points = f"{name}, {100 * difference:g}"
             out |= {points: (used.sum(1) + used.max(1)).mean() / (ESTIMATORS + 1), f"{points}: most": high}
-            out[f"{points}: hours"] = hours(priced, out[points], used.max(1).mean())
+            # a group is ranked until the last of it is told; what 18 estimators lack (Random's), as long as any
+            last = [used[:, names == part].max(1, initial=0) for part in parts.index]
+            last = [np.where(one > 0, one, used.max(1)).mean() for one in last]
+            out[f"{points}: hours"] = hours(
+                priced, out[points], float(parts @ last) if priced["a network a seed"] else 0
+            )
             out |= {f"{points}: told": (words != verdicts.OPEN).mean(), f"{points}: false": false.any(1).mean()}
     return out
 

@@ -90,7 +90,10 @@ def test_a_studys_hours_hold_its_networks(seeds, networks):
     rows.append(row("ranking", "ig", "value", "all", 0, 0, None) | {"seconds": 1e6})
     found = verdict.price(pd.concat([retrained, pd.DataFrame(rows)]), "pixel", "remove")
     assert (found["network"], found["seconds"], found["percents"]) == (240, 30, 2)
-    assert verdict.hours(found, 4, 4) == pytest.approx((4 * 19 * 2 * 30 + networks * 240) / 3600)
+    assert found["a network a seed"] == (networks > 1)
+    needed = found["seeds for 1"]
+    spent = needed * 19 * 2 * 30 + 240 * (needed if networks > 1 else 1)
+    assert found["hours for 1, all"] == pytest.approx(spent / 3600)
 
 
 def test_two_studies_are_compared_where_both_have_rows():

@@ -50,7 +50,10 @@ def run(study, *estimators):
         ("estimators: [grad]\nseeds: [1, 1]", "has an entry twice"),
         ("estimators: [grad]\nseeds: atuo", "seeds = 'atuo': input should be a valid list or auto"),
         ("estimators: [grad]\nseeds: auto", "seeds: auto needs random among the estimators"),
-        ("estimators: [random]\nseeds: auto\nbase_models: each-seed\nbase_seed: 3", "base_seed: 3 is none of the seeds"),
+        (
+            "estimators: [random]\nseeds: auto\nbase_models: each-seed\nbase_seed: 3",
+            "base_seed: 3 is none of the seeds",
+        ),
         ("estimators: [grad]\nunits: [patch]", "units.0 = 'patch': input should be 'value' or 'pixel'"),
         ("estimators: [grad]\nmodes: [drop]", "modes.0 = 'drop'"),
         ("estimators: [grad]\npercent: [10]", "unknown key 'percent'; did you mean 'percents'?"),
