@@ -129,6 +129,29 @@ def test_where_labels_are_explained_the_verdicts_are_doubted():
     assert said.startswith("Test images are masked by what explains their true label (`target: label`)")
 
 
+def test_rows_at_percents_that_are_not_listed_are_named(outputs):
+    study = tiny_study(percents=[50, 90])
+    for percent in study.percents:
+        results.write(study, results.Key("retrain", "random", "pixel", "remove", percent), 0.5)
+    found = verdicts.verdicts(results.table(study), "pixel", "remove")
+    assert report.doubts(study, results.table(study), found) == []
+    fewer = tiny_study(percents=[90])
+    assert report.doubts(fewer, results.table(fewer), found) == [
+        "Left out: rows at t = 50, which the study does not list."
+    ]
+
+
+def test_looks_do_not_silence_what_blurred_copies_say(outputs):
+    table = simulated(
+        ["grad", "grad-blur", "random", "random-blur"], percents=(50,), modes=("remove",), units=("pixel",)
+    )
+    study = tiny_study(estimators=["grad", "grad-blur", "random", "random-blur"], seeds="auto")
+    found = verdicts.verdicts(table, "pixel", "remove")
+    late, beside = report.doubts(study, table, found)
+    assert late.startswith("No verdict yet: the first look waits for 3 seeds of GRAD, ")  # nothing has run there
+    assert beside.startswith("Holes as solid on both sides: with 3 seeds") and "Of one test with all seeds" in beside
+
+
 def test_how_it_was_made_is_told_in_readable_numbers(monkeypatch):
     monkeypatch.setattr(results, "known", lambda study: rows().assign(seconds=[10.0, 4.0, 20.0, 40.0, 9000.04]))
     told = report._how(tiny_study())
