@@ -308,7 +308,7 @@ def test_studies_are_compared_by_their_files_or_all_there_are(study_file, output
     assert status == 2 and said == "roar: Comparing needs two studies with results; so far there is none.\n"
     files = []
     for name in ("one", "two"):
-        study = params.load(study_file(name=name))
+        study = params.load(study_file(name=name, percents=[10, 30, 50, 70, 90]))
         files.append(str(params.save(study)))
         simulated(["grad", "random", "ig"]).assign(study=name, n_classes=10, precision="float32").to_csv(
             study.folder / "results.csv", index=False
