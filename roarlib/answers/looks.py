@@ -91,7 +91,7 @@ def waits(table: pd.DataFrame, study: Study) -> str:
         return ""
     first = counts(study.seeds_max)[0]
     late = [label(name) for name in _asked(study) if not _whole(table, study, (name,), first)]
-    return f"No verdict yet: the first look waits for {first} seeds of {', '.join(late)}."
+    return f"No verdict yet: the first look waits for {first} seeds of {', '.join(late)}." if late else ""
 
 
 def _whole(rows: pd.DataFrame, study: Study, names: tuple[str, ...], count: int) -> bool:

@@ -63,6 +63,7 @@ QUIET = {"", "squared"}  # ensembles of one pass, without noise
 PAPER = tuple(f"{b}-{e}" if e else b for b in BASES for e in ENSEMBLES) + tuple(CONTROLS)
 FIXED = CONTROLS | KNOWN_ANSWER  # bases without ensembles
 
+RESTS = {"recursive_steps": "-recursive", "imputation_noise": "-imputed"}  # key -> ending of names that rest on it
 UNITS = {"value": "single values", "pixel": "whole pixels"}
 MODES = {  # what a model sees
     "remove": "removed",

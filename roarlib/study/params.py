@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, StrictInt, ValidationError, field_validat
 
 from roarlib.study import files, yaml12
 from roarlib.study.files import outputs, root, write_atomically
-from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MAPS, MODES, alike, expand, imputes, split_name
+from roarlib.study.names import BASES, FIXED, KNOWN_ANSWER, MAPS, MODES, RESTS, alike, expand, imputes, split_name
 
 Percent = Annotated[StrictInt, Field(ge=0, le=100)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**62)]
@@ -253,7 +253,7 @@ def agree(study: Study) -> Path:
     free.update(["base_seed"] * (study.base_models == "each-seed"), ["seeds_max"] * (old.seeds != "auto"))
     steps = any(n.endswith("-recursive") for n in old.estimators)
     noise = any(map(imputes, (*old.modes, *old.scored_modes)))
-    for key, word, listed in (("recursive_steps", "-recursive", steps), ("imputation_noise", "-imputed", noise)):
+    for (key, word), listed in zip(RESTS.items(), (steps, noise), strict=True):
         if getattr(old, key) != getattr(study, key) and not listed and not files.mentions(path.parent, word):
             free.add(key)  # nothing there depends on it
     unlike = [(key, getattr(old, key), getattr(study, key)) for key in Study.model_fields if key not in free]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from roarlib.study import brought, machine, own
 from roarlib.study.files import digest, has_results, write_atomically
-from roarlib.study.names import MAPS, group_of, safe, split_name
+from roarlib.study.names import MAPS, RESTS, group_of, safe, split_name
 from roarlib.study.params import MACHINE, OTHER, SELECTION, InputError, Study, agree, save
 
 STAGES = {"base": "01-train", "ranking": "02-attribute", "deletion": "03-degrade", "retrain": "04-retrain"}
@@ -177,11 +177,9 @@ def rows(study: Study) -> pd.DataFrame:
             found.append(json.loads(file.read_text()))
         except ValueError:
             raise InputError(f"{file} is damaged (not JSON); delete it and run the study again") from None
-        row, wanted = found[-1], dict(now)
-        if row.get("estimator", "").endswith("-recursive"):
-            wanted["recursive_steps"] = study.recursive_steps
-        if row.get("mode", "").endswith("-imputed"):
-            wanted["imputation_noise"] = study.imputation_noise
+        row = found[-1]
+        ends = row.get("estimator", ""), row.get("mode", "")
+        wanted = now | {key: getattr(study, key) for key, word in RESTS.items() if any(e.endswith(word) for e in ends)}
         free = study.base_models != "one" or (row.get("measure"), row.get("estimator")) == CLEAN
         then = wanted | row.get("params", {}) | ({"base_seed": study.base_seed} if free else {})
         if odd := [f"{key}: {then[key]} there, {value} now" for key, value in wanted.items() if then[key] != value]:

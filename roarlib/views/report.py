@@ -96,7 +96,7 @@ def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
         f"Random is within {verdicts.points(study.margin / 100)} of what nothing can pass: none can be better by that."
     )
     beside = verdicts.beside_blurred(table, unit, study.modes[0], study.margin / 100)
-    beside += " (Of one test with all seeds, not of the looks.)" * (bool(beside) and study.seeds == "auto")
+    beside += " (This is one test of all seeds; the looks do not judge it.)" * (bool(beside) and study.seeds == "auto")
     old = results.outdated(study).estimator.value_counts()
     outdated = ", ".join(f"{count} row{'s' * (count > 1)} of {label(name)}" for name, count in old.items())
     outdated = f"Left out, as another version of the function made them: {outdated}." * bool(outdated)

@@ -219,6 +219,7 @@ def test_a_first_look_that_waits_says_for_whom():
     rows = table({"gb": near(-0.1, 3), "grad": near(-0.1, 3)})
     assert looks.waits(rows, study()) == "No verdict yet: the first look waits for 3 seeds of IG."
     assert set(looks.judged(rows, study(), "pixel", "remove").verdict) == {OPEN}
+    assert looks.waits(rows, study(estimators=["random"])) == ""
     fewer = study(estimators=["gb", "random"])  # grad is no longer listed, and keeps the word of its test
     assert looks.waits(rows, fewer) == "" and looks.waits(rows, study(seeds=[0, 1, 2])) == ""
     assert set(looks.judged(rows, fewer, "pixel", "remove").verdict) == {BETTER}

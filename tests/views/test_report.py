@@ -149,7 +149,7 @@ def test_looks_do_not_silence_what_blurred_copies_say(outputs):
     found = verdicts.verdicts(table, "pixel", "remove")
     late, beside = report.doubts(study, table, found)
     assert late.startswith("No verdict yet: the first look waits for 3 seeds of GRAD, ")  # nothing has run there
-    assert beside.startswith("Holes as solid on both sides: with 3 seeds") and "Of one test with all seeds" in beside
+    assert beside.startswith("Holes as solid on both sides: with 3 seeds") and "This is one test of all seeds" in beside
 
 
 def test_how_it_was_made_is_told_in_readable_numbers(monkeypatch):
