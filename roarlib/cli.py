@@ -41,9 +41,9 @@ def cli(debug: bool):
 
 @cli.command()
 @click.argument("study_file", metavar="STUDY.yaml", type=Path)
-@click.option("--dataset", default="textures", help="A data set, folder:PATH, npz:FILE ..; textures if left out.")
-@click.option("--model", default="resnet-tiny", help="A model's name, or module:function; resnet-tiny if left out.")
-@click.option("--estimator", multiple=True, help="One more estimator, such as mine:edges; as often as you like.")
+@click.option("--dataset", default="textures", show_default=True, help="A data set, folder:PATH, npz:FILE ..")
+@click.option("--model", default="resnet-tiny", show_default=True, help="A model's name, or module:function.")
+@click.option("--estimator", multiple=True, help="Add an estimator, such as mine:edges (repeatable).")
 def new(study_file, dataset, model, estimator):
     """Write a commented study file of your own."""
     click.echo(fresh.write(study_file, dataset, model, estimator))
@@ -117,9 +117,8 @@ def plan(study_file, only):
     )
     workers, threads = cluster.machine(study)
     left = status.duration(preflight.seconds_left(grid, found, todo, spent))
-    click.echo(
-        f"left: about {left} with {workers} cells at a time of {threads} thread(s) each" if todo else "left: nothing"
-    )
+    each = f"with {workers} cells at a time, {threads} thread{'s' * (threads > 1)} each"
+    click.echo(f"left: about {left} {each}" if todo else "left: nothing")
     click.echo("tried on a few images: the model and every estimator work")
     click.echo(_next(grid, study_file))
 
@@ -133,7 +132,7 @@ def plan(study_file, only):
 @click.option("--slurm", metavar="CLUSTER.yaml", type=Path, help="Start workers as SLURM jobs, as this file says.")
 @click.option("--anyway", is_flag=True, help="Go on even if the base model has learnt nothing.")
 def run(study_file, only, scheduler, slurm, anyway):
-    """Run every cell that is not done, through papermill; exit status 1 if one failed, 2 if only for bad input.
+    """Run every cell that is not done, through papermill; exits with 1 if one failed, 2 if only for bad input.
 
     Several runs may work on one study at a time, here or elsewhere: they share its cells.
     """
@@ -217,7 +216,7 @@ def _next(grid, study_file) -> str:
 @cli.command("status")
 @click.argument("study_file", metavar="[STUDY.yaml]", required=False)
 def status_(study_file):
-    """Say what is done, running, failed and waiting, from the files alone; counts of all studies if none is named."""
+    """Say what is done, running, failed and waiting, by the files alone; without STUDY.yaml, counts of all studies."""
     if study_file:
         click.echo(status.text(Grid(_load(study_file))))
         return
@@ -248,7 +247,7 @@ def report(study_file):
 
 @cli.command()
 @click.argument("study_files", metavar="STUDY.yaml [OTHER.yaml ..]", nargs=-1, required=True)
-@click.option("--text-width", default=5.5, help="Inches: 5.5 for NeurIPS and ICLR (if left out), 6.75 for ICML.")
+@click.option("--text-width", default=5.5, help="Inches: 5.5 for NeurIPS and ICLR (default), 6.75 for ICML.")
 def paper(study_files, text_width):
     """Write tables, figures, methods, references and checklist in LaTeX, for one study or several side by side."""
     from roarlib.views import latex
@@ -258,10 +257,10 @@ def paper(study_files, text_width):
 
 @cli.command()
 @click.argument("study_files", metavar="[STUDY.yaml ..]", nargs=-1)
-@click.option("--unit", default="", help="pixel or value; what most of the studies have if left out.")
+@click.option("--unit", default="", help="pixel or value; default: what most of the studies have.")
 @click.option("--mode", default="", help="remove, keep ..; default: what most of them have.")
 def compare(study_files, unit, mode):
-    """Compare studies (if none is named, all with results): differences from Random, mean ranks, agreement."""
+    """Compare studies (all with results, if none is named): differences from Random, ranks of shared estimators."""
     from roarlib.answers import across
 
     click.echo(across.text(across.compare(across.load(study_files or files.studies()), unit, mode)))

@@ -239,7 +239,7 @@ def ended(study: Study, outcomes: list[Outcome], wall: float) -> tuple[str, str,
         f"{int((results.rows(study).measure == 'retrain').sum())} retrainings in all"
     )
     left = [f"{len(interrupted)} cell(s) {interrupted[0].error}"] if interrupted else []
-    again = "Mend the cause and run the same command again: what is done is kept."
+    again = "Fix the cause and run the same command again: what is done is kept."
     left += [f"{len(waiting)} more cell(s) wait for them."] * bool(waiting) + [again] * bool(failed)
     bad_input = all(o in waiting or o.error.startswith("InputError") for o in failed)
     return said, "\n".join(left), (2 if bad_input else 1) if failed else 0
