@@ -18,17 +18,17 @@ MODULI = (2, 4)  # periods in px, of one and of two strides of 2
 
 
 def _masks(study: Study, unit: str, percent: int, count: int, names=None) -> Iterator[tuple[str, np.ndarray]]:
-    """What each ranked estimator (of `names`) removes at t: bool (count, C or 1, H, W) of the first test images."""
+    """What each ranked estimator (of `names`) removes at t: bool (count, C or 1, H, W) of some test images."""
     for name in rankings.ready(study, unit, "test"):
         if names is not None and name not in names:
             continue
-        yield name, rankings.removed(np.asarray(rankings.load(study, name, unit, "test")[:count]), percent)
+        yield name, rankings.removed(rankings.sample(study, name, unit, count), percent)
 
 
 def lattice(study: Study, unit: str, percent: int = 50, count: int = 500) -> pd.DataFrame:
     """Points between the positions removed most and least at t: estimators by MODULI, 0..100; see `by_position`.
 
-    Over the first `count` test images. Random has about 1 point modulo 4 with 500 images of 32 x 32 px.
+    Over `count` test images, taken evenly. Random has about 1 point modulo 4 with 500 images of 32 x 32 px.
     """
     found = {e: [100 * by_position(m, modulus) for modulus in MODULI] for e, m in _masks(study, unit, percent, count)}
     return pd.DataFrame.from_dict(found, "index", columns=list(MODULI))
@@ -54,7 +54,7 @@ def warning(found: pd.DataFrame) -> str:
 
 
 def clumpiness(study: Study, unit: str, percent: int, count: int = 500, names=None) -> pd.Series:
-    """Moran's I of each estimator's removal masks at t, mean over the first `count` test images and the channels."""
+    """Moran's I of each estimator's removal masks at t, mean over `count` test images, taken evenly, and channels."""
     found = {name: float(np.nanmean(moran(masks))) for name, masks in _masks(study, unit, percent, count, names)}
     return pd.Series(found, name="moran", dtype=float)
 

@@ -100,19 +100,25 @@ def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.pivot(index="seed", columns="percent", values="accuracy")
 
 
-def complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows at the percents that most estimators have, of those estimators that have all of these.
+def complete(rows: pd.DataFrame, what: str = "percent") -> pd.DataFrame:
+    """The rows at the percents that half of the estimators have at least, of those that have all of these.
 
-    rows: of one measure, unit and mode. Means over percents compare only over the same ones; those that Random lacks,
-    if it is there, compare nothing.
+    rows: of one measure, unit and mode. what: `percent`, or `seed` for the seeds. Means over percents compare only over
+    the same ones; those that Random lacks, if it is there, compare nothing.
     """
-    each = rows.groupby("estimator").percent.agg(frozenset)
+    each = rows.groupby("estimator")[what].agg(frozenset)
     if each.empty:
         return rows
-    each = each.map(each.get("random", frozenset(rows.percent)).intersection)
+    each = each.map(each.get("random", frozenset(rows[what])).intersection)
     votes = each.drop("random", errors="ignore") if len(each) > 1 else each
-    usual = max(votes.value_counts().items(), key=lambda item: (item[1], len(item[0])))[0]
-    return rows[rows.percent.isin(usual) & rows.estimator.isin(each.index[each.map(usual.issubset)])]
+    have = {some: sum(map(some.issubset, votes)) for some in votes}  # the most that half of them have
+    usual = max(have, key=lambda some: (min(2 * have[some], len(votes)), len(some), sorted(some)))
+    return rows[rows[what].isin(usual) & rows.estimator.isin(each.index[each.map(usual.issubset)])]
+
+
+def even(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the percents and the seeds that most estimators have; `seeds: auto` gives more seeds to some."""
+    return complete(complete(rows), "seed")
 
 
 def area_to_random(table: pd.DataFrame, chance: float, measure: str = "retrain") -> pd.DataFrame:

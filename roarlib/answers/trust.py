@@ -67,12 +67,12 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
 def truth(study: Study, masks: np.ndarray, unit: str, percents, count: int = 500) -> pd.DataFrame:
     """Share of truly informative inputs among each estimator's top t: estimators by percents, 0..1, on test images.
 
-    masks: bool (N, 1, H, W), True where a test image's inputs inform. Mean over the first `count` images, of the
-    estimators that are ranked.
+    masks: bool (N, 1, H, W), True where a test image's inputs inform. Mean over `count` images, taken evenly,
+    of the estimators that are ranked.
     """
-    masks, found = masks[:count], {}
+    masks, found = masks[rankings.evenly(len(masks), count)], {}
     for name in rankings.ready(study, unit, "test"):
-        ranking = np.asarray(rankings.load(study, name, unit, "test")[:count])
+        ranking = rankings.sample(study, name, unit, count)
         true = np.broadcast_to(masks, ranking.shape)
         top = {percent: rankings.removed(ranking, percent) for percent in percents}
         found[name] = {percent: float((true & gone).sum() / max(gone.sum(), 1)) for percent, gone in top.items()}

@@ -196,8 +196,8 @@ def agreement(table: pd.DataFrame, unit: str, mode: str) -> pd.DataFrame:
     the same estimators are good in both (`stats.goodness`). m: judges, n: estimators, those `in_orders`. W is NaN with
     one judge.
     """
-    rows = stats.complete(_retrained(table, unit, mode))
-    rows = rows[rows.estimator.isin(filter(in_orders, _wide(rows).dropna().index))]  # of the same seeds, too
+    rows = stats.even(_retrained(table, unit, mode))
+    rows = rows[rows.estimator.isin(filter(in_orders, _wide(rows).dropna().index))]
     out = []
     for what in ("seed", "percent"):
         scores = rows.pivot_table(index=what, columns="estimator", values="accuracy")
@@ -233,7 +233,7 @@ def _orders(table: pd.DataFrame, sides) -> pd.DataFrame:
     Of those `in_orders`. Sides of one mode are taken over the percents that all of them have; percents of different
     modes do not compare.
     """
-    rows = {side: stats.complete(_retrained(table, *side)) for side in sides}
+    rows = {side: stats.even(_retrained(table, *side)) for side in sides}
     if len({mode for _, mode in sides}) == 1:
         shared = set.intersection(*(set(part.percent) for part in rows.values()))
         rows = {side: part[part.percent.isin(shared)] for side, part in rows.items()}

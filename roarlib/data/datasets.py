@@ -119,13 +119,13 @@ def prepared(study: Study) -> Path:
 
 def current(study: Study, progress: Callable[[int, int], None] | None = None) -> Data:
     """`load`, with an InputError if the pictures are no longer those that were prepared."""
-    found = load(study, progress)
+    load(study, progress)
     if parts := changed(study):
         raise InputError(
             f"the {' and '.join(parts)} pictures are not those that were prepared: delete {prepared(study)}, and give "
             "the study another name if it has results"
         )
-    return found
+    return load(study)
 
 
 def changed(study: Study, thorough: bool = False, progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -140,12 +140,11 @@ def changed(study: Study, thorough: bool = False, progress: Callable[[int, int],
     folder = prepared(study)
     meta, found = prepare.meta(folder), []
     try:
-        splits, _ = _sources(study)
+        splits, classes = _sources(study)
     except InputError:
         kind, _, path = study.dataset.partition(":")
-        there = brought.where(study, path)
-        folders = (there / "train").is_dir() and ((there / "test").is_dir() or (there / "val").is_dir())
-        if kind == "npz" and there.is_file() or kind == "folder" and folders or own.is_own(study.dataset):
+        there = brought.where(study, path) if path else data_dir(study) / kind.replace("food101", "food-101")
+        if there.is_file() or photos.is_there(there) or own.is_own(study.dataset):
             raise  # it exists, but is no longer what was prepared
         return []
     for name, split in splits.items():
@@ -155,6 +154,10 @@ def changed(study: Study, thorough: bool = False, progress: Callable[[int, int],
             found.append(name)
         else:
             meta[name] |= now
+    if len(classes) != len(meta["classes"]):
+        return list(SPLITS)
+    if not found:
+        meta["classes"] = classes  # names that were mended
     if meta != prepare.meta(folder) and os.access(folder, os.W_OK):
         write_atomically(folder / "meta.json", json.dumps(meta, indent=1))
     return found

@@ -118,6 +118,12 @@ def find(dataset: str, folder: Path, resize: int, size: int) -> tuple[Photos, Ph
     return train, test, classes
 
 
+def is_there(folder: Path) -> bool:
+    """Whether a folder still has pictures in a layout that `find` reads, complete or not."""
+    folders = (folder / "train").is_dir() and any((folder / name).is_dir() for name in TEST_FOLDERS)
+    return folders or (folder / "meta").is_dir() or (folder / "images.txt").is_file()
+
+
 Part = tuple[list[Path], list[int], list[str], dict[str, int]]  # files, labels, missing files, extensions of others
 
 

@@ -55,10 +55,8 @@ def randomised(explainer: Explainer, share: int) -> nn.Module:
         net = models.build(study.model, len(data.classes), data.shape).eval()
     net = net.to(explainer.device, memory_format=explainer.layout)
     train = degraded(study, data, "train")
-    parts = [
-        train.images(slice(k, k + 64)).contiguous(memory_format=explainer.layout)
-        for k in range(0, min(MEASURED, len(train)), 64)
-    ]
+    chosen = torch.from_numpy(rankings.evenly(len(train), MEASURED)).split(64)
+    parts = [train.images(part).contiguous(memory_format=explainer.layout) for part in chosen]
     names = layers(explainer.model, parts[0][:1])
     top = names[: max(1, share * len(names) // 100)]
     kept = {k: values for k, values in explainer.model.state_dict().items() if k.rpartition(".")[0] not in top}
@@ -78,7 +76,7 @@ def randomised(explainer: Explainer, share: int) -> nn.Module:
 def compare(
     explainer: Explainer, estimators: list[str], count: int, depths=tuple(DEPTHS)
 ) -> Iterator[tuple[tuple[str, str, str], dict[str, float | np.ndarray]]]:
-    """How similar the rankings of the first `count` test images remain at these depths.
+    """How similar the rankings of `count` test images, taken evenly, remain at these depths.
 
     estimators: of one group, already ranked (names.asks_model). Yields (estimator, unit, depth) and {"rho": Spearman's
     correlation, mean over the images, "overlap": `rankings.overlap` at t = 1 .. 100}. The class that is explained stays
@@ -87,20 +85,22 @@ def compare(
     """
     study = explainer.study
     other = study.model_copy(update={"base_seed": study.base_seed + 1})
-    before = {(e, u): rankings.load(study, e, u, "test")[:count] for e in estimators for u in study.units}
+    before = {(e, u): rankings.sample(study, e, u, count) for e in estimators for u in study.units}
+    chosen = torch.from_numpy(rankings.evenly(len(explainer.data.test), count))
     for depth in depths:
         model = randomised(explainer, DEPTHS[depth]) if DEPTHS[depth] else explainer.model
-        again = _ranked(replace(explainer, study=other, model=model), list(before), len(next(iter(before.values()))))
+        again = _ranked(replace(explainer, study=other, model=model), list(before), chosen)
         for (name, unit), old in before.items():
             found = {"rho": rankings.correlation(old, again[name, unit])}
             yield (name, unit, depth), found | {"overlap": rankings.overlap(old, again[name, unit])}
 
 
-def _ranked(explainer: Explainer, keys: list[tuple[str, str]], count: int) -> dict[tuple[str, str], np.ndarray]:
-    """Rankings of the first test images, uint8 (count, C or 1, H, W), by estimator and unit; not stored."""
+def _ranked(
+    explainer: Explainer, keys: list[tuple[str, str]], chosen: torch.Tensor
+) -> dict[tuple[str, str], np.ndarray]:
+    """Rankings of these test images, uint8 (B, C or 1, H, W), by estimator and unit; not stored."""
     found: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in keys}
-    for first in range(0, count, step := images_at_once(explainer.batch)):
-        index = slice(first, min(first + step, count))
+    for index in chosen.split(images_at_once(explainer.batch)):
         scores, ids = explainer.scores("test", index, list(dict(keys))), explainer.ids("test", index)
         for name, unit in keys:
             found[name, unit].append(explainer.ranked(scores[name], unit, ids, name))

@@ -13,6 +13,7 @@ from roarlib.engine.estimators import built_in
 from roarlib.study.machine import device_of
 from roarlib.study.names import split_name
 from roarlib.study.params import InputError, Study
+from roarlib.study.rankings import evenly
 
 
 def to_unit(scores: torch.Tensor, unit: str) -> torch.Tensor:
@@ -101,7 +102,7 @@ class Explainer:
             return torch.from_numpy(values[word]).to(self.device)[:, None, None]
         if kind != "train" or not count.isdecimal() or int(count) == 0:
             raise InputError(f"baselines: '{word}' is not mean, black, grey or train:20 (so many training images)")
-        chosen = np.unique(np.linspace(0, len(self.data.train) - 1, int(count)).astype(int))
+        chosen = evenly(len(self.data.train), int(count))
         return torch.cat([self._images("train", slice(k, k + 1)) for k in chosen.tolist()])
 
     def _images(self, split: str, index: Index, gone=None, percent: int = 0) -> torch.Tensor:

@@ -23,7 +23,7 @@ from roarlib.engine.from_captum import HOOKING
 from roarlib.engine.rank import Explainer
 from roarlib.grid import cluster
 from roarlib.grid.cells import Grid
-from roarlib.study import rankings
+from roarlib.study import own, rankings
 from roarlib.study.machine import threads
 from roarlib.study.names import QUIET, asks_model, parent_of, split_name, variant_of
 from roarlib.study.own import told
@@ -61,10 +61,12 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
                     f"{', '.join(group)}: changes the network that is explained ({other[0]}), so that the next batch "
                     "would be explained by another one: let it work on copy.deepcopy(model)"
                 )
+            if own.is_own(base := split_name(group[0])[0]):
+                _forgets(explainer, base)
             if names := [name for name in group if study.sanity_images and asks_model(name)]:
                 with told(f"{', '.join(names)}: explaining {study.model} with random weights fails"):
                     list(randomise.compare(explainer, names, FEW, ["top100"]))
-            if layer := explainer.layer(base := split_name(group[0])[0]):
+            if layer := explainer.layer(base):
                 say(f"note: {base} explains {layer}, the last layer with spatial output")
             if base.removeprefix("captum:") in ("gb", *HOOKING) and (others := explainer.unguided()):
                 named = " and ".join(f"{count} {name}" for name, count in others.items())
@@ -90,6 +92,25 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
     return spent
 
 
+def _forgets(explainer: Explainer, base: str) -> None:
+    """InputError if the user's function explains, with another network, the one that it was given first."""
+    study, data = explainer.study, explainer.data
+    other = models.build(study.model, len(data.classes), data.shape).to(explainer.device).eval()
+
+    def refuse(*_):
+        raise InputError(
+            f"{base} was given a second network and called the first: its wrapper is kept from call to call. Make it "
+            "anew for each network, or random weights and `-recursive` would be explained by the old one"
+        )
+
+    handle = explainer.model.register_forward_pre_hook(refuse)
+    try:
+        with told(f"estimator {base} fails with a second network", base):
+            dataclasses.replace(explainer, model=other).scores("test", slice(0, 2), [base])
+    finally:
+        handle.remove()
+
+
 def sweeps(study: Study, group: list[str]) -> int:
     """How often a group explains every image: once as it is, if any of the group needs that, and with noise."""
     ensembles = {split_name(name)[1] for name in group}
@@ -97,7 +118,7 @@ def sweeps(study: Study, group: list[str]) -> int:
 
 
 def _few(split: Split) -> Split:
-    chosen = np.unique(np.linspace(0, len(split) - 1, FEW).astype(int))
+    chosen = rankings.evenly(len(split), FEW)
     masks = None if split.masks is None else split.masks[chosen]
     return Split(np.array(split.images[chosen]), split.labels[chosen], masks)
 

@@ -35,6 +35,17 @@ def load(study: Study, estimator: str, unit: str, split: str) -> np.ndarray:
     return np.load(file, mmap_mode="c", allow_pickle=False)
 
 
+def evenly(total: int, count: int) -> np.ndarray:
+    """Which `count` of `total` images to take as a sample, int64, evenly spaced: folders are sorted by class."""
+    return np.unique(np.linspace(0, total - 1, min(total, count)).astype(int))
+
+
+def sample(study: Study, estimator: str, unit: str, count: int) -> np.ndarray:
+    """The rankings of `count` test images, taken `evenly`."""
+    found = load(study, estimator, unit, "test")
+    return np.asarray(found[evenly(len(found), count)])
+
+
 def removed(ranking, percent: int, mode: str = "remove"):
     """True where an input is removed: the top `percent`, or all others in the modes that keep (KAR).
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from roarlib.study import brought, machine, own
 from roarlib.study.files import digest, has_results, write_atomically
-from roarlib.study.names import MAPS, RESTS, group_of, safe, split_name
+from roarlib.study.names import FIXED, MAPS, RESTS, group_of, safe, split_name
 from roarlib.study.params import MACHINE, OTHER, SELECTION, InputError, Study, agree, save
 
 STAGES = {"base": "01-train", "ranking": "02-attribute", "deletion": "03-degrade", "retrain": "04-retrain"}
@@ -144,11 +144,28 @@ def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict
     row = {"study": study.name, "cell": key.cell, **key._asdict(), "accuracy": accuracy, **more}
     row |= {"epochs": study.epochs, "base_seed": study.base_seed, "source": own.source(study, key.estimator)}
     row |= machine.provenance() | {"network": None if key[:2] == CLEAN else network(study)}
+    _rests_on_its_ranking(study, key, row)
     row |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "params": study.model_dump()}
     if not agree(study).is_file() or not has_results(study.folder):
         save(study)  # a notebook run by hand: from now on the folder is this study's
     write_atomically(row_file(study, key), json.dumps(row, indent=1))
     return row
+
+
+def _rests_on_its_ranking(study: Study, key: Key, row: dict) -> None:
+    """InputError if the user's function, maps or the network have changed since the ranking of a row."""
+    if key.estimator == "clean":
+        return
+    file = row_file(study, Key("ranking", key.estimator, key.unit, seed=study.base_seed))
+    then = json.loads(file.read_text()) if file.is_file() else {}
+    asks = split_name(key.estimator)[0] not in FIXED and key.measure != "ranking"
+    for name in ("source", "network") if asks else ("source",):
+        if None not in (then.get(name), row[name]) and then[name] != row[name]:
+            what = {"source": "its function, maps or options were", "network": "the network that it explains was"}[name]
+            raise InputError(
+                f"{key.estimator}: {what} other ones when its ranking was made ({then[name]} then, {row[name]} now): "
+                f"undo that, or delete {study.folder / Key('ranking', key.estimator).cell} to rank anew"
+            )
 
 
 def context(study: Study, data) -> dict:
@@ -242,7 +259,7 @@ def known(study: Study) -> pd.DataFrame:
     if len(earlier):
         found = pd.concat([found, earlier], ignore_index=True) if len(found) else earlier
         found = found.drop_duplicates(KEY).sort_values(KEY, ignore_index=True)
-    _belong_together(study, found[found.measure.isin(["base", "deletion", "retrain"])])
+    _belong_together(study, found[found.measure != "sanity"])
     return found
 
 

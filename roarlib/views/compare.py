@@ -68,7 +68,7 @@ class Compare(Chooser):
         key = self.a.value, self.b.value, self.unit.value, self.split.value
         if key not in self.means:
             size = max(1, min(SAMPLE, len(a), SAMPLE_UNITS // a[0].size))
-            sample = np.linspace(0, len(a) - 1, size).astype(int)
+            sample = rankings.evenly(len(a), size)
             self.means[key] = np.mean([rankings.overlap(a[i], b[i]) for i in sample], axis=0), size
         return self.means[key]
 

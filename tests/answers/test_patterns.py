@@ -28,6 +28,19 @@ def test_a_lattice_is_told_by_position():
     assert patterns.by_position(np.stack([board, ~board])[:, None], 2) == 0  # images that print it differently
 
 
+def test_a_sample_of_images_is_of_all_classes(outputs):
+    """Folders are sorted by class: scattered in the first class, a solid half in the other."""
+    study = tiny_study(estimators=["grad"])
+    scattered = np.random.default_rng(0).permutation(64).reshape(8, 8) * 100 // 64
+    solid = np.where(np.indices((8, 8))[1] < 4, 0, 99)
+    rankings.path(study, "grad", "pixel", "test").parent.mkdir(parents=True)
+    made = np.stack([scattered] * 20 + [solid] * 20).astype(np.uint8)[:, None]
+    np.save(rankings.path(study, "grad", "pixel", "test"), made)
+    alone = patterns.moran(made[:1, 0] < 50).item()
+    assert patterns.clumpiness(study, "pixel", 50, count=10)["grad"] == pytest.approx((alone + 1) / 2, abs=0.1)
+    assert rankings.evenly(7, 3).tolist() == [0, 3, 6] and rankings.evenly(3, 500).tolist() == [0, 1, 2]
+
+
 def test_a_ranking_that_spares_every_second_pixel_is_warned_of(outputs):
     """A checkerboard first: 100 points. The left half first: none."""
     study = tiny_study(estimators=["grad", "grad-sg", "random"])

@@ -140,6 +140,16 @@ def test_random_does_not_vote_for_percents():
     assert stats.complete(rows[rows.estimator == "random"]).percent.tolist() == [50, 90]
 
 
+def test_who_has_more_percents_has_the_fewer_too():
+    """Of ten, four have 90 percent, three 50 as well, three all: 50 and 90 are what six of ten have."""
+    sets = {4: (90,), 3: (50, 90), 13: (30, 50, 90)}
+    names = iter(["grad", "gb", "ig", "grad-sg", "gb-sg", "ig-sg", "grad-var", "gb-var", "ig-var", "sobel"])
+    curves = {next(names): {p: (0.3,) for p in percents} for n, percents in sets.items() for _ in range(n % 10)}
+    rows = table_of({"random": {p: (0.5,) for p in (30, 50, 90)}, **curves}, clean=(0.9,))
+    found = stats.complete(rows[rows.estimator != "clean"])
+    assert set(found.percent) == {50, 90} and found.estimator.nunique() == 7
+
+
 def test_areas_are_over_the_percents_that_most_have():
     whole = {50: (0.5,), 100: (0.1,)}
     table = table_of(

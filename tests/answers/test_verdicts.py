@@ -197,6 +197,17 @@ def test_agreement_over_units_and_modes_means_the_same_estimators_are_good():
     assert alone.m[["units", "modes"]].tolist() == [1, 1] and alone.w[["units", "modes"]].isna().all()
 
 
+def test_estimators_with_more_seeds_than_others_are_not_all_that_counts():
+    """As with `seeds: auto`: three of seven go on. Equal orders agree, and one that has a seed alone is left out."""
+    names = ("grad", "gb", "ig", "grad-sg", "gb-sg", "ig-sg", "grad-var", "gb-var")
+    table = table_of({name: -k for k, name in enumerate(names)}, seeds=8)
+    more = ["random", "gb", "ig-sg", "grad-var"]
+    table = table[(table.seed < 3) & (table.estimator != "gb-var") | table.estimator.isin(more) | (table.seed == 0)]
+    found = verdicts.agreement(pd.concat([table, table.assign(unit="value")]), "pixel", "remove").set_index("over")
+    assert found.n[["seeds", "percents", "units"]].tolist() == [7, 7, 7] and found.m["seeds"] == 3
+    assert found.w[["seeds", "percents", "units"]].tolist() == pytest.approx([1, 1, 1])
+
+
 def test_tau_between_units_and_modes_by_hand():
     swapped = table_of({**ORDER, "grad": -3, "gb": -4}).assign(unit="value")  # 1 of 6 pairs is turned: tau 2/3
     kept = table_of({name: -points for name, points in ORDER.items()}, mode="keep", percents=(10,))

@@ -102,6 +102,13 @@ def test_a_file_that_changed_is_noticed(tmp_path, outputs):
     assert datasets.changed(study) == ["train", "test"]
 
 
+def test_mended_names_of_classes_arrive(tmp_path, outputs):
+    for names in ("dabc", "abcd"):
+        np.savez(tmp_path / "mine.npz", **arrays(), classes=np.array(list(names)))
+        assert datasets.current(study_of(tmp_path)).classes == list(names)
+        assert datasets.load(study_of(tmp_path)).classes == list(names)
+
+
 CODE = """
 import numpy as np
 

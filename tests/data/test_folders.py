@@ -153,6 +153,23 @@ def test_a_class_may_have_a_single_picture(tmp_path):
     assert np.bincount(few).tolist() == [3, 3, 1]
 
 
+@pytest.mark.parametrize("layout", ["val", "valid", "validation", "imagenet"])
+def test_a_class_added_later_is_noticed_in_every_layout(tmp_path, layout):
+    root = folder_of(tmp_path / "imagenet")
+    study = study_of(root)
+    if layout == "imagenet":
+        study = study_of(root, dataset="imagenet", data_dir=str(tmp_path))
+    else:
+        (root / "test").rename(root / layout)
+    datasets.load(study)
+    assert datasets.changed(study) == []
+    paint(root / "train" / "cow" / "0.jpg")
+    with pytest.raises(InputError, match="differ in classes, cow for one"):
+        datasets.changed(study)
+    shutil.rmtree(root)
+    assert datasets.changed(study) == []  # gone: the prepared pictures are enough
+
+
 @pytest.fixture
 def bitmaps(tmp_path):
     """A study of BMP files, whose sizes do not depend on what is on them, prepared; and one of them."""

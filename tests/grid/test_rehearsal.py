@@ -1,6 +1,7 @@
 """What would fail hours later in some cell fails before a run, in one line that says where."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,20 @@ def test_an_estimator_that_changes_the_network_is_an_error(outputs, mine, body):
     mine(code=f"\ndef f(model, images, targets):\n    {body}\n    return images\n")
     with pytest.raises(InputError, match="mine:f: changes the network that is explained"):
         rehearsed(model="mine:net", estimators=["random", "mine:f"])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_estimator_that_keeps_its_first_network_is_an_error(outputs, mine, kept):
+    """Wrappers are slow to build, so people keep them."""
+    mine(
+        code="\nKEPT = {}\ndef f(model, images, targets):\n"
+        f"    net = KEPT.setdefault('net', model) if {kept} else model\n"
+        "    logits = net(images.requires_grad_()).gather(1, targets[:, None])\n"
+        "    return torch.autograd.grad(logits.sum(), images)[0].square()\n"
+    )
+    said = pytest.raises(InputError, match="estimator mine:f was given a second network and called the first")
+    with said if kept else nullcontext():
+        rehearsed(model="mine:net", estimators=["random", "mine:f", "mine:f-recursive"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Results of two versions of a user's function or model are never mixed, neither on disk nor in a table."""
 
 import json
+import os
 import sys
 
 import pandas as pd
@@ -118,6 +119,35 @@ def test_results_of_two_machines_that_do_not_belong_together_are_an_error(write,
     file = study.folder / "04-retrain/random/rows/retrain_random_pixel_remove_p50_s1.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(InputError, match=what):
+        results.table(study)
+
+
+@pytest.mark.parametrize("estimator", ["mine_two:edges", "grad", "random"])
+def test_a_row_says_what_its_ranking_was_made_with(write, estimator):
+    """The function is edited, or the network made anew, between the ranking and its retrainings."""
+    study, key = tiny_study(estimators=[estimator, "random"]), Key("ranking", estimator, "pixel")
+    base = results.base_file(study, "model.safetensors")
+    base.parent.mkdir(parents=True)
+    base.write_bytes(b"one")
+    results.write(study, key)
+    leave(study, estimator)
+    write(3)
+    if estimator == "mine_two:edges":
+        with pytest.raises(InputError, match="edges: its function, maps or options were other ones when its ranking"):
+            leave(study, estimator, seeds=(1,))
+        write(2)
+    leave(study, estimator, seeds=(1,))
+    base.write_bytes(b"two")
+    os.utime(base, ns=(1, 1))
+    if estimator != "random":
+        with pytest.raises(InputError, match=f"{estimator}: the network that it explains was .*02-attribute/"):
+            leave(study, estimator, seeds=(2,))
+        results.write(study, key)  # ranked anew
+    leave(study, estimator, seeds=(2,))
+    assert len(results.table(study)) == 3
+    file = results.row_file(study, key)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"source": "b"}))  # of another machine
+    with pytest.raises(InputError, match="versions behind"):
         results.table(study)
 
 
