@@ -54,7 +54,11 @@ def check(
 def _whole(study: Study, progress: Progress, say: Callable[[str], None]) -> datasets.Data:
     """All data, prepared if need be, and what `check` finds out about them and about finished maps."""
     found = datasets.current(study, progress)
-    results.check_data(study, found)
+    if set(results.known(study)["data"].dropna()) - {found.digest, ""}:
+        raise InputError(
+            f"{study.folder} holds results of other images or labels than {study.dataset} has now: give the study "
+            "another name, or delete that folder"
+        )
     for line in datasets.notes(study):
         if not re.fullmatch(r"\w+: \d+ images", line):  # more than a count
             say(f"note: {line.strip()}")

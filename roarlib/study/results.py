@@ -154,17 +154,16 @@ def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict
 
 def _rests_on_its_ranking(study: Study, key: Key, row: dict) -> None:
     """InputError if the user's function, maps or the network have changed since the ranking of a row."""
-    if key.estimator == "clean":
+    if key.estimator == "clean" or key.measure == "ranking":
         return
-    file = row_file(study, Key("ranking", key.estimator, key.unit, seed=study.base_seed))
+    file = row_file(study, ranked := Key("ranking", key.estimator, key.unit, seed=study.base_seed))
     then = json.loads(file.read_text()) if file.is_file() else {}
-    asks = split_name(key.estimator)[0] not in FIXED and key.measure != "ranking"
-    for name in ("source", "network") if asks else ("source",):
+    rests = {"source": "its function, maps or options", "network": "the network that it explains"}
+    for name in list(rests)[: 1 if split_name(key.estimator)[0] in FIXED else 2]:
         if None not in (then.get(name), row[name]) and then[name] != row[name]:
-            what = {"source": "its function, maps or options were", "network": "the network that it explains was"}[name]
             raise InputError(
-                f"{key.estimator}: {what} other ones when its ranking was made ({then[name]} then, {row[name]} now): "
-                f"undo that, or delete {study.folder / Key('ranking', key.estimator).cell} to rank anew"
+                f"{key.estimator}: {rests[name]} changed after its ranking was made ({then[name]} then, {row[name]} "
+                f"now): undo that, or delete {study.folder / ranked.cell} to rank anew"
             )
 
 
@@ -213,7 +212,7 @@ def nothing_learnt(study: Study) -> str:
         if floor >= accuracy:  # never in rows of an earlier version, which have no floor
             return (
                 f"the base model is right on {accuracy:.1%} of the test images, guessing on {floor:.1%}: "
-                "nothing can be lost by removal. Mend the recipe (epochs, batch_size, learning_rate, model) and "
+                "nothing can be lost by removal. Fix the recipe (epochs, batch_size, learning_rate, model) and "
                 f"delete {study.folder}, or go on with `roar run --anyway`"
             )
     return ""
@@ -236,16 +235,6 @@ def check_sources(study: Study) -> None:
             f"{function} is not what it was when its results were made: {why} ({then} then, {now} now), and "
             f"{study.folder} would mix both. Undo the edit (new functions go into a file of their own), give it or the "
             f"study another name, or delete {what}"
-        )
-
-
-def check_data(study: Study, data) -> None:
-    """InputError if rows here were measured on other images or labels than those of `data`."""
-    made = set(known(study)["data"].dropna())
-    if made - {data.digest, ""}:
-        raise InputError(
-            f"{study.folder} holds results of other images or labels than {study.dataset} has now: give the study "
-            "another name, or delete that folder"
         )
 
 

@@ -133,14 +133,14 @@ def test_a_row_says_what_its_ranking_was_made_with(write, estimator):
     leave(study, estimator)
     write(3)
     if estimator == "mine_two:edges":
-        with pytest.raises(InputError, match="edges: its function, maps or options were other ones when its ranking"):
+        with pytest.raises(InputError, match="edges: its function, maps or options changed after its ranking was made"):
             leave(study, estimator, seeds=(1,))
         write(2)
     leave(study, estimator, seeds=(1,))
     base.write_bytes(b"two")
     os.utime(base, ns=(1, 1))
     if estimator != "random":
-        with pytest.raises(InputError, match=f"{estimator}: the network that it explains was .*02-attribute/"):
+        with pytest.raises(InputError, match=f"{estimator}: the network that it explains changed .*02-attribute/"):
             leave(study, estimator, seeds=(2,))
         results.write(study, key)  # ranked anew
     leave(study, estimator, seeds=(2,))
