@@ -80,7 +80,7 @@ def summary(study: Study) -> str:
 
 LABELS_TOLD = (
     "Test images are masked by what explains their true label (`target: label`), so masks may tell it: accuracies may "
-    "be higher than where the predicted class is explained."
+    "be higher than where the predicted class is explained, and even than of untouched images."
 )
 
 
