@@ -4,9 +4,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, row, simulated
+from conftest import ROOT, row, simulated, tiny_study
+
+from roarlib.data import datasets
+from roarlib.study import rankings
 
 sys.path.append(str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
@@ -78,6 +82,21 @@ def test_our_rows_lie_beside_roads():
     assert found.estimator.tolist() == ["ig", "ig", "ig-sg", "ig-sg"] and set(found.fill) == {"image-mean"}
     assert found.theirs.tolist() == [72.2, 67.4, 74.9, 75.0]
     assert (found.difference == found.ours - found.theirs).all() and found.ours.between(0, 100).all()
+
+
+def test_labels_are_read_off_masks_that_tell_them(outputs):
+    """A row of pixels for each class; and the same pixels for all."""
+    study = tiny_study(estimators=["oracle", "random"])
+    data = datasets.load(study)
+    for split in datasets.SPLITS:
+        told = np.full((len(data.split(split)), 1, *data.shape[1:]), 99, np.uint8)
+        same = told.copy()
+        told[np.arange(len(told)), 0, data.split(split).labels] = same[:, 0, 0] = 0
+        for name, made in (("oracle", told), ("random", same)):
+            file = rankings.path(study, name, "pixel", split)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, made)
+    assert road.read_off_masks(study, "oracle", 50) > 0.95 and road.read_off_masks(study, "random", 50) < 0.4
 
 
 @pytest.mark.parametrize("seeds, networks", [((0,), 1), ((0, 1, 2), 4)])

@@ -117,7 +117,7 @@ def complete(rows: pd.DataFrame, what: str = "percent") -> pd.DataFrame:
 
 
 def even(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows at the percents and the seeds that most estimators have; `seeds: auto` gives more seeds to some."""
+    """`complete` in percents and in seeds, of which `seeds: auto` gives more to some."""
     return complete(complete(rows), "seed")
 
 

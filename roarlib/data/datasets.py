@@ -125,7 +125,7 @@ def current(study: Study, progress: Callable[[int, int], None] | None = None) ->
             f"the {' and '.join(parts)} pictures are not those that were prepared: delete {prepared(study)}, and give "
             "the study another name if it has results"
         )
-    return load(study)
+    return load(study)  # anew: `changed` may have mended names of classes
 
 
 def changed(study: Study, thorough: bool = False, progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -141,11 +141,7 @@ def changed(study: Study, thorough: bool = False, progress: Callable[[int, int],
     meta, found = prepare.meta(folder), []
     try:
         splits, classes = _sources(study)
-    except InputError:
-        kind, _, path = study.dataset.partition(":")
-        there = brought.where(study, path) if path else data_dir(study) / kind.replace("food101", "food-101")
-        if there.is_file() or photos.is_there(there) or own.is_own(study.dataset):
-            raise  # it exists, but is no longer what was prepared
+    except brought.Missing:  # any other error: they are there, but no longer what was prepared
         return []
     for name, split in splits.items():
         now = prepare.digests(split)

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import functional as TF
 
 from roarlib.data.prepare import of_each_class
+from roarlib.study.brought import Missing
 from roarlib.study.machine import cores
 from roarlib.study.params import InputError
 
@@ -106,7 +107,7 @@ def shown(name: str | Path) -> str:
 def find(dataset: str, folder: Path, resize: int, size: int) -> tuple[Photos, Photos, list[str]]:
     """(train, test, class names) of `imagenet`, `food101`, `birdsnap` or `folder:PATH` under a data folder.
 
-    resize, size: as for `view`. InputError says what to download and where to put it.
+    resize, size: as for `view`. `Missing` says what to download and where to put it.
     """
     if dataset.startswith("folder:"):
         *parts, classes = _folder(folder / Path(dataset.removeprefix("folder:")).expanduser(), "pictures")
@@ -118,12 +119,6 @@ def find(dataset: str, folder: Path, resize: int, size: int) -> tuple[Photos, Ph
     return train, test, classes
 
 
-def is_there(folder: Path) -> bool:
-    """Whether a folder still has pictures in a layout that `find` reads, complete or not."""
-    folders = (folder / "train").is_dir() and any((folder / name).is_dir() for name in TEST_FOLDERS)
-    return folders or (folder / "meta").is_dir() or (folder / "images.txt").is_file()
-
-
 Part = tuple[list[Path], list[int], list[str], dict[str, int]]  # files, labels, missing files, extensions of others
 
 
@@ -132,7 +127,7 @@ def _folder(folder: Path, what: str) -> tuple[Part, Part, list[str]]:
     test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
     if test is None or not (folder / "train").is_dir():
         lack = "test/ or val/" if (folder / "train").is_dir() else "train/"
-        raise InputError(f"{folder} has no {lack}; put {what} there as train/<class>/ and test/<class>/ (or val/)")
+        raise Missing(f"{folder} has no {lack}; put {what} there as train/<class>/ and test/<class>/ (or val/)")
     parts, names = [], []
     for part in (folder / "train", test):
         try:
@@ -175,7 +170,7 @@ def _food101(folder: Path):
     if base is None:
         if (folder / "food101" / "train").is_dir():
             return _folder(folder / "food101", "Food-101")
-        raise InputError(f"{folder}: put food-101/ there (food-101.tar.gz from data.vision.ee.ethz.ch/cvl/food-101)")
+        raise Missing(f"{folder}: put food-101/ there (food-101.tar.gz from data.vision.ee.ethz.ch/cvl/food-101)")
     parts = [json.loads((base / "meta" / f"{name}.json").read_text()) for name in ("train", "test")]
     classes = sorted(parts[0])
     listed = [[(f"{entry}.jpg", classes.index(c)) for c in classes for entry in sorted(part[c])] for part in parts]
@@ -187,7 +182,7 @@ def _birdsnap(folder: Path):
     homes = (folder / "birdsnap", folder / "birdsnap" / "birdsnap")
     base = next((p for p in homes if (p / "images.txt").is_file()), None)
     if base is None:
-        raise InputError(
+        raise Missing(
             f"{folder}: put birdsnap/ there with images.txt, species.txt and test_images.txt (birdsnap.tgz of "
             "thomasberg.org) and the pictures that its get_birdsnap.py downloads, in birdsnap/download/images/"
         )

@@ -23,10 +23,10 @@ from roarlib.engine.from_captum import HOOKING
 from roarlib.engine.rank import Explainer
 from roarlib.grid import cluster
 from roarlib.grid.cells import Grid
-from roarlib.study import own, rankings
+from roarlib.study import rankings
 from roarlib.study.machine import threads
 from roarlib.study.names import QUIET, asks_model, parent_of, split_name, variant_of
-from roarlib.study.own import told
+from roarlib.study.own import is_own, told
 from roarlib.study.params import InputError, Study
 
 LONG = 3600  # seconds of ranking above which the user is told
@@ -61,7 +61,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
                     f"{', '.join(group)}: changes the network that is explained ({other[0]}), so that the next batch "
                     "would be explained by another one: let it work on copy.deepcopy(model)"
                 )
-            if own.is_own(base := split_name(group[0])[0]):
+            if is_own(base := split_name(group[0])[0]):
                 _forgets(explainer, base)
             if names := [name for name in group if study.sanity_images and asks_model(name)]:
                 with told(f"{', '.join(names)}: explaining {study.model} with random weights fails"):
@@ -99,8 +99,8 @@ def _forgets(explainer: Explainer, base: str) -> None:
 
     def refuse(*_):
         raise InputError(
-            f"{base} was given a second network and called the first: its wrapper is kept from call to call. Make it "
-            "anew for each network, or random weights and `-recursive` would be explained by the old one"
+            f"{base} was given a second network and called the first, which it keeps from call to call: use the one "
+            "that is given, or sanity checks and `-recursive` would explain the wrong one"
         )
 
     handle = explainer.model.register_forward_pre_hook(refuse)

@@ -24,11 +24,15 @@ def where(study: Study, name: str) -> Path:
     return next((path for path in found if path.exists()), found[-1])
 
 
+class Missing(InputError):
+    """Nothing is where the user's files should be."""
+
+
 def find(study: Study, name: str, what: str, hint: str = "") -> Path:
-    """`where`; if nothing is there, an InputError of one line that ends in the hint."""
+    """`where`; if nothing is there, `Missing` with one line that ends in the hint."""
     if not (path := where(study, name)).exists():
         beside = f"in {study.files_dir}" if study.files_dir else "beside the study's file"
-        raise InputError(f"{what}: there is no {name} {beside}, nor in {data_dir(study)}{hint}")
+        raise Missing(f"{what}: there is no {name} {beside}, nor in {data_dir(study)}{hint}")
     return path
 
 

@@ -157,12 +157,14 @@ def _rests_on_its_ranking(study: Study, key: Key, row: dict) -> None:
     if key.estimator == "clean" or key.measure == "ranking":
         return
     file = row_file(study, ranked := Key("ranking", key.estimator, key.unit, seed=study.base_seed))
-    then = json.loads(file.read_text()) if file.is_file() else {}
-    rests = {"source": "its function, maps or options", "network": "the network that it explains"}
-    for name in list(rests)[: 1 if split_name(key.estimator)[0] in FIXED else 2]:
+    then, base = json.loads(file.read_text()) if file.is_file() else {}, split_name(key.estimator)[0]
+    rests = {"source": "its function, maps or options"}
+    if base not in FIXED and not MAPS.fullmatch(base):
+        rests["network"] = "the network that it explains"
+    for name, what in rests.items():
         if None not in (then.get(name), row[name]) and then[name] != row[name]:
             raise InputError(
-                f"{key.estimator}: {rests[name]} changed after its ranking was made ({then[name]} then, {row[name]} "
+                f"{key.estimator}: {what} changed after its ranking was made ({then[name]} then, {row[name]} "
                 f"now): undo that, or delete {study.folder / ranked.cell} to rank anew"
             )
 
