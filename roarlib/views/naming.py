@@ -49,7 +49,7 @@ def name_lines(ax, size: float = 7.5) -> None:
 def points_named(ax, x: pd.Series, y: pd.Series) -> None:
     """Plot two numbers per estimator against each other, in percent, each point named. Set the axes' labels first.
 
-    A name is put in the nearest place, right or left and ever higher or lower, that is free of points and names.
+    A name is put in the nearest place, right or left and ever higher or lower, that is free of points, names and axes.
     """
     names = in_order(x.index.intersection(y.index))
     spots = 100 * np.stack([x[names], y[names]], 1)  # (names, 2)
@@ -59,6 +59,7 @@ def points_named(ax, x: pd.Series, y: pd.Series) -> None:
     ax.figure.canvas.draw()  # fixes the layout, which the places depend on
     half = 3 / 72 * ax.figure.dpi  # dots, of a point's side
     taken = [Bbox([at - half, at + half]) for at in ax.transData.transform(spots)]
+    taken += [ax.spines[side].get_window_extent() for side in ("left", "bottom")]
     for name, spot in sorted(zip(names, spots, strict=True), key=lambda named: -named[1][0]):  # from right to left
         how = dict(va="center", fontsize=6.5, color=0.68 * np.array(to_rgb(style(name)["color"])))
         text = ax.annotate(label(name), spot, (0, 0), textcoords="offset points", **how)

@@ -336,8 +336,9 @@ def test_rows_of_dots_are_in_order_and_verdicts_fill_them():
     np.testing.assert_allclose(axes[0, 0].lines[-1].get_xdata(), [2, 3])
 
 
-def test_points_are_named_beside_them_and_no_two_names_overlap():
-    source = paper.published("food101")
+@pytest.mark.parametrize("name", ["imagenet", "food101", "birdsnap"])
+def test_points_are_named_beside_them_and_no_two_names_overlap(name):
+    source = paper.published(name)
     figure, axes = plots.subplots(size=(3.4, 3.4))
     naming.points_named(axes[0, 0], paper.order(source), paper.order(source, "keep"))
     texts = [text for text in axes[0, 0].texts if text.get_text()]
@@ -346,6 +347,8 @@ def test_points_are_named_beside_them_and_no_two_names_overlap():
     assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[k + 1 :])
     points = axes[0, 0].transData.transform([line.get_xydata()[0] for line in axes[0, 0].lines])
     assert not any(box.contains(*point) for box in boxes for point in points)
+    left = axes[0, 0].spines["left"].get_window_extent()
+    assert not any(box.x0 < left.x0 < box.x1 for box in boxes)
 
 
 def test_the_papers_curves_begin_at_their_clean_end():
