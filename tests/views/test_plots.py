@@ -340,9 +340,10 @@ def test_rows_of_dots_are_in_order_and_verdicts_fill_them():
 def test_points_are_named_beside_them_and_no_two_names_overlap(name):
     source = paper.published(name)
     figure, axes = plots.subplots(size=(3.4, 3.4))
-    naming.points_named(axes[0, 0], paper.order(source), paper.order(source, "keep"))
+    removed, kept = paper.order(source), paper.order(source, "keep")
+    naming.points_named(axes[0, 0], removed, kept)
     texts = [text for text in axes[0, 0].texts if text.get_text()]
-    assert {text.get_text() for text in texts} == {names.label(name) for name in source.remove.index}
+    assert {text.get_text() for text in texts} == {names.label(name) for name in removed.index.intersection(kept.index)}
     boxes = [text.get_window_extent() for text in texts]
     assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[k + 1 :])
     points = axes[0, 0].transData.transform([line.get_xydata()[0] for line in axes[0, 0].lines])
