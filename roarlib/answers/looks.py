@@ -14,7 +14,8 @@ import pandas as pd
 
 from roarlib.answers import verdicts
 from roarlib.answers.verdicts import BETTER, EQUAL, LEVEL, OPEN, WORSE
-from roarlib.study.names import label, mixed_share
+from roarlib.study.control import averaged
+from roarlib.study.names import DRAWS, label, mixed_share
 from roarlib.study.params import Study
 
 TOLD = (BETTER, WORSE, EQUAL)
@@ -69,6 +70,7 @@ def made(table: pd.DataFrame, study: Study) -> list[Look]:
         asked = tuple(name for name in still if not over or _whole(rows, study, (name,), count))
         if not asked or not _whole(rows, study, asked, count):
             break
+        rows = averaged(rows)
         tested = verdicts.verdicts(rows, study.units[0], study.modes[0], margin=study.margin / 100, level=float(level))
         words = dict(zip(tested.estimator, tested.verdict, strict=True))
         new = {name: words[name] for name in asked if words.get(name) in TOLD}
@@ -82,7 +84,7 @@ def made(table: pd.DataFrame, study: Study) -> list[Look]:
 
 def _asked(study: Study) -> tuple[str, ...]:
     """The estimators that looks judge: mixed ones judge the metric, and get the seeds that Random has."""
-    return tuple(name for name in study.estimators if name != "random" and not mixed_share(name))
+    return tuple(n for n in study.estimators if n not in ("random", *DRAWS) and not mixed_share(n))
 
 
 def waits(table: pd.DataFrame, study: Study) -> str:
@@ -95,9 +97,10 @@ def waits(table: pd.DataFrame, study: Study) -> str:
 
 
 def _whole(rows: pd.DataFrame, study: Study, names: tuple[str, ...], count: int) -> bool:
-    """Whether these estimators and Random have all of their points with all seeds below `count`."""
+    """Whether these estimators and all draws of Random have all of their points with all seeds below `count`."""
+    names = (*names, "random", *(name for name in study.estimators if name in DRAWS))
     points = [(study.units[0], study.modes[0], percent) for percent in study.percents if percent]
-    wanted = {(name, *point, seed) for name in (*names, "random") for point in points for seed in range(count)}
+    wanted = {(name, *point, seed) for name in names for point in points for seed in range(count)}
     retrained = rows[rows.measure == "retrain"][["estimator", "unit", "mode", "percent", "seed"]]
     return wanted <= set(retrained.itertuples(index=False, name=None))
 
@@ -132,14 +135,16 @@ def judged(table: pd.DataFrame, study: Study, unit: str, mode: str) -> pd.DataFr
 
 
 def design(study: Study) -> str:
-    """How the number of seeds came about, for a reader of the report; empty where it was fixed."""
+    """How draws of Random and seeds came about, for a reader of the report; empty for one draw and a list of seeds."""
+    drawn = 1 + sum(name in DRAWS for name in study.estimators)
+    said = f"Random is the mean of {drawn} draws a seed, each retrained.\n" if drawn > 1 else ""
     if study.seeds != "auto":
-        return ""
+        return said
     *first, last = map(str, counts(study.seeds_max))
     return (
-        f"Seeds were added where they were needed: looks after {', '.join(first)}{' and ' * bool(first)}{last} seeds, "
-        f"as far as needed, share the {LEVEL:.0%}; an estimator that a look has told gets no more, and keeps its word. "
-        "Intervals take no account of the looks: of estimators told early they tend to lie too far from 0. "
+        f"{said}Seeds were added where they were needed: looks after {', '.join(first)}{' and ' * bool(first)}{last} "
+        f"seeds, as far as needed, share the {LEVEL:.0%}; an estimator that a look has told gets no more, and keeps "
+        "its word. Intervals take no account of the looks: of estimators told early they tend to lie too far from 0. "
         f"{f'None were added beyond {study.hours:g} hours of work. ' if study.hours else ''}Looks judge the "
         "estimators listed in the first unit and mode; words on others are of one test with the seeds that there are.\n"
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from roarlib.study import brought, machine, own
+from roarlib.study import brought, control, machine, own
 from roarlib.study.files import digest, has_results, write_atomically
 from roarlib.study.names import FIXED, MAPS, RESTS, group_of, safe, split_name
 from roarlib.study.params import MACHINE, OTHER, SELECTION, InputError, Study, agree, save
@@ -273,10 +273,13 @@ def outdated(study: Study) -> pd.DataFrame:
 
 
 def table(study: Study) -> pd.DataFrame:
-    """The tidy table of accuracies: `known` without rankings and sanity checks, at the study's percents alone."""
+    """The tidy table of accuracies: `known` without rankings and sanity checks, at the study's percents alone.
+
+    Random's are the means of its draws, where it has several (`control.averaged`).
+    """
     found = known(study)
     listed = found.percent.isin([0, *study.percents]) & ~found.measure.isin(["ranking", "sanity"])
-    return found[listed].reset_index(drop=True)
+    return control.averaged(found[listed].reset_index(drop=True))
 
 
 def collect(study: Study) -> Path:

@@ -76,6 +76,7 @@ def facts(study: Study) -> dict:
         "borrowed": any((found.degrees > found.n - 1).any() for found in tested),
         "looks": [look.seeds for look in looks.made(rows, study)] if study.seeds == "auto" else [],
         "level": verdicts.LEVEL,
+        "draws": 1 + len({*rows.estimator} & {*names.DRAWS}),
         **estimators(study, used),
         **cost(rows),
     }
