@@ -15,7 +15,7 @@ import pandas as pd
 from roarlib.answers import verdicts
 from roarlib.answers.verdicts import BETTER, EQUAL, LEVEL, OPEN, WORSE
 from roarlib.study.control import averaged
-from roarlib.study.names import DRAWS, label, mixed_share
+from roarlib.study.names import RANDOM, label, mixed_share
 from roarlib.study.params import Study
 
 TOLD = (BETTER, WORSE, EQUAL)
@@ -84,7 +84,7 @@ def made(table: pd.DataFrame, study: Study) -> list[Look]:
 
 def _asked(study: Study) -> tuple[str, ...]:
     """The estimators that looks judge: mixed ones judge the metric, and get the seeds that Random has."""
-    return tuple(n for n in study.estimators if n not in ("random", *DRAWS) and not mixed_share(n))
+    return tuple(n for n in study.estimators if n not in RANDOM and not mixed_share(n))
 
 
 def waits(table: pd.DataFrame, study: Study) -> str:
@@ -98,7 +98,7 @@ def waits(table: pd.DataFrame, study: Study) -> str:
 
 def _whole(rows: pd.DataFrame, study: Study, names: tuple[str, ...], count: int) -> bool:
     """Whether these estimators and all draws of Random have all of their points with all seeds below `count`."""
-    names = (*names, "random", *(name for name in study.estimators if name in DRAWS))
+    names = (*names, *(name for name in study.estimators if name in RANDOM))
     points = [(study.units[0], study.modes[0], percent) for percent in study.percents if percent]
     wanted = {(name, *point, seed) for name in names for point in points for seed in range(count)}
     retrained = rows[rows.measure == "retrain"][["estimator", "unit", "mode", "percent", "seed"]]
@@ -136,7 +136,7 @@ def judged(table: pd.DataFrame, study: Study, unit: str, mode: str) -> pd.DataFr
 
 def design(study: Study) -> str:
     """How draws of Random and seeds came about, for a reader of the report; empty for one draw and a list of seeds."""
-    drawn = 1 + sum(name in DRAWS for name in study.estimators)
+    drawn = sum(name in RANDOM for name in study.estimators)
     said = f"Random is the mean of {drawn} draws a seed, each retrained.\n" if drawn > 1 else ""
     if study.seeds != "auto":
         return said

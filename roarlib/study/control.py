@@ -7,7 +7,7 @@ mean of them, seed by seed; differences stay paired by seed.
 
 import pandas as pd
 
-from roarlib.study.names import CURVES, DRAWS
+from roarlib.study.names import CURVES, RANDOM
 
 
 def averaged(table: pd.DataFrame) -> pd.DataFrame:
@@ -15,7 +15,7 @@ def averaged(table: pd.DataFrame) -> pd.DataFrame:
 
     Of each measure, unit, mode, percent, seed and precision, over the draws that are there; their own rows are gone.
     """
-    drawn = table.measure.isin(CURVES) & table.estimator.isin(["random", *DRAWS])
+    drawn = table.measure.isin(CURVES) & table.estimator.isin(RANDOM)
     if not (drawn & (table.estimator != "random")).any():
         return table
     key = [name for name in ("measure", "unit", "mode", "percent", "seed", "precision") if name in table]

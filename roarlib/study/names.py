@@ -43,6 +43,7 @@ ENSEMBLES = {
 }
 CONTROLS = {"random": Look("Random", "#000000", "", (0, (4, 2))), "sobel": Look("Sobel", "#808080", "x")}
 DRAWS = tuple(f"random{k}" for k in range(2, 10))  # further draws of Random: see study.control
+RANDOM = ("random", *DRAWS)
 KNOWN_ANSWER = {  # for data whose informative pixels are known
     "oracle": Look("Oracle", "#8C510A", "*"),
     "anti-oracle": Look("Anti-oracle", "#8C510A", "*", (0, (2, 2))),
