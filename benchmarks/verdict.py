@@ -20,9 +20,7 @@ seconds, which has no whole seeds to jump by; of several studies, the first one'
 --simulate 300: so many studies of 18 estimators, with the differences and the spread of the rows, but one whose true
 difference is 1 (or 2) points. How many seeds, on average over the 18 and Random, tell this one in 80 percent of them:
 fixed seeds with every estimator alone, fixed seeds as we test, and `seeds: auto`; what hours these take; and how many
-words are false. --draws 4: with so many draws of Random a seed, whose mean is Random (`study.control`), of whose
-variance the share --random 0.4 of that of a difference from one draw is left behind. `random` is that share in the
-rows, best known from a study that has draws itself; its `spread` is with one of them, `all draws` with their mean.
+words are false.
 """
 
 import argparse
@@ -41,22 +39,17 @@ from roarlib.answers import looks, spreads, verdicts
 from roarlib.data import datasets
 from roarlib.engine import train
 from roarlib.study import params, rankings, results, yaml12
-from roarlib.study.control import averaged
 from roarlib.study.machine import hardware
-from roarlib.study.names import DRAWS, RANDOM, group_of, keeps
+from roarlib.study.names import group_of, keeps
 
 ESTIMATORS, DIFFERENCES, MOST = 18, (0.01, 0.02), 40
 
 
 def price(table: pd.DataFrame, unit: str, mode: str) -> dict:
     """What a verdict takes by the rows of one study or recipe; spreads in points, seconds of a retraining."""
-    every = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
-    drawn = every[every.estimator.isin(RANDOM)].pivot_table("accuracy", "seed", "estimator")
-    all_draws = verdicts.spread_of_differences(averaged(table), unit, mode)
-    table, rows = (part[~part.estimator.isin(DRAWS)] for part in (table, every))
+    rows = table[(table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)]
     spread = verdicts.spread_of_differences(table, unit, mode)
     wide = rows.pivot_table(index="seed", columns="estimator", values="accuracy")
-    of_random = drawn.var(ddof=1).mean()
     alone, differences = wide.var(ddof=1), wide.sub(wide.random, axis=0).mean()
     found = {
         "seeds": len(wide),
@@ -65,8 +58,6 @@ def price(table: pd.DataFrame, unit: str, mode: str) -> dict:
         "accuracy": 100 * wide.to_numpy().mean(),
         "size": 100 * float(np.sqrt(differences.drop("random").pow(2).mean())),
         "spread": 100 * spread,
-        "all draws": 100 * all_draws,
-        "random": of_random / (alone.drop("random").mean() + of_random),
         "unpaired": 100 * float(np.sqrt(alone.drop("random").mean() + alone["random"])),
         "seconds": rows.seconds.median(),
     }
@@ -79,7 +70,7 @@ def price(table: pd.DataFrame, unit: str, mode: str) -> dict:
         points = f"{100 * difference:g}"
         found |= {f"seeds for {points}, alone": alone, f"seeds for {points}": needed, f"seconds for {points}": one}
         networks = found["network"] * (needed if found["a network a seed"] else 1)
-        found[f"hours for {points}, all"] = hours(found, needed * (ESTIMATORS + 1), networks)
+        found[f"hours for {points}, all"] = hours(found, needed, networks)
     return found
 
 
@@ -93,22 +84,16 @@ def of_networks(table: pd.DataFrame, unit: str) -> pd.DataFrame:
 
 
 def hours(found: dict, retrained: float, networks: float) -> float:
-    """Worker-hours of a study. retrained: estimators x seeds, Random's draws too. networks: their seconds in all."""
-    return (retrained * found["percents"] * found["seconds"] + networks) / 3600
+    """Worker-hours of a study. retrained: seeds of an estimator, on average. networks: their seconds in all."""
+    return (retrained * (ESTIMATORS + 1) * found["percents"] * found["seconds"] + networks) / 3600
 
 
-def simulated(
-    table: pd.DataFrame, unit: str, mode: str, studies: int, priced: dict, draws: int = 1, share: float = 0.5
-) -> dict:
-    """Seeds and hours that tell a true difference of 1 and 2 points, by design: see the module's docstring.
-
-    share: of a difference's variance that is Random's, with one draw of it.
-    """
+def simulated(table: pd.DataFrame, unit: str, mode: str, studies: int, priced: dict) -> dict:
+    """Seeds and hours that tell a true difference of 1 and 2 points, by design: see the module's docstring."""
     assert not keeps(mode), "here lower accuracy is better"
     spread, found = verdicts.spread_of_differences(table, unit, mode), verdicts.verdicts(table, unit, mode)
     names, parts = np.resize(found.estimator.map(group_of), ESTIMATORS), of_networks(table, unit).median()
-    noise = np.random.default_rng(0).standard_normal((studies, ESTIMATORS + 1, MOST)) * spread
-    noise *= np.sqrt([share / draws, *[1 - share] * ESTIMATORS])[:, None]  # Random's, and the estimators'
+    noise = np.random.default_rng(0).standard_normal((studies, ESTIMATORS + 1, MOST)) * spread / np.sqrt(2)
     out = {}
     for difference in DIFFERENCES:
         truth = np.resize(found["mean"], ESTIMATORS)
@@ -126,12 +111,13 @@ def simulated(
             better, worse, equal = (words == word for word in (verdicts.BETTER, verdicts.WORSE, verdicts.EQUAL))
             false = better & (truth >= 0) | worse & (truth <= 0) | equal & (abs(truth) >= verdicts.MARGIN)
             points = f"{name}, {100 * difference:g}"
-            retrained = (used.sum(1) + draws * used.max(1)).mean()
-            out |= {points: retrained / (ESTIMATORS + draws), f"{points}: most": high}
+            out |= {points: (used.sum(1) + used.max(1)).mean() / (ESTIMATORS + 1), f"{points}: most": high}
             # a group is ranked until the last of it is told; what 18 estimators lack (Random's), as long as any
             last = [used[:, names == part].max(1, initial=0) for part in parts.index]
             last = [np.where(one > 0, one, used.max(1)).mean() for one in last]
-            out[f"{points}: hours"] = hours(priced, retrained, float(parts @ last) if priced["a network a seed"] else 0)
+            out[f"{points}: hours"] = hours(
+                priced, out[points], float(parts @ last) if priced["a network a seed"] else 0
+            )
             out |= {f"{points}: told": (words != verdicts.OPEN).mean(), f"{points}: false": false.any(1).mean()}
     return out
 
@@ -219,8 +205,6 @@ def main():
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--tests", type=int, action="append", default=[], metavar="IMAGES")
     parser.add_argument("--simulate", type=int, default=0, metavar="STUDIES")
-    parser.add_argument("--draws", type=int, default=1)
-    parser.add_argument("--random", type=float, default=0.5, metavar="SHARE")
     options = parser.parse_args()
     study, *others = map(params.load, options.studies)
     params.agree(study)
@@ -242,8 +226,7 @@ def main():
     shown = pd.DataFrame(found)
     print(shown.to_string(float_format="{:.2f}".format))
     if options.simulate:
-        how = options.simulate, found[study.name], options.draws, options.random
-        made = simulated(tables[study.name], study.units[0], study.modes[0], *how)
+        made = simulated(tables[study.name], study.units[0], study.modes[0], options.simulate, found[study.name])
         print(pd.Series(made).to_string(float_format="{:.3f}".format))
         found |= {"simulated": made}
     cost = {name: one["spread"] ** 2 * one["seconds"] for name, one in found.items() if name in tables}

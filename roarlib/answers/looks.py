@@ -14,9 +14,9 @@ import pandas as pd
 
 from roarlib.answers import verdicts
 from roarlib.answers.verdicts import BETTER, EQUAL, LEVEL, OPEN, WORSE
-from roarlib.study.control import averaged
-from roarlib.study.names import RANDOM, label, mixed_share
+from roarlib.study.names import label, mixed_share
 from roarlib.study.params import Study
+from roarlib.study.results import listed
 
 TOLD = (BETTER, WORSE, EQUAL)
 
@@ -61,16 +61,14 @@ def levels(most: int) -> np.ndarray:
 
 def made(table: pd.DataFrame, study: Study) -> list[Look]:
     """The looks whose rows are all there, in order. table: `results.known` of the study."""
-    found, told, still, over = [], {}, _asked(study), False
+    found, told, still, over, table = [], {}, _asked(study), False, listed(table, study)
     steps = counts(study.seeds_max)
     for count, following, level in zip(steps, [*steps[1:], 0], levels(study.seeds_max), strict=True):
-        retrained = table.seed.lt(count) & table.percent.isin([0, *study.percents])
-        rows = table[(table.measure != "retrain") | retrained]
+        rows = table[(table.measure != "retrain") | table.seed.lt(count)]
         # beyond `hours` nobody waits for an estimator that lacks seeds
         asked = tuple(name for name in still if not over or _whole(rows, study, (name,), count))
         if not asked or not _whole(rows, study, asked, count):
             break
-        rows = averaged(rows)
         tested = verdicts.verdicts(rows, study.units[0], study.modes[0], margin=study.margin / 100, level=float(level))
         words = dict(zip(tested.estimator, tested.verdict, strict=True))
         new = {name: words[name] for name in asked if words.get(name) in TOLD}
@@ -84,7 +82,7 @@ def made(table: pd.DataFrame, study: Study) -> list[Look]:
 
 def _asked(study: Study) -> tuple[str, ...]:
     """The estimators that looks judge: mixed ones judge the metric, and get the seeds that Random has."""
-    return tuple(n for n in study.estimators if n not in RANDOM and not mixed_share(n))
+    return tuple(name for name in study.estimators if name != "random" and not mixed_share(name))
 
 
 def waits(table: pd.DataFrame, study: Study) -> str:
@@ -97,10 +95,9 @@ def waits(table: pd.DataFrame, study: Study) -> str:
 
 
 def _whole(rows: pd.DataFrame, study: Study, names: tuple[str, ...], count: int) -> bool:
-    """Whether these estimators and all draws of Random have all of their points with all seeds below `count`."""
-    names = (*names, *(name for name in study.estimators if name in RANDOM))
+    """Whether these estimators and Random have all of their points with all seeds below `count`."""
     points = [(study.units[0], study.modes[0], percent) for percent in study.percents if percent]
-    wanted = {(name, *point, seed) for name in names for point in points for seed in range(count)}
+    wanted = {(name, *point, seed) for name in (*names, "random") for point in points for seed in range(count)}
     retrained = rows[rows.measure == "retrain"][["estimator", "unit", "mode", "percent", "seed"]]
     return wanted <= set(retrained.itertuples(index=False, name=None))
 
@@ -135,16 +132,14 @@ def judged(table: pd.DataFrame, study: Study, unit: str, mode: str) -> pd.DataFr
 
 
 def design(study: Study) -> str:
-    """How draws of Random and seeds came about, for a reader of the report; empty for one draw and a list of seeds."""
-    drawn = sum(name in RANDOM for name in study.estimators)
-    said = f"Random is the mean of {drawn} draws a seed, each retrained.\n" if drawn > 1 else ""
+    """How the number of seeds came about, for a reader of the report; empty where it was fixed."""
     if study.seeds != "auto":
-        return said
+        return ""
     *first, last = map(str, counts(study.seeds_max))
     return (
-        f"{said}Seeds were added where they were needed: looks after {', '.join(first)}{' and ' * bool(first)}{last} "
-        f"seeds, as far as needed, share the {LEVEL:.0%}; an estimator that a look has told gets no more, and keeps "
-        "its word. Intervals take no account of the looks: of estimators told early they tend to lie too far from 0. "
+        f"Seeds were added where they were needed: looks after {', '.join(first)}{' and ' * bool(first)}{last} seeds, "
+        f"as far as needed, share the {LEVEL:.0%}; an estimator that a look has told gets no more, and keeps its word. "
+        "Intervals take no account of the looks: of estimators told early they tend to lie too far from 0. "
         f"{f'None were added beyond {study.hours:g} hours of work. ' if study.hours else ''}Looks judge the "
         "estimators listed in the first unit and mode; words on others are of one test with the seeds that there are.\n"
     )

@@ -47,7 +47,8 @@ def differences(table: pd.DataFrame, unit: str) -> pd.DataFrame:
         wide = rows.pivot_table(index=["seed", "percent"], columns="estimator", values="accuracy")
         for base, family in families(wide.columns).items():
             own = wide[list(family.values())].set_axis(list(family), axis=1).rename_axis("mixed", axis=1).dropna()
-            for percent, part in [*own.groupby("percent"), (0, own)]:
+            whole = own.unstack("percent").dropna().stack("percent", future_stack=True)  # seeds that have every t
+            for percent, part in [*own.groupby("percent"), (0, whole)]:
                 seeds = 100 * part.groupby("seed").mean()
                 worse = seeds.rsub(seeds[0], axis=0) if keeps(mode) else seeds.sub(seeds[0], axis=0)
                 named = dict(base=base, metric=metric, percent=percent)

@@ -121,7 +121,8 @@ def tested(values, margin: float, others: Shared = ALONE) -> dict:
     Source: Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15 (1987), for the two one-sided tests (TOST).
     """
     values = np.asarray(values, dtype=float)
-    n, mean = values.shape[-1], values.mean(-1)
+    n = values.shape[-1]
+    mean = values.mean(-1) if n else np.full(values.shape[:-1], np.nan)
     std = values.std(-1, ddof=1) if n > 1 else np.full_like(mean, np.nan)
     variance, degrees = moderated(np.square(std), n, others)
     error = np.sqrt(np.where(variance > 1e-24, variance, np.nan) / n)

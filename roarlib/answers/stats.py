@@ -96,7 +96,12 @@ def with_clean(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies of one curve as a grid, seeds down, percents across; NaN where not measured."""
+    """Accuracies of one curve as a grid, seeds down, percents across; NaN where not measured.
+
+    A seed run in float32 and in bfloat16 is two, as they are no pair.
+    """
+    if "precision" in rows:
+        rows = rows.assign(seed=rows.seed.astype(str) + rows.precision.astype(object).fillna("").astype(str))
     return rows.pivot(index="seed", columns="percent", values="accuracy")
 
 
@@ -171,8 +176,6 @@ def differences(rows: pd.DataFrame, estimator: str, reference: str) -> pd.Series
 
     rows: of one measure, unit and mode.
     """
-    if "precision" in rows:  # a seed run in float32 and in bfloat16 is no pair
-        rows = rows.assign(seed=rows.seed.astype(str) + rows.precision.astype(object).fillna("").astype(str))
     own, other = (by_seed(rows[rows.estimator == name]) for name in (estimator, reference))
     percents = own.columns.intersection(other.columns)
     return (own[percents] - other[percents]).dropna().mean(axis=1) if len(percents) else pd.Series(dtype=float)

@@ -38,11 +38,8 @@ def verdicts(
     """
     rows = stats.complete(_retrained(table, unit, mode))
     pairs = {name: parent_of(name) if reference == "base" else reference for name in rows.estimator.unique()}
-    values = {
-        pair: by_seed
-        for pair in pairs.items()
-        if pair[1] not in ("", pair[0]) and len(by_seed := stats.differences(rows, *pair))
-    }
+    compared = [pair for pair in pairs.items() if pair[1] not in ("", pair[0])]
+    values = {pair: stats.differences(rows, *pair) for pair in compared if pair[1] in set(pairs)}
     found, shared = [], spreads.of_study(pd.concat(values, axis=1).to_numpy().T) if values else []
     for ((estimator, against), by_seed), others in zip(values.items(), shared, strict=True):
         tested = spreads.tested(by_seed, margin, others) | {"effect": hedges_g(by_seed)}

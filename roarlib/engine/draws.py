@@ -15,7 +15,6 @@ import torch
 
 # streams: independent numbers for one image under one seed
 NOISE, TIES, RANDOM, IMPUTATION, MASKS, MIXED, SHUFFLE, CALLS = range(1, 9)
-APART = 16  # further draws of a stream: its number plus multiples of this
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit: torch has no unsigned arithmetic, but wraps alike
 _MUL1 = 0xBF58476D1CE4E5B9 - (1 << 64)

@@ -66,13 +66,12 @@ def ig(model, images, targets, *, steps, reference, batch):
     return torch.autograd.grad(end, x, total)[0] * (images - reference)
 
 
-def random(model, images, targets, *, ids, seed, draw=1):
+def random(model, images, targets, *, ids, seed):
     """Random: each input is removed at t percent with probability t/100, drawn once per image, nested in t.
 
-    Returns a ranking (uint8) rather than scores: the counts are binomial, as in the paper. draw: 2 .. for others that
-    are independent of it (`study.control`).
+    Returns a ranking (uint8) rather than scores: the counts are binomial, as in the paper.
     """
-    uniform = draws.uniform(seed, draws.RANDOM + draws.APART * (draw - 1), ids, images[0].numel())
+    uniform = draws.uniform(seed, draws.RANDOM, ids, images[0].numel())
     return (uniform * 100).to(torch.uint8).reshape(images.shape)
 
 
@@ -103,7 +102,6 @@ BASES: dict[str, Callable] = {
     "gb": gb,
     "ig": ig,
     "random": random,
-    **{name: functools.partial(random, draw=draw) for draw, name in enumerate(names.DRAWS, 2)},
     "sobel": sobel,
     "oracle": oracle,
     "anti-oracle": anti_oracle,

@@ -20,7 +20,7 @@ from roarlib.engine import rank, store, train
 from roarlib.engine.degrade import degraded
 from roarlib.engine.rank import Explainer
 from roarlib.engine.store import Progress
-from roarlib.study import own, rankings
+from roarlib.study import rankings
 from roarlib.study.files import new_array, part_of
 from roarlib.study.machine import keep_memory
 from roarlib.study.names import parent_of
@@ -43,9 +43,9 @@ def make(explainer: Explainer, estimators: list[str], progress: Progress = None)
     total = len(study.units) * (1 + len(study.recursive_steps)) * (len(data.train) + len(data.test))
     for unit in study.units:
         files = {split: rankings.path(study, estimator, unit, split) for split in SPLITS}
-        source = own.source(study, estimator)
-        made = [store.noted(study, estimator, split).get(files[split].name, [0, source])[1] for split in SPLITS]
-        if all(file.is_file() for file in files.values()) and set(made) == {source}:
+        source = store.rests_on(study, estimator)
+        current = [store.is_current(study, estimator, split, file, source) for split, file in files.items()]
+        if all(file.is_file() for file in files.values()) and all(current):
             continue
         shape = (1 if unit == "pixel" else channels, height, width)
         found = {split: new_array(part_of(files[split]), (len(data.split(split)), *shape)) for split in SPLITS}

@@ -13,10 +13,10 @@ import torch
 
 from roarlib.data.datasets import SPLITS, Split
 from roarlib.engine.rank import Explainer, constants, images_at_once, in_turn, refuse_constant
-from roarlib.study import own, rankings
+from roarlib.study import own, rankings, results
 from roarlib.study.files import new_array, part_of, release, write_atomically
 from roarlib.study.machine import keep_memory
-from roarlib.study.names import READY, group_of, split_name, variant_of
+from roarlib.study.names import FIXED, MAPS, READY, group_of, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 Progress = Callable[[int, int], None] | None  # called with (images done, of all)
@@ -60,11 +60,11 @@ def _split(explainer: Explainer, name: str, estimators: list[str]) -> Iterator[i
     """Fills the files of one split batch by batch and yields the number of images done."""
     study, split = explainer.study, explainer.data.split(name)
     files = {(e, u): rankings.path(study, e, u, name) for e in estimators for u in study.units}
-    source, before = own.source(study, estimators[0]), noted(study, estimators[0], name)
-    done = [f for f in files.values() if f.is_file() and before.get(f.name, [0, source])[1] == source]
+    source = rests_on(study, estimators[0])
+    done = [f for f in files.values() if f.is_file() and is_current(study, estimators[0], name, f, source)]
     files = {key: file for key, file in files.items() if file not in done}  # what is done is kept
     for file in files.values():
-        file.unlink(missing_ok=True)  # of another version of the function
+        file.unlink(missing_ok=True)  # of another version of the function, or another network
     estimators = [e for e in estimators if any(key[0] == e for key in files)]
     if not files:
         yield len(split)
@@ -107,25 +107,37 @@ def _notes_file(study: Study, estimator: str, split: str) -> Path:
     return rankings.path(study, estimator, "", "").with_name(f"{split}{study.of_base}.constant.json")
 
 
-def note(study: Study, estimator: str, split: str, counts: dict[str, int], source: str | None) -> None:
+def rests_on(study: Study, estimator: str) -> list[str | None]:
+    """What an estimator's rankings rest on: `own.source`, and `results.network` or, for one that reads none, None."""
+    base = split_name(estimator)[0]
+    return [own.source(study, estimator), None if base in FIXED or MAPS.fullmatch(base) else results.network(study)]
+
+
+def is_current(study: Study, estimator: str, split: str, file: Path, source: list) -> bool:
+    """Whether a ranking file was made from `source` (of `rests_on`), as far as an earlier version has noted that."""
+    made = noted(study, estimator, split).get(file.name, [0])[1:]
+    return made == source[: len(made)]
+
+
+def note(study: Study, estimator: str, split: str, counts: dict[str, int], source: list) -> None:
     """Store what `noted` returns, before the rankings that it is about get their final names.
 
-    counts: ranking file -> images in which there was nothing to rank. source: `own.source` when ranking began;
+    counts: ranking file -> images in which there was nothing to rank. source: `rests_on` when ranking began;
     InputError if it has changed since.
     """
-    if own.source(study, estimator) != source:
-        raise InputError(f"{estimator}: its file has changed while it was ranked; run it again")
-    found = noted(study, estimator, split) | {file: [count, source] for file, count in counts.items()}
+    if rests_on(study, estimator) != source:
+        raise InputError(f"{estimator}: its file or the network has changed while it was ranked; run it again")
+    found = noted(study, estimator, split) | {file: [count, *source] for file, count in counts.items()}
     write_atomically(_notes_file(study, estimator, split), json.dumps(found, indent=1))
 
 
 def noted(study: Study, estimator: str, split: str) -> dict[str, list]:
-    """For each ranking file of a group and split: in how many images there was nothing to rank, and `own.source`."""
+    """For each ranking file of a group and split: in how many images there was nothing to rank, and `rests_on`."""
     file = _notes_file(study, estimator, split)
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _open_parts(files: dict, split: Split, checkpoint: Path, source: str | None) -> tuple[dict, dict]:
+def _open_parts(files: dict, split: Split, checkpoint: Path, source: list) -> tuple[dict, dict]:
     """Memory-mapped part files, and where to resume: images done of `in_turn`, batch size, constants; 0 at first."""
     names = sorted(file.name for file in files.values())
     if checkpoint.is_file() and all(part_of(file).is_file() for file in files.values()):

@@ -42,8 +42,6 @@ ENSEMBLES = {
     "var": Look("VAR-{}", "#CC79A7", "P", menu="VAR"),
 }
 CONTROLS = {"random": Look("Random", "#000000", "", (0, (4, 2))), "sobel": Look("Sobel", "#808080", "x")}
-DRAWS = tuple(f"random{k}" for k in range(2, 10))  # further draws of Random: see study.control
-RANDOM = ("random", *DRAWS)
 KNOWN_ANSWER = {  # for data whose informative pixels are known
     "oracle": Look("Oracle", "#8C510A", "*"),
     "anti-oracle": Look("Anti-oracle", "#8C510A", "*", (0, (2, 2))),
@@ -63,7 +61,7 @@ HUES = [hue for hue in range(0, 360, 20) if not 180 <= hue <= 220]  # for users'
 TAKEN: dict[str, int] = {}  # base -> hue, in this process
 QUIET = {"", "squared"}  # ensembles of one pass, without noise
 PAPER = tuple(f"{b}-{e}" if e else b for b in BASES for e in ENSEMBLES) + tuple(CONTROLS)
-FIXED = CONTROLS | KNOWN_ANSWER | {name: CONTROLS["random"]._replace(label=f"Random {name[6:]}") for name in DRAWS}
+FIXED = CONTROLS | KNOWN_ANSWER  # bases without ensembles
 
 RESTS = {"recursive_steps": "-recursive", "imputation_noise": "-imputed"}  # key -> ending of names that rest on it
 UNITS = {"value": "single values", "pixel": "whole pixels"}
@@ -107,15 +105,14 @@ def imputes(mode: str) -> bool:
 def expand(names: list[str]) -> list[str]:
     """A study's list of estimators, in full and once each: `paper`, and `*-blur` for a variant of all before it.
 
-    There are no variants of variants, of Random only the smoothing ones, and none of its further draws. ValueError for
-    an unknown name.
+    There are no variants of variants, and of Random only the smoothing ones. ValueError for an unknown name.
     """
     found = []
     for name in names:
         if name == "paper":
             found += PAPER
         elif name.startswith("*-") and name[2:] in VARIANTS:
-            fits = [n for n in found if n not in DRAWS and (n != "random" or name[2:] not in NOT_OF_RANDOM)]
+            fits = [n for n in found if n != "random" or name[2:] not in NOT_OF_RANDOM]
             found += [n + name[1:] for n in fits if not variant_of(n)]
         else:
             split_name(name)
@@ -144,10 +141,9 @@ def mixed_share(name: str) -> int:
 def asks_model(name: str) -> bool:
     """Whether an estimator can explain another model at once: finished maps cannot, a recursive one trains its own.
 
-    Mixed ones and further draws of Random are left out, as they would only repeat their parent.
+    Mixed ones are left out, as they would only repeat their parent.
     """
-    base = split_name(name)[0]
-    return not (MAPS.fullmatch(base) or base in DRAWS or variant_of(name) == "recursive" or mixed_share(name))
+    return not (MAPS.fullmatch(split_name(name)[0]) or variant_of(name) == "recursive" or mixed_share(name))
 
 
 def parent_of(name: str) -> str:
@@ -168,8 +164,6 @@ def split_name(name: str) -> tuple[str, str]:
     if base in FIXED:
         if base == "random" and variant in NOT_OF_RANDOM:
             raise ValueError(f"unknown estimator '{name}': Random has no sign and no order to change")
-        if base in DRAWS and variant:
-            raise ValueError(f"unknown estimator '{name}': take random-{variant}")
         return base, ""
     ensemble = max((e for e in ENSEMBLES if e and base.endswith(f"-{e}")), key=len, default="")
     base = base.removesuffix(f"-{ensemble}") if ensemble else base
@@ -182,6 +176,14 @@ def split_name(name: str) -> tuple[str, str]:
     elif base not in NAMED and base not in REGISTERED and not USERS_OWN.fullmatch(base):
         raise ValueError(_unknown(name, base))
     return base, ensemble
+
+
+def is_estimator(name) -> bool:
+    """Whether anything, as a cell of somebody's table, is an estimator's name."""
+    try:
+        return bool(split_name(str(name)))
+    except ValueError:
+        return False
 
 
 def _unknown(name: str, base: str) -> str:

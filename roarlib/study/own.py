@@ -118,13 +118,15 @@ def _digest_as_run(name: str) -> str:
 def digest(name: str) -> str:
     """Digest of a function's whole module and of all of the user's modules that it imports, directly or not.
 
-    Comments, docstrings and layout do not count. roarlib, the standard library and installed packages are not followed.
+    Comments, docstrings and layout do not count. roarlib, the standard library and installed packages are not followed,
+    but for the package that the function itself is in.
     """
     load(name)  # InputError where it cannot be found
     sources, todo = {}, [name.partition(":")[0]]
+    named = todo[0].partition(".")[0]
     while todo:
         module = todo.pop()
-        if module in sources or not (file := _own_file(module)):
+        if module in sources or not (file := _own_file(module, named)):
             continue
         try:
             tree = ast.parse(code := file.read_bytes())
@@ -137,17 +139,16 @@ def digest(name: str) -> str:
     return hashlib.sha256("\n".join(f"# {m}\n{sources[m]}" for m in sorted(sources)).encode()).hexdigest()[:16]
 
 
-def _own_file(module: str) -> Path | None:
-    """The source file of a module of the user's own; None for any other, and for a name that is not a module's."""
+def _own_file(module: str, named: str) -> Path | None:
+    """The file of a module of the user's own, or of the package `named`; None for others, and for no module's name."""
     if module.partition(".")[0] in {*sys.stdlib_module_names, "roarlib"}:
         return None
     try:
         spec = importlib.util.find_spec(module)
     except Exception:  # no such module, or a package whose import fails and is caught in the user's file
         return None
-    if spec is None or not (spec.origin or "").endswith(".py"):
-        return None
-    return Path(spec.origin) if _is_own(Path(spec.origin)) else None
+    file = Path(spec.origin) if spec and spec.has_location else None
+    return file if file and (_is_own(file) or module.partition(".")[0] == named) else None
 
 
 def _is_own(file: Path) -> bool:

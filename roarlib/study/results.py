@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from roarlib.study import brought, control, machine, own
+from roarlib.study import brought, machine, own
 from roarlib.study.files import digest, has_results, write_atomically
-from roarlib.study.names import FIXED, MAPS, RESTS, group_of, safe, split_name
+from roarlib.study.names import CURVES, FIXED, MAPS, RESTS, group_of, is_estimator, safe, split_name
 from roarlib.study.params import MACHINE, OTHER, SELECTION, InputError, Study, agree, save
 
 STAGES = {"base": "01-train", "ranking": "02-attribute", "deletion": "03-degrade", "retrain": "04-retrain"}
@@ -104,16 +104,16 @@ def _earlier(study: Study, file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if lack := [name for name in ("study", *KEY, "accuracy") if name not in table]:
         raise InputError(f"{file} has no column {lack[0]}: see outputs/README.md")
     table = table.reindex(columns=COLUMNS)  # earlier versions had fewer columns
-    accuracy = pd.to_numeric(table.accuracy, "coerce")
+    accuracy, measured = pd.to_numeric(table.accuracy, "coerce"), ~table.measure.isin(["ranking", "sanity"])
     whole = table[["percent", "seed"]].apply(pd.to_numeric, errors="coerce")
-    known = {name: _is_estimator(name) for name in table.estimator.unique()}
+    known = {name: name == "clean" or is_estimator(name) for name in table.estimator.unique()}
     one = (study.base_models == "one") & ~((table.measure == CLEAN[0]) & (table.estimator == CLEAN[1]))
     again = table.assign(accuracy=accuracy).drop_duplicates([*KEY, "accuracy"]).duplicated(KEY)
     for wrong, what in (
         (table["study"] != study.name, f"of another study than {study.name}"),
         (~table.estimator.map(known).astype(bool), "of an estimator that nobody knows"),
         ((whole % 1 != 0).any(axis=1), "whose percent or seed is no whole number"),
-        (~accuracy.between(0, 1) & table.accuracy.notna(), "whose accuracy is no number from 0 to 1"),
+        (~accuracy.between(0, 1) & (table.accuracy.notna() | measured), "whose accuracy is no number from 0 to 1"),
         (table.epochs.notna() & (table.epochs != study.epochs), f"of other epochs than {study.epochs}"),
         (one & ~table.base_seed.isin([study.base_seed, np.nan]), f"of another base_seed than {study.base_seed}"),
         (again.reindex(table.index, fill_value=False), "that stands there twice, with two accuracies"),
@@ -125,13 +125,6 @@ def _earlier(study: Study, file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     fits = {kind: own.is_source(study, *kind) for kind in set(made)}
     now = np.array([fits[kind] for kind in made], dtype=bool)
     return table[now], table[~now]
-
-
-def _is_estimator(name) -> bool:
-    try:
-        return name == "clean" or bool(split_name(str(name)))
-    except ValueError:
-        return False
 
 
 def write(study: Study, key: Key, accuracy: float | None = None, **more) -> dict:
@@ -272,14 +265,20 @@ def outdated(study: Study) -> pd.DataFrame:
     return old[~old.estimator.isin(known(study).estimator)]
 
 
-def table(study: Study) -> pd.DataFrame:
-    """The tidy table of accuracies: `known` without rankings and sanity checks, at the study's percents alone.
+def listed(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """The rows that count: of accuracies, those at the study's estimators, percents and (of retrainings) seeds.
 
-    Random's are the means of its draws, where it has several (`control.averaged`).
+    If all did, an earlier sweep would decide which percents and seeds most estimators have, and so every verdict.
     """
-    found = known(study)
-    listed = found.percent.isin([0, *study.percents]) & ~found.measure.isin(["ranking", "sanity"])
-    return control.averaged(found[listed].reset_index(drop=True))
+    seeds = range(study.seeds_max) if study.seeds == "auto" else study.seeds
+    here = table.estimator.isin(["clean", *study.estimators]) & table.percent.isin([0, *study.percents])
+    return table[here & (table.seed.isin(seeds) | (table.measure != "retrain")) | ~table.measure.isin(CURVES)]
+
+
+def table(study: Study) -> pd.DataFrame:
+    """The tidy table of accuracies: `known` without rankings and sanity checks, as far as `listed`."""
+    found = listed(known(study), study)
+    return found[~found.measure.isin(["ranking", "sanity"])].reset_index(drop=True)
 
 
 def collect(study: Study) -> Path:

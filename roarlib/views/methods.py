@@ -61,6 +61,7 @@ def facts(study: Study) -> dict:
         "brought": brought(study, used),
         **numbers,
         "precision": " or ".join(sorted(set(retrained.precision.dropna()))),
+        "reach": stats.reach(table),
         "base": f"{100 * table[table.measure == 'base'].accuracy.mean():.1f}",
         "clean": (clean := stats.spread(retrained[retrained.estimator == "clean"].accuracy)),
         "binomial": stats.binomial_error(clean["mean"], retrained.n_test.max()),
@@ -76,7 +77,6 @@ def facts(study: Study) -> dict:
         "borrowed": any((found.degrees > found.n - 1).any() for found in tested),
         "looks": [look.seeds for look in looks.made(rows, study)] if study.seeds == "auto" else [],
         "level": verdicts.LEVEL,
-        "draws": 1 + len({*rows.estimator} & {*names.DRAWS}),
         **estimators(study, used),
         **cost(rows),
     }

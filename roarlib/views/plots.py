@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 
 from roarlib.answers import paper, stats
-from roarlib.answers.verdicts import EQUAL, FEW, OPEN, VOID
+from roarlib.answers.verdicts import BETTER, EQUAL, WORSE
 from roarlib.study.names import BASES, FIXED, MEASURES, MODES, READY, UNITS, in_order, keeps, label, style, variant_of
 from roarlib.views import naming
 
@@ -199,15 +199,14 @@ def save(figure, path: str | Path, formats=("png", "svg", "pdf"), box: str | Non
 def intervals(ax, found: pd.DataFrame, scale: float = 100) -> None:
     """Means with intervals as dots and bars, one line per estimator, the first on top; a line at 0.
 
-    found: columns estimator, mean, low, high, in order. A column verdict, if any, fills the dots of those told apart,
-    in grey those that are equal; a column margin is drawn as a pale band around 0.
+    found: columns estimator, mean, low, high, in order. If there is a column verdict, only the dots of those told apart
+    are filled, in grey those that are equal; a column margin is drawn as a pale band around 0.
     """
-    fill = dict.fromkeys((OPEN, FEW, VOID), "white") | {EQUAL: FAINT}
     if "margin" in found:
         ax.axvspan(*scale * found["margin"].max() * np.array([-1, 1]), color=FAINT, alpha=0.35, linewidth=0)
     for place, row in enumerate(found.itertuples()):
         color = style(row.estimator)["color"]
-        inside = fill.get(getattr(row, "verdict", ""), color)
+        inside = {BETTER: color, WORSE: color, EQUAL: FAINT}.get(getattr(row, "verdict", BETTER), "white")
         bar = scale * np.array([[row.mean - row.low], [row.high - row.mean]])
         ax.errorbar(scale * row.mean, -place, xerr=bar, fmt="o", color=color, mfc=inside, ms=4.5, elinewidth=1.2)
     ax.axvline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 2)))

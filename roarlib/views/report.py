@@ -13,7 +13,7 @@ from roarlib.grid import kernel
 from roarlib.study import params, results, yaml12
 from roarlib.study.files import root, write_atomically
 from roarlib.study.machine import cores
-from roarlib.study.names import MODES, UNITS, keeps, label
+from roarlib.study.names import MODES, UNITS, in_order, keeps, label
 from roarlib.study.params import InputError, Study
 from roarlib.views import page
 
@@ -101,10 +101,22 @@ def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     outdated = ", ".join(f"{count} row{'s' * (count > 1)} of {label(name)}" for name, count in old.items())
     outdated = f"Left out, as another version of the function made them: {outdated}." * bool(outdated)
     known = results.known(study)
-    other = sorted({*known[known.measure == "retrain"].percent} - {0, *study.percents})
-    unlisted = f"Left out: rows at t = {', '.join(map(str, other))}, which the study does not list." * bool(other)
+    unlisted = _unlisted(study, known)
     late, left = looks.waits(known, study), left * (spent and not better)
     return list(filter(None, [outdated, unlisted, late, told, left, order, lattice, shape, beside]))
+
+
+def _unlisted(study: Study, known: pd.DataFrame) -> str:
+    """A sentence on the retrainings that the study does not list; empty if there are none."""
+    left = known[known.measure == "retrain"].drop(results.listed(known, study).index, errors="ignore")
+    seeds = [] if study.seeds == "auto" else sorted({*left.seed} - {*study.seeds})
+    parts = {
+        "at t =": sorted({*left.percent} - {0, *study.percents}),
+        "with seed": seeds,
+        "of": [label(name) for name in in_order({*left.estimator} - {"clean", *study.estimators})],
+    }
+    said = " or ".join(f"{what} {', '.join(map(str, values))}" for what, values in parts.items() if values)
+    return f"Left out, as the study does not list them: retrainings {said}." * bool(said)
 
 
 def explained(study: Study, table: pd.DataFrame) -> str:

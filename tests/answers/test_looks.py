@@ -74,6 +74,15 @@ def test_what_is_told_gets_no_more_seeds_and_what_is_open_does():
     assert later[0] == look and len(later) == 2 and later[1].then == 8 and later[1].still == ("ig",)
 
 
+def test_estimators_that_are_not_listed_have_no_vote_on_percents():
+    both = [table({"grad": near(difference, 3)}).assign(percent=t) for t, difference in ((50, 0.2), (90, -0.1))]
+    rows = pd.concat([both[0], both[1][both[1].estimator != "clean"]])
+    rows.loc[rows.estimator == "clean", "percent"] = 0
+    swept = pd.concat([both[1][both[1].estimator == "grad"].assign(estimator=name) for name in ("gb", "ig", "sobel")])
+    now = study(estimators=["grad", "random"], percents=[50, 90])
+    assert [look.told for look in looks.made(pd.concat([rows, swept]), now)] == [{"grad": (WORSE, 3)}]
+
+
 def test_a_word_stays_whatever_comes_later():
     rows = table({"gb": np.r_[near(-0.1, 3), [0.5] * 9], "grad": wide(12), "ig": wide(12)})
     found = looks.made(rows, study())

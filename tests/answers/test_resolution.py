@@ -48,6 +48,14 @@ def test_slope_and_resolution_by_hand():
     assert verdicts.power(resolution.smallest_seen(3), 1.0, 3) == pytest.approx(0.8)
 
 
+def test_the_mean_over_percents_is_of_seeds_that_have_them_all():
+    right, wrong = [0.3, 0.31, 0.32, 0.33, 0.5], [0.5, 0.33, 0.32, 0.31, 0.3]
+    whole = [table([wrong, wrong], percent=t) for t in (10, 50)]
+    unfinished = table([right] * 3, percent=10)[lambda rows: rows.seed == 2]
+    found = judged(pd.concat([*whole, unfinished])).set_index("percent")
+    assert found.n.to_dict() == {10: 3, 50: 2, 0: 2} and found.slope[0] == found.slope[50] < 0
+
+
 def test_a_steady_metric_tells_a_small_share():
     """2 points a step in each seed, differences with a deviation of 0.1: seen is 0.1 x smallest_seen(3)."""
     base = [0.30, 0.32, 0.34, 0.36, 0.5]

@@ -89,6 +89,9 @@ def test_area_by_hand():
     table = table_of({"random": random, "grad": {50: (0.3,), 100: (0.1,)}, "gb": {50: (0.6,), 100: (0.1,)}})
     found = stats.area_to_random(table, CHANCE).set_index("estimator")["mean"]
     np.testing.assert_allclose(found[["random", "grad", "gb"]], [0, 0.25, -0.125], atol=1e-12)
+    other = table.assign(precision=np.where(table.estimator == "gb", "bfloat16", "float32"))
+    found = stats.area_to_random(other, CHANCE).set_index("estimator")
+    assert found["mean"]["grad"] == pytest.approx(0.25) and found.n["gb"] == 0  # of another precision: no pair
 
 
 def test_area_in_mode_keep_is_measured_against_clean():

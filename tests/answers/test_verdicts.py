@@ -177,6 +177,16 @@ def test_seeds_of_unlike_precision_are_no_pairs():
     assert verdicts.verdicts(table, "pixel", "remove").n.iloc[0] == 3
 
 
+def test_an_estimator_without_a_pair_is_named_and_counts_for_nothing():
+    table = table_of({"grad": -5, "gb": -5}, seeds=4, spread=0.01).assign(precision="float32")
+    table.loc[table.estimator == "gb", "precision"] = "bfloat16"
+    found = verdicts.verdicts(table, "pixel", "remove").set_index("estimator")
+    assert found.verdict.to_dict() == {"grad": verdicts.BETTER, "gb": verdicts.FEW}
+    assert found.n["gb"] == 0 and found.p_holm["grad"] == found.p["grad"]
+    assert "GB" in verdicts.in_words(found.reset_index())
+    assert verdicts.verdicts(table[table.estimator != "random"], "pixel", "remove").empty
+
+
 def test_undefined_spread_has_no_power_and_two_seeds_no_effect_size():
     assert np.isnan(verdicts.power(0.02, np.nan, 5)) and np.isnan(verdicts.hedges_g([0.1, 0.2]))
 

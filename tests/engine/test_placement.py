@@ -121,8 +121,7 @@ def _(device):
 
 
 FAMILIES = [[f"{b}-{e}" if e else b for e in names.ENSEMBLES] for b in names.BASES]
-READY = [*names.READY, "gradcam-var", "random", "random2", "sobel"]
-READY += ["oracle", "anti-oracle", "maps:mine", "test_placement:numpys"]
+READY = [*names.READY, "gradcam-var", "random", "sobel", "oracle", "anti-oracle", "maps:mine", "test_placement:numpys"]
 VARIANTS = [f"grad-{variant}" for variant in names.VARIANTS if variant != "recursive"]
 FEW = {"rise": {"samples": 3}, "occlusion": {"window": 4}}  # options that make them fast
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from roarlib.data.datasets import SPLITS
 from roarlib.engine import attribute, models, rank, store, train
 from roarlib.engine.degrade import degraded
 from roarlib.engine.rank import Explainer
-from roarlib.study import files, rankings
+from roarlib.study import files, rankings, results
 from roarlib.study.params import InputError
 from roarlib.study.rankings import removed
 
@@ -151,6 +152,33 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(outputs, monkeypatch):
     store.make(other, study.estimators, lambda done, total: seen.append(done))
     assert seen[0] == 64 + 64  # at the first checkpoint, with its batch size
     assert bytes_of(study) == wanted
+
+
+@pytest.mark.parametrize("when", ["in the test split", "after both", "before train is deleted"])
+def test_both_splits_are_ranked_by_the_network_that_is_there(outputs, when):
+    study, explainer = setting()
+    weights = results.base_file(study, "model.safetensors")
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    weights.write_bytes(b"one")
+
+    def stop(done, total):
+        if done > 150 and when == "in the test split":
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        store.make(explainer, study.estimators, stop)
+    weights.write_bytes(b"another")
+    torch.manual_seed(1)
+    other = replace(explainer, model=models.build("resnet-tiny", 10, explainer.data.shape).eval())
+    if when == "before train is deleted":
+        for (_, _, split), file in files_of(study).items():
+            file.unlink() if split == "train" else None
+    store.make(other, study.estimators)
+    found = bytes_of(study)
+    for file in files_of(study).values():
+        file.unlink()
+    store.make(other, study.estimators)
+    assert bytes_of(study) == found
 
 
 def test_no_ranking_has_its_name_before_it_is_noted_whose_it_is(outputs, monkeypatch):

@@ -125,7 +125,8 @@ def test_results_of_two_machines_that_do_not_belong_together_are_an_error(write,
 @pytest.mark.parametrize("estimator", ["mine_two:edges", "grad", "random"])
 def test_a_row_says_what_its_ranking_was_made_with(write, estimator):
     """The function is edited, or the network made anew, between the ranking and its retrainings."""
-    study, key = tiny_study(estimators=[estimator, "random"]), Key("ranking", estimator, "pixel")
+    study = tiny_study(estimators=[estimator, "random"], seeds=[0, 1, 2])
+    key = Key("ranking", estimator, "pixel")
     base = results.base_file(study, "model.safetensors")
     base.parent.mkdir(parents=True)
     base.write_bytes(b"one")

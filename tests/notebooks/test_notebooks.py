@@ -119,7 +119,7 @@ def test_the_readmes_own_estimator_flows_through_everything(tmp_path):
     (tmp_path / "mine.py").write_text(textwrap.dedent(code))
     described = yaml.safe_load(re.search(r"\n((?:    [a-z_]+: .*\n)*    seeds: .*\n)", readme)[1])
     assert {"random", "mine:cam", "mine:cam-sgsq"} < set(params.Study(name="my", **described).estimators)
-    names = ["mine:cam", "mine:cam-sgsq", "captum:InputXGradient", "random", "random2"]
+    names = ["mine:cam", "mine:cam-sgsq", "captum:InputXGradient", "random"]
     study = tiny_study(name="own", estimators=names, noise_samples=2, epochs=3)
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(study.model_dump()))
     environment = os.environ | {"ROAR_OUTPUTS": str(tmp_path / "outputs")}
@@ -128,8 +128,7 @@ def test_the_readmes_own_estimator_flows_through_everything(tmp_path):
             [ROAR, command, "own.yaml"], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    said = "mine:cam", "SG-SQ-mine:cam", "captum:InputXGradient", "Random is the mean of 2 draws"
-    assert all(words in done.stdout for words in said)
+    assert all(name in done.stdout for name in ("mine:cam", "SG-SQ-mine:cam", "captum:InputXGradient", "Random"))
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)

@@ -126,6 +126,18 @@ def test_what_a_module_imports_belongs_to_it(write, tmp_path):
         assert own.digest("mine_own:edges") == before, file
 
 
+def test_a_function_in_an_installed_package_is_followed_within_it(write, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(site := tmp_path / "site-packages")
+    (package := site / "mine_installed").mkdir(parents=True)
+    (package / "__init__.py").write_text("from .inner import sign\ndef f(model, images, targets):\n    return sign\n")
+    (package / "inner.py").write_text("sign = 1\n")
+    (tmp_path / "mine_own.py").write_text("from mine_installed import f\nedges = f\n")
+    before = {name: own.digest(name) for name in ("mine_installed:f", "mine_own:edges")}
+    (package / "inner.py").write_text("sign = -1\n")
+    assert own.digest("mine_installed:f") != before["mine_installed:f"]
+    assert own.digest("mine_own:edges") == before["mine_own:edges"]  # only named packages: numpy may be upgraded
+
+
 def test_an_import_inside_a_function_counts(write, tmp_path):
     (tmp_path / "mine_late.py").write_text("def late(x):\n    return x\n")
     write("return helper(images)", "from mine_late import late; return late(images)")

@@ -179,7 +179,7 @@ def test_curves_open_with_the_controls_and_the_best_and_worst(done):
 
 
 def test_several_studies_share_a_view(done):
-    other = done.model_copy(update={"name": "other", "units": ["pixel"]})
+    other = done.model_copy(update={"name": "other", "units": ["pixel"], "estimators": ["gb", "ig", "random"]})
     other.folder.mkdir()
     table = simulated(["gb", "ig", "random"], units=["pixel"]).assign(study="other")
     table.to_csv(other.folder / "results.csv", index=False)

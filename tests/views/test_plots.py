@@ -318,7 +318,7 @@ def test_a_sheet_shows_in_a_notebook_that_has_drawn_nothing_yet():
 def test_rows_of_dots_are_in_order_and_verdicts_fill_them():
     found = plots.pd.DataFrame(
         {"estimator": ["grad", "ig"], "mean": [-0.1, 0.2], "low": [-0.2, np.nan], "high": [0.0, np.nan]}
-    ).assign(verdict=["better", "open"], margin=0.01)
+    ).assign(verdict=["better", np.nan], margin=0.01)  # NaN: nothing has judged it
     _, axes = plots.subplots()
     plots.intervals(axes[0, 0], found)
     dots = [line for line in axes[0, 0].lines if line.get_marker() == "o"]
