@@ -38,8 +38,8 @@ def verdicts(
     """
     rows = stats.complete(_retrained(table, unit, mode))
     pairs = {name: parent_of(name) if reference == "base" else reference for name in rows.estimator.unique()}
-    compared = [pair for pair in pairs.items() if pair[1] not in ("", pair[0])]
-    values = {pair: stats.differences(rows, *pair) for pair in compared if pair[1] in set(pairs)}
+    compared = [pair for pair in pairs.items() if pair[1] != pair[0] and pair[1] in pairs]
+    values = {pair: stats.differences(rows, *pair) for pair in compared}
     found, shared = [], spreads.of_study(pd.concat(values, axis=1).to_numpy().T) if values else []
     for ((estimator, against), by_seed), others in zip(values.items(), shared, strict=True):
         tested = spreads.tested(by_seed, margin, others) | {"effect": hedges_g(by_seed)}
@@ -268,11 +268,12 @@ def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[
 
 
 def cells(found: pd.DataFrame) -> pd.Series:
-    """For each row of `verdicts`: '-9.5 [-11.8, -7.2] better', the difference in points, its interval, the verdict."""
+    """For each row of `verdicts`: '-9.5 [-11.8, -7.2] better', in points, without what is undefined (few seeds)."""
 
     def cell(row: pd.Series) -> str:
         mean, low, high = (f"{round(100 * row[key], 1) + 0.0:+.1f}" for key in ("mean", "low", "high"))  # never -0.0
-        return f"{mean} {row.verdict}" if np.isnan(row.low) else f"{mean} [{low}, {high}] {row.verdict}"
+        parts = {mean: row["mean"], f"[{low}, {high}]": row.low, row.verdict: 0}
+        return " ".join(part for part, value in parts.items() if not np.isnan(value))
 
     return found.apply(cell, axis=1) if len(found) else pd.Series(dtype=str)
 

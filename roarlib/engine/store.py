@@ -16,7 +16,7 @@ from roarlib.engine.rank import Explainer, constants, images_at_once, in_turn, r
 from roarlib.study import own, rankings, results
 from roarlib.study.files import new_array, part_of, release, write_atomically
 from roarlib.study.machine import keep_memory
-from roarlib.study.names import FIXED, MAPS, READY, group_of, split_name, variant_of
+from roarlib.study.names import READY, group_of, reads_network, split_name, variant_of
 from roarlib.study.params import InputError, Study
 
 Progress = Callable[[int, int], None] | None  # called with (images done, of all)
@@ -109,8 +109,7 @@ def _notes_file(study: Study, estimator: str, split: str) -> Path:
 
 def rests_on(study: Study, estimator: str) -> list[str | None]:
     """What an estimator's rankings rest on: `own.source`, and `results.network` or, for one that reads none, None."""
-    base = split_name(estimator)[0]
-    return [own.source(study, estimator), None if base in FIXED or MAPS.fullmatch(base) else results.network(study)]
+    return [own.source(study, estimator), results.network(study) if reads_network(estimator) else None]
 
 
 def is_current(study: Study, estimator: str, split: str, file: Path, source: list) -> bool:

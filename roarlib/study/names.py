@@ -146,6 +146,12 @@ def asks_model(name: str) -> bool:
     return not (MAPS.fullmatch(split_name(name)[0]) or variant_of(name) == "recursive" or mixed_share(name))
 
 
+def reads_network(name: str) -> bool:
+    """Whether an estimator's rankings rest on the network explained: not those of controls and of finished maps."""
+    base, _ = split_name(name)
+    return base not in FIXED and not MAPS.fullmatch(base)
+
+
 def parent_of(name: str) -> str:
     """What an estimator is made from: 'grad-sg-blur' -> 'grad-sg' -> 'grad' -> ''."""
     if variant := variant_of(name):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from roarlib.study import brought, machine, own
 from roarlib.study.files import digest, has_results, write_atomically
-from roarlib.study.names import CURVES, FIXED, MAPS, RESTS, group_of, is_estimator, safe, split_name
+from roarlib.study.names import CURVES, MAPS, RESTS, group_of, is_estimator, reads_network, safe, split_name
 from roarlib.study.params import MACHINE, OTHER, SELECTION, InputError, Study, agree, save
 
 STAGES = {"base": "01-train", "ranking": "02-attribute", "deletion": "03-degrade", "retrain": "04-retrain"}
@@ -150,9 +150,9 @@ def _rests_on_its_ranking(study: Study, key: Key, row: dict) -> None:
     if key.estimator == "clean" or key.measure == "ranking":
         return
     file = row_file(study, ranked := Key("ranking", key.estimator, key.unit, seed=study.base_seed))
-    then, base = json.loads(file.read_text()) if file.is_file() else {}, split_name(key.estimator)[0]
+    then = json.loads(file.read_text()) if file.is_file() else {}
     rests = {"source": "its function, maps or options"}
-    if base not in FIXED and not MAPS.fullmatch(base):
+    if reads_network(key.estimator):
         rests["network"] = "the network that it explains"
     for name, what in rests.items():
         if None not in (then.get(name), row[name]) and then[name] != row[name]:

@@ -109,7 +109,7 @@ def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
 def _unlisted(study: Study, known: pd.DataFrame) -> str:
     """A sentence on the retrainings that the study does not list; empty if there are none."""
     left = known[known.measure == "retrain"].drop(results.listed(known, study).index, errors="ignore")
-    seeds = [] if study.seeds == "auto" else sorted({*left.seed} - {*study.seeds})
+    seeds = sorted(s for s in {*left.seed} if (s >= study.seeds_max if study.seeds == "auto" else s not in study.seeds))
     parts = {
         "at t =": sorted({*left.percent} - {0, *study.percents}),
         "with seed": seeds,

@@ -184,6 +184,7 @@ def test_an_estimator_without_a_pair_is_named_and_counts_for_nothing():
     assert found.verdict.to_dict() == {"grad": verdicts.BETTER, "gb": verdicts.FEW}
     assert found.n["gb"] == 0 and found.p_holm["grad"] == found.p["grad"]
     assert "GB" in verdicts.in_words(found.reset_index())
+    assert verdicts.cells(found)["gb"] == "too few seeds"
     assert verdicts.verdicts(table[table.estimator != "random"], "pixel", "remove").empty
 
 

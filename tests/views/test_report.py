@@ -131,19 +131,20 @@ def test_where_labels_are_explained_the_verdicts_are_doubted():
 
 
 def test_rows_that_are_not_listed_are_named_and_do_not_count(outputs):
-    study = tiny_study(estimators=["grad", "random", "gb"], percents=[50, 90], seeds=[0, 1])
+    study = tiny_study(estimators=["grad", "random", "gb"], percents=[50, 90], seeds=[0, 13])
     for estimator, percent, seed in itertools.product(study.estimators, study.percents, study.seeds):
         results.write(study, results.Key("retrain", estimator, "pixel", "remove", percent, seed), 0.5)
     found = verdicts.verdicts(results.table(study), "pixel", "remove")
     assert report.doubts(study, results.table(study), found) == []
     for fewer, said, rows in (
-        (tiny_study(estimators=study.estimators, percents=[90], seeds=[0, 1]), "at t = 50", 6),
-        (tiny_study(estimators=study.estimators, percents=[50, 90], seeds=[1]), "with seed 0", 6),
-        (tiny_study(estimators=["grad", "random"], percents=[50, 90], seeds=[0, 1]), "of GB", 8),
-        (tiny_study(estimators=["random"], percents=[90], seeds=[0]), "at t = 50 or with seed 1 or of GRAD, GB", 1),
+        (tiny_study(estimators=study.estimators, percents=[90], seeds=[0, 13]), "at t = 50", 6),
+        (tiny_study(estimators=study.estimators, percents=[50, 90], seeds=[13]), "with seed 0", 6),
+        (tiny_study(estimators=["grad", "random"], percents=[50, 90], seeds=[0, 13]), "of GB", 8),
+        (tiny_study(estimators=study.estimators[:2], percents=[50, 90], seeds="auto"), "with seed 13 or of GB", 4),
+        (tiny_study(estimators=["random"], percents=[90], seeds=[0]), "at t = 50 or with seed 13 or of GRAD, GB", 1),
     ):
         wanted = f"Left out, as the study does not list them: retrainings {said}."
-        assert report.doubts(fewer, results.table(fewer), found) == [wanted] and len(results.table(fewer)) == rows
+        assert report.doubts(fewer, results.table(fewer), found)[0] == wanted and len(results.table(fewer)) == rows
 
 
 def test_looks_do_not_silence_what_blurred_copies_say(outputs):
