@@ -122,8 +122,8 @@ def tested(values, margin: float, others: Shared = ALONE) -> dict:
     """
     values = np.asarray(values, dtype=float)
     n = values.shape[-1]
-    mean = values.mean(-1) if n else np.full(values.shape[:-1], np.nan)
-    std = values.std(-1, ddof=1) if n > 1 else np.full_like(mean, np.nan)
+    mean = values.mean(-1) if n else values.sum(-1) * np.nan
+    std = values.std(-1, ddof=1) if n > 1 else mean * np.nan
     variance, degrees = moderated(np.square(std), n, others)
     error = np.sqrt(np.where(variance > 1e-24, variance, np.nan) / n)
     half = scipy_stats.t.ppf(0.975, degrees) * error

@@ -252,7 +252,7 @@ def grouped(found: pd.DataFrame, level: float = LEVEL) -> tuple[str, list[tuple[
         WORSE: f"worse than {name}",
         EQUAL: f"equal to {name} within {margin}",
         OPEN: f"open, that is, neither told apart from {name} nor shown to be equal within {margin}",
-        FEW: "too few seeds, or no spread over them, to say anything",
+        FEW: f"too few seeds paired with {name}, or no spread over them, to say anything",
         VOID: "no verdict, as the models have learnt nothing",
     }
 

@@ -59,7 +59,7 @@ def test_words_in_both_modes_and_with_one_seed():
     alone = verdicts.verdicts(table_of(differences, seeds=1), "pixel", "remove")
     assert set(alone.verdict) == {"too few seeds"}
     said = verdicts.in_words(alone)
-    assert said.startswith("With 1 seed and") and "too few seeds, or no spread" in said
+    assert said.startswith("With 1 seed and") and "too few seeds paired with Random, or no spread" in said
     said = verdicts.in_words(found.reset_index())
     assert said.startswith("With 5 seeds and")
     assert "better than Random: SG-SQ-GRAD" in said and "worse than Random: GB, GRAD" in said
@@ -182,6 +182,7 @@ def test_an_estimator_without_a_pair_is_named_and_counts_for_nothing():
     table.loc[table.estimator == "gb", "precision"] = "bfloat16"
     found = verdicts.verdicts(table, "pixel", "remove").set_index("estimator")
     assert found.verdict.to_dict() == {"grad": verdicts.BETTER, "gb": verdicts.FEW}
+    assert list(found.index) == ["grad", "gb"] and found.dtypes[["mean", "std", "low", "p"]].eq("float64").all()
     assert found.n["gb"] == 0 and found.p_holm["grad"] == found.p["grad"]
     assert "GB" in verdicts.in_words(found.reset_index())
     assert verdicts.cells(found)["gb"] == "too few seeds"
