@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
+import dask
 import torch
 from distributed import Client, LocalCluster
 from distributed.diagnostics.plugin import WorkerPlugin
@@ -52,12 +53,15 @@ def gpus_of(study: Study) -> list[str]:
 def local(study: Study, count: int) -> Iterator[Client]:
     """A Dask client of threads of this process: each waits for its own kernel process, forked from one server.
 
-    If GPUs are handed out, each thread is a worker of its own, whose number says which GPU it gets.
+    If GPUs are handed out, each thread is a worker of its own, whose number says which GPU it gets. Threads cannot get
+    lost, so a run that was stopped for a while (Ctrl-Z) must not take them for dead, as Dask does after five minutes.
     """
     at_once = min(machine(study)[0], count)
     workers, threads = (at_once, 1) if gpus_of(study) else (1, at_once)
     options = dict(processes=False, dashboard_address=LOOPBACK, worker_dashboard_address=LOOPBACK, silence_logs=50)
-    with LocalCluster(n_workers=workers, threads_per_worker=threads, **options) as cluster, Client(cluster) as client:
+    with dask.config.set({"distributed.scheduler.worker-ttl": None}):
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=threads, **options)
+    with cluster, Client(cluster) as client:
         yield client
 
 
@@ -90,8 +94,7 @@ def slurm_settings(file: Path) -> dict:
     Returns them as SLURMCluster's keywords, with what this project needs; InputError (one line) for anything wrong.
     """
     try:
-        import dask  # dask_jobqueue is an extra; its import adds its keys to dask's
-        import dask_jobqueue  # noqa: F401
+        import dask_jobqueue  # noqa: F401 - an extra; its import adds its keys to dask's
     except ImportError:
         raise InputError("--slurm needs dask-jobqueue: pip install -e '.[slurm]'") from None
     given = params.read(file)

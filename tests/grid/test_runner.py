@@ -4,6 +4,7 @@ import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import dask
 import psutil
 import pytest
 import torch
@@ -240,3 +241,11 @@ def test_a_local_run_listens_on_loopback_alone(outputs):
     with cluster.local(tiny_study(), 2):
         found = {c.laddr for c in psutil.Process().net_connections() if c.status == "LISTEN"} - before
     assert found and all(address.ip == "127.0.0.1" for address in found)
+
+
+def test_a_local_run_that_was_stopped_for_a_while_goes_on(outputs, monkeypatch):
+    """After Ctrl-Z for five minutes nothing would run any more: workers not heard of for so long are dropped."""
+    monkeypatch.setattr("distributed.scheduler.heartbeat_interval", lambda workers: 0.01)
+    with dask.config.set({"distributed.scheduler.worker-ttl": "0.1s"}), cluster.local(tiny_study(), 1) as client:
+        time.sleep(1.5)  # heartbeats are a second apart
+        assert client.submit(int, "7").result(timeout=20) == 7
