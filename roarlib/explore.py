@@ -44,7 +44,10 @@ def study(file: str = "") -> params.Study:
     """
     if file:
         return params.load(file)
-    there = {path.parent.name: str(path) for path in files.studies()}
+    paths = files.studies()
+    names = [path.parent.name for path in paths]
+    places = [f" in {path.parent.parent}" if names.count(path.parent.name) > 1 else "" for path in paths]
+    there = {name + place: str(path) for name, place, path in zip(names, places, paths, strict=True)}
     if not there:
         raise NothingYet("There is no study with results yet. `make study` runs the demo, in some minutes.")
     name = CHOSEN.get("study", next(iter(there)))
@@ -67,7 +70,7 @@ def table(study: Studied) -> pd.DataFrame:
 
 def curves(study: Studied, *more: Studied) -> Curves:
     """Interactive accuracy curves of a study; of several studies, with a further control to choose one."""
-    return Curves({s.name: results.table(s) for s in map(_study, (study, *more))})
+    return Curves({name: table for name, (table, _) in load((study, *more)).items()})
 
 
 def across(*studies: Studied) -> Across:

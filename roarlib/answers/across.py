@@ -5,6 +5,7 @@ is said. Ranks follow Demsar, Journal of Machine Learning Research 7 (2006): Fri
 ranks differently over the studies, Nemenyi's how far apart two mean ranks must be. Both assume independent studies.
 """
 
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -46,19 +47,24 @@ def load(studies) -> dict[str, Part]:
     known = [study if isinstance(study, params.Study) else params.load(study) for study in studies]
     for study in known:
         params.agree(study)  # else rows made by another YAML would count as this one's
-    parts = {study.name: (results.table(study), study) for study in known}
-    if len(parts) < len(known):
-        raise params.InputError("two of the studies have the same name: compare studies of different names")
-    return parts
+    for study, other in combinations(known, 2):
+        if study.name == other.name:
+            places = f"{study.folder.resolve()} and {other.folder.resolve()}"
+            raise params.InputError(f"two studies have the name {study.name}, {places}: take one, or rename one")
+    return {study.name: (results.table(study), study) for study in known}
 
 
 def compare(parts: dict[str, Part], unit: str = "", mode: str = "") -> Compared:
     """Compare the studies (of `load`) that have this unit and mode; if left empty, what most of them have.
 
-    Incomparable where fewer than two do or where they share no percent.
+    A study that has learnt nothing is left out. Incomparable where fewer than two do or where they share no percent.
     """
+    void = [name for name, (table, _) in parts.items() if stats.nothing_learnt(table)]
+    parts = {name: part for name, part in parts.items() if name not in void}
+    left_out = [f"{name}, whose models have learnt nothing" for name in void]
     if len(parts) < 2:
-        raise Incomparable(f"Comparing needs two studies with results; so far there is {', '.join(parts) or 'none'}.")
+        there = ", ".join([*parts, *left_out]) or "none"
+        raise Incomparable(f"Comparing needs two studies with results; so far there is {there}.")
     sides = {name: _sides(table) for name, (table, _) in parts.items()}
     asked = [(u, m) for u in UNITS for m in MODES if unit in ("", u) and mode in ("", m)]
     side = max(asked, key=lambda s: sum(s in there for there in sides.values()), default=(unit, mode))
@@ -69,7 +75,7 @@ def compare(parts: dict[str, Part], unit: str = "", mode: str = "") -> Compared:
         raise Incomparable(f"No two of the studies can be compared{asked and f' by {asked}'}: {there}.")
     percents = {name: sides[name][side] for name in here}
     usual = max(set.union(*percents.values()), key=lambda t: (sum(t in of for of in percents.values()), t))
-    left_out = [f"{name}, which has no {said(side)} by Random" for name in parts if name not in here]
+    left_out += [f"{name}, which has no {said(side)} by Random" for name in parts if name not in here]
     left_out += [f"{name}, which has no t = {usual}" for name in here if usual not in percents[name]]
     here = [name for name in here if usual in percents[name]]
     if len(here) < 2:

@@ -196,10 +196,13 @@ def as_scores(name: str, scores, images: torch.Tensor) -> torch.Tensor:
     InputError for anything else.
     """
     if isinstance(scores, np.ndarray) and scores.dtype != object:
-        scores = torch.as_tensor(scores)
+        scores = torch.as_tensor(scores.copy())  # also of reversed axes
     if not isinstance(scores, torch.Tensor) or scores.is_complex():
         kind = "complex" if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise InputError(f"{name} gives a {kind}, not a tensor of scores")
+    # small 16-bit floats would square to 0; a copy, as the function may write its next scores into the same memory
+    exact = torch.promote_types(scores.dtype, torch.float32) if scores.is_floating_point() else torch.float64
+    scores = scores.detach().to(images.device, exact, copy=True)
     count, channels, height, width = images.shape
     if scores.shape in ((count, height, width), (count, 1, height, width)):
         scores = scores.reshape(count, 1, height, width).expand(count, channels, height, width)
@@ -208,5 +211,4 @@ def as_scores(name: str, scores, images: torch.Tensor) -> torch.Tensor:
             f"{name} gives scores of shape {tuple(scores.shape)} for images of shape {tuple(images.shape)}; they "
             f"must be equal, or (N, 1, H, W) or (N, H, W) for one score per pixel"
         )
-    exact = torch.promote_types(scores.dtype, torch.float32) if scores.is_floating_point() else torch.float64
-    return scores.detach().to(images.device, exact)  # small 16-bit floats would square to 0
+    return scores

@@ -87,7 +87,7 @@ def lrp(model, images, targets, *, epsilon=1e-6):
     )
     ruled = (types.Linear, types.Activation, types.AvgPool, types.BatchNorm, layer.Sum, models.Blur, models.Scale)
     with attribution.Gradient(copy.deepcopy(model), composite) as attributor:  # zennit changes batch norms meanwhile
-        layers.refuse_mixing("lrp", attributor.model, images[:1], ruled)
+        layers.refuse_mixing("lrp", attributor.model, images[:1], ruled, tuple(set(ruled) - {types.Activation}))
         found = attributor(images, lambda out: F.one_hot(targets, out.shape[1]).to(out))[1]
     if (total := float(found.flatten(1).sum(1).median())) > 1.5:  # biases may add some to 1 if the logit is small
         raise InputError(

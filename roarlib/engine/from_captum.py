@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import captum.attr
 import torch
-from captum.attr._core import lrp
+from captum.attr._core import deep_lift, lrp
 from torch import nn
 
 from roarlib.engine import layers
@@ -84,10 +84,9 @@ def _refuse(kind: type, model: nn.Module, image: torch.Tensor) -> None:
             f"captum:{name} hooks nn.ReLU modules, and this model has other ReLUs, or none: it would be the "
             "plain gradient there; gb guides them all"
         )
-    if "DeepLift" in name and not layers.relus_are_modules(model, image, none=True):
-        raise InputError(
-            f"captum:{name} hooks nn.ReLU modules, and this model has other ReLUs: it would take these as linear"
-        )
+    if "DeepLift" in name:
+        ruled = tuple(deep_lift.SUPPORTED_NON_LINEAR)
+        layers.refuse_mixing(f"captum:{name}", model, image, ruled, ruled, bent=True)
 
 
 def _run(explainer, images: torch.Tensor, options: dict):

@@ -41,55 +41,69 @@ class Guided(TorchFunctionMode):
         return gradient.clamp(min=0)
 
 
-def relus_are_modules(model: nn.Module, image: torch.Tensor, none: bool = False) -> bool:
-    """Whether the model calls ReLUs only as nn.ReLU modules, each of them once; without any ReLU: `none`."""
+def relus_are_modules(model: nn.Module, image: torch.Tensor) -> bool:
+    """Whether the model calls ReLUs, and only as nn.ReLU modules, each of them once."""
     calls, relus = [], [module for module in model.modules() if isinstance(module, nn.ReLU)]
     with ExitStack() as hooks, Guided() as mode, torch.enable_grad():
         for module in relus:
             hooks.enter_context(module.register_forward_hook(lambda *_: calls.append(1)))
         model(image.detach().requires_grad_())
-    return mode.guided == len(calls) == len(relus) and (none or mode.guided > 0)
+    return mode.guided == len(calls) == len(relus) > 0
 
 
 class Mixing(TorchFunctionMode):
-    """While active, notes calls that average, multiply, normalise or bend activations outside of some modules.
+    """While active, notes calls of some names, and products of activations, outside of some modules; counts theirs.
 
-    For relevance that is passed back by rules: there it would follow the gradient without a word.
+    For scores that are passed back by rules of modules: elsewhere they would follow the gradient without a word.
     """
 
-    WEIGHED = {"linear", "conv1d", "conv2d", "conv3d", "matmul", "bmm", "einsum", "scaled_dot_product_attention"}
-    WEIGHED |= {"multi_head_attention_forward", "softmax", "layer_norm", "group_norm", "instance_norm", "normalize"}
-    WEIGHED |= {"mean", "sum", "avg_pool2d", "adaptive_avg_pool2d", "interpolate"}
-    WEIGHED |= Guided.OTHERS | {"tanh", "sigmoid", "hardsigmoid", "softsign"}  # not relu, whose rule is its gradient
+    BENT = Guided.OTHERS | {"tanh", "sigmoid", "hardsigmoid", "softsign", "softmax", "scaled_dot_product_attention"}
+    BENT |= {"multi_head_attention_forward", "layer_norm", "group_norm", "instance_norm", "normalize"}
+    WEIGHED = BENT | {"linear", "conv1d", "conv2d", "conv3d", "matmul", "bmm", "einsum"}  # not relu, whose rule is its
+    WEIGHED |= {"mean", "sum", "avg_pool2d", "adaptive_avg_pool2d", "interpolate"}  # gradient
+    LARGEST = {"relu", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "amax", "max", "maximum"}
     PRODUCTS = {"mul", "imul", "rmul", "multiply", "div", "truediv", "itruediv", "divide"}  # if of two activations
 
-    def __init__(self, model: nn.Module, ruled: tuple[type, ...]):
+    def __init__(self, model: nn.Module, ruled: tuple[type, ...], names: set[str]):
         super().__init__()
-        self.inside, self.found, self.hooks = [], [], ExitStack()
+        self.inside, self.found, self.hooks, self.names, self.calls = [], [], ExitStack(), names, Counter()
         for module in model.modules():
             if isinstance(module, ruled):
                 self.hooks.enter_context(module.register_forward_pre_hook(lambda *_: self.inside.append(1)))
-                self.hooks.enter_context(module.register_forward_hook(lambda *_: self.inside.pop() and None))
+                self.hooks.enter_context(module.register_forward_hook(self._leave))
+
+    def _leave(self, module, *_):
+        self.inside.pop()
+        self.calls[module] += 1
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "").strip("_")
         given = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)]
         moving = [a for a in given if a.requires_grad and not a.is_leaf]
-        if moving and not self.inside and (name in self.WEIGHED or name in self.PRODUCTS and len(moving) > 1):
+        if moving and not self.inside and (name in self.names or name in self.PRODUCTS and len(moving) > 1):
             self.found.append(name)
         return function(*args, **(kwargs or {}))
 
 
-def refuse_mixing(what: str, model: nn.Module, image: torch.Tensor, ruled: tuple[type, ...]) -> None:
-    """InputError if a model averages, multiplies, normalises or bends activations outside of modules of these types."""
-    mixing = Mixing(model, ruled)
+def refuse_mixing(
+    what: str, model: nn.Module, image: torch.Tensor, ruled: tuple[type, ...], once: tuple = (), bent: bool = False
+) -> None:
+    """InputError if a model averages, multiplies, normalises or bends activations outside of modules of these types.
+
+    once: those whose rule knows what came in last, so InputError if one is called twice in a pass. bent: averages and
+    other linear functions are in order, but neither ReLUs nor maxima.
+    """
+    mixing = Mixing(model, ruled, Mixing.BENT | Mixing.LARGEST if bent else Mixing.WEIGHED)
     with mixing.hooks, torch.enable_grad(), mixing:
         model(image.detach().requires_grad_() * 1)
     if mixing.found:
         raise InputError(
             f"{what} has rules for modules, and this model calls {', '.join(dict.fromkeys(mixing.found))} as functions "
-            "or in modules without a rule: relevance would follow the gradient there"
+            "or in modules without a rule: it would follow the gradient there"
         )
+    names = {module: name for name, module in model.named_modules()}
+    if again := [names[m] for m, times in mixing.calls.items() if times > 1 and isinstance(m, once)]:
+        raise InputError(f"{what} knows one call of a module in a pass, and this model calls {again[0]} again")
 
 
 def find(model: nn.Module, image: torch.Tensor, name: str | None = None) -> tuple[str, nn.Module]:

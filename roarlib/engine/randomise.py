@@ -23,7 +23,7 @@ MEASURED = 256  # training images on which batch norms with fresh weights measur
 
 
 def layers(model: nn.Module, images: torch.Tensor) -> list[str]:
-    """Names of the modules that hold weights of their own, those that images reach last first.
+    """Names of the modules that hold weights of their own, or are batch norms; those that images reach last first.
 
     A module that is not called itself counts as reached with the module around it.
     """
@@ -40,7 +40,10 @@ def layers(model: nn.Module, images: torch.Tensor) -> list[str]:
     def when(name: str) -> int:
         return called[name] if name in called else when(name.rpartition(".")[0])
 
-    owners = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    def owns(module: nn.Module) -> bool:
+        return any(True for _ in module.parameters(recurse=False)) or isinstance(module, _BatchNorm)
+
+    owners = [name for name, module in model.named_modules() if owns(module)]
     return sorted(owners, key=when, reverse=True)
 
 
@@ -59,8 +62,9 @@ def randomised(explainer: Explainer, share: int) -> nn.Module:
     parts = [train.images(part).contiguous(memory_format=explainer.layout) for part in chosen]
     names = layers(explainer.model, parts[0][:1])
     top = names[: max(1, share * len(names) // 100)]
-    kept = {k: values for k, values in explainer.model.state_dict().items() if k.rpartition(".")[0] not in top}
-    net.load_state_dict(kept, strict=False)
+    state = explainer.model.state_dict(keep_vars=True)  # weights that several names share are one object then
+    drawn = {id(values) for k, values in state.items() if k.rpartition(".")[0] in top}
+    net.load_state_dict({k: values for k, values in state.items() if id(values) not in drawn}, strict=False)
     norms = [net.get_submodule(name) for name in top]
     norms = [module for module in norms if isinstance(module, _BatchNorm) and module.track_running_stats]
     for norm in norms:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -50,11 +51,12 @@ def places(x: torch.Tensor) -> torch.Tensor:
 
 
 def rollout(model, images, targets):
-    """Attention rollout (Abnar and Zuidema, ACL 2020): how much of every patch reaches the class token.
+    """Attention rollout (Abnar and Zuidema, ACL 2020): how much of every patch reaches the tokens that the logits read.
 
-    Each layer counts as half its attention, the mean over its heads, and half the identity. Without a class token,
-    where tokens are averaged, their mean is taken. The class that is explained plays no part. Returns
-    (N, 1, H, W), patches interpolated bilinearly. InputError for a model without nn.MultiheadAttention over patches.
+    Each layer counts as half its attention, the mean over its heads, and half the identity. What is read is the class
+    token, first or last, or all patches: their mean is taken then. The class that is explained plays no part. Returns
+    (N, 1, H, W), patches interpolated bilinearly. InputError for a model without nn.MultiheadAttention over patches, or
+    with logits that read something else.
     """
     seen = _attentions(model, images)
     tokens = seen[0].shape[1]
@@ -62,39 +64,63 @@ def rollout(model, images, targets):
         raise InputError("rollout needs attention of the same tokens in all layers, not of windows or between others")
     height, width = images.shape[2:]
     token, rows, columns = _grid(tokens, height, width)
+    read = _read(model, images[:1]) or ([0] if token else list(range(tokens)))
+    ends = {0: slice(1, None), tokens - 1: slice(None, -1)} if token else {}
+    alone = {end for end in ends if read == [end] or read == [k for k in range(tokens) if k != end]}
+    if token and not alone or not token and len(read) < tokens:
+        raise InputError(f"rollout needs logits that read a class token, first or last, or all patches; here: {read}")
+    patches = ends[alone.pop()] if token else slice(None)
     with torch.autocast(images.device.type, enabled=False):
         relevance = seen[0].new_zeros(len(images), 1, tokens)
-        relevance[:, :, : 1 if token else None] = 1 if token else 1 / tokens
+        relevance[:, :, read] = 1 / len(read)
         for attention in reversed(seen):
             relevance = (relevance @ (attention / attention.sum(2, keepdim=True)) + relevance) / 2
-        maps = relevance[:, 0, token:].reshape(-1, 1, rows, columns)
+        maps = relevance[:, 0, patches].reshape(-1, 1, rows, columns)
         return F.interpolate(maps, (height, width), mode="bilinear")
 
 
 def _attentions(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     """Attention (N, tokens, tokens), the mean over heads, of every nn.MultiheadAttention in the order of calls."""
     seen = []
+    with torch.no_grad():
+        _watched(model, images, lambda module, args, out: seen.append(out[1]))
+    if not seen:
+        raise InputError(
+            f"rollout found no nn.MultiheadAttention in {type(model).__name__}: it explains vit-tiny, torchvision's "
+            "vit_b_16 and the like; not Swin, timm's transformers, or networks without attention"
+        )
+    return [attention if attention.dtype == torch.float64 else attention.float() for attention in seen]
+
+
+def _read(model: nn.Module, image: torch.Tensor) -> list[int]:
+    """The numbers of the tokens that the logits of an image (1, C, H, W) read behind the last attention.
+
+    None where the logits are constant, as with the zeros that torchvision's heads start with.
+    """
+    seen = []
+    with torch.enable_grad():
+        logits = _watched(
+            model, image.detach().requires_grad_(), lambda m, _, out: seen.append((out[0], m.batch_first))
+        )
+        out, first = seen[-1]
+        slopes = torch.autograd.grad(logits.sum(), out)[0]  # (1, tokens, D), or (tokens, 1, D)
+    return (slopes if first else slopes.transpose(0, 1))[0].abs().sum(1).nonzero().flatten().tolist()
+
+
+def _watched(model: nn.Module, images: torch.Tensor, keep: Callable) -> torch.Tensor:
+    """Logits; `keep` is a hook of every nn.MultiheadAttention, whose output has its attention, the mean over heads."""
 
     def ask(module, args, kwargs):  # the caller may have declined the weights, for speed
         call = inspect.signature(nn.MultiheadAttention.forward).bind(module, *args, **kwargs)
         call.arguments |= {"need_weights": True, "average_attn_weights": True}
         return call.args[1:], call.kwargs
 
-    def keep(module, args, out):
-        seen.append(out[1] if out[1].dtype == torch.float64 else out[1].float())
-
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, nn.MultiheadAttention):
                 hooks.enter_context(module.register_forward_pre_hook(ask, with_kwargs=True))
                 hooks.enter_context(module.register_forward_hook(keep))
-        model(images)
-    if not seen:
-        raise InputError(
-            f"rollout found no nn.MultiheadAttention in {type(model).__name__}: it explains vit-tiny, torchvision's "
-            "vit_b_16 and the like; not Swin, timm's transformers, or networks without attention"
-        )
-    return seen
+        return model(images)
 
 
 def _grid(tokens: int, height: int, width: int) -> tuple[int, int, int]:

@@ -182,7 +182,14 @@ def _as_stored(study: Study, net: nn.Module, other: nn.Module, images: torch.Ten
     logits, given = [], images.clone()
     for one, seed, scale in ((net.eval(), 0, 1), (other.eval(), 0, 1), (net, 1, 1), (net, 0, 1), (net, 0, 1000)):
         with draws.seeded(seed):
-            logits.append(one(images if scale == 1 else scale * images))
+            before = {name: values.clone() for name, values in one.state_dict().items()}
+            logits.append(one(images if scale == 1 else scale * images).float())
+        now = one.state_dict()
+        if changed := [name for name, values in before.items() if not values.equal(now[name])]:
+            raise InputError(
+                f"model {study.model} changes its {changed[0]} in evaluation mode too, so that every batch would meet "
+                "another network: change it only `if self.training`"
+            )
         if not images.equal(given):
             raise InputError(
                 f"model {study.model} changes the images that it is given (mul_, add_ ..): copy them first"
@@ -197,7 +204,7 @@ def _as_stored(study: Study, net: nn.Module, other: nn.Module, images: torch.Ten
         )
     if not all(alike[2:4]):
         say(f"note: {study.model} draws at random in evaluation mode (dropout without training=self.training?)")
-    if all(alike[2:4]) and not torch.allclose(logits[0][:2], net(images[:2]), 0, slack, equal_nan=True):
+    if all(alike[2:4]) and not torch.allclose(logits[0][:2], net(images[:2]).float(), 0, slack, equal_nan=True):
         raise InputError(
             f"model {study.model} gives an image other logits beside other images (a batch norm without running "
             "statistics, a mean over the batch, or batch and another dimension mixed up), so there is no accuracy"
@@ -215,7 +222,7 @@ def _as_stored(study: Study, net: nn.Module, other: nn.Module, images: torch.Ten
 def _sees_all(study: Study, net: nn.Module, images: torch.Tensor, say: Callable) -> None:
     """A note if some pixels never reach the logits, as where patches do not divide the image."""
     images = images.clone().requires_grad_()
-    with models.evaluating(net):
+    with models.evaluating(net), draws.seeded(0):
         total = net(images).square().sum()
     slopes = torch.autograd.grad(total, images, allow_unused=True)[0] if total.requires_grad else None
     if slopes is not None and 0.01 < (blind := float((slopes == 0).flatten(0, 1).all(0).float().mean())) < 1:

@@ -182,7 +182,7 @@ def rows(study: Study) -> pd.DataFrame:
 
     InputError for a row that was made with other parameters, as on another machine.
     """
-    found, now = [], study.model_dump(exclude={*SELECTION, *MACHINE, *OTHER})
+    found, now = [], {"name": study.name} | study.model_dump(exclude={*SELECTION, *MACHINE, *OTHER})
     for file in study.folder.glob("*/*/rows/*.json"):
         try:
             found.append(json.loads(file.read_text()))
@@ -192,7 +192,8 @@ def rows(study: Study) -> pd.DataFrame:
         ends = row.get("estimator", ""), row.get("mode", "")
         wanted = now | {key: getattr(study, key) for key, word in RESTS.items() if any(e.endswith(word) for e in ends)}
         free = study.base_models != "one" or (row.get("measure"), row.get("estimator")) == CLEAN
-        then = wanted | row.get("params", {}) | ({"base_seed": study.base_seed} if free else {})
+        then = wanted | row.get("params", {}) | {"name": row.get("study", study.name)}
+        then |= {"base_seed": study.base_seed} if free else {}
         if odd := [f"{key}: {then[key]} there, {value} now" for key, value in wanted.items() if then[key] != value]:
             raise InputError(f"{file} was made with other parameters ({'; '.join(odd)}): delete such rows")
     table = pd.DataFrame(found, columns=list(dict.fromkeys([*COLUMNS, *(k for row in found for k in row)])))

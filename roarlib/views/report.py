@@ -33,9 +33,7 @@ def render(study: Study) -> str:
     if not ((table.measure == "retrain") & (table.unit == unit) & (table["mode"] == mode)).any():
         said = f"no retrainings of {study.name} yet (unit {unit}, mode {mode}); `roar run` makes them"
         raise InputError(results.nothing_learnt(study) or said)
-    agreed = (study.folder / "study.yaml").is_file()
-    file = params.save(study) if agreed else root() / "params" / f"{study.name}.yaml"
-    chapters, failed = {}, []
+    file, chapters, failed = params.save(study), {}, []
     wanted = [name for name in ANALYSES if name != AGAINST_PAPER or paper.comparable(table, study.units[0])]
     with ThreadPoolExecutor(cores()) as pool:  # each waits for a kernel, which is a process
         running = {name: pool.submit(_execute, study, file, name) for name in wanted}

@@ -38,6 +38,18 @@ def test_studies_are_compared_over_the_percents_that_all_have():
     assert table.b["Sobel"].endswith("better") and "1.00" in across.text(found)  # tau
 
 
+def test_a_study_that_has_learnt_nothing_has_no_vote():
+    void = part("c", {name: -points for name, points in ORDER.items()})
+    table, study = void["c"]
+    table = table.assign(n_classes=10)
+    clean = table.iloc[[0]].assign(estimator="clean", unit="all", mode="all", percent=0, accuracy=0.1)
+    void = {"c": (pd.concat([table, clean]), study)}
+    found = across.compare(part("a") | part("b") | void)
+    assert list(found.scores.index) == ["a", "b"] and found.left_out == ["c, whose models have learnt nothing"]
+    with pytest.raises(across.Incomparable, match="so far there is a, c, whose models have learnt nothing"):
+        across.compare(part("a") | void)
+
+
 def test_a_study_without_the_percent_that_most_have_is_left_out():
     found = across.compare(part("a", percents=(10,)) | part("b", percents=(30, 90)) | part("c", percents=(90,)))
     assert found.percents == [90] and list(found.scores.index) == ["b", "c"]
@@ -151,5 +163,5 @@ def test_the_published_studies_can_be_compared_in_a_fresh_clone():
 
 def test_studies_of_one_name_are_refused(outputs):
     study = params.Study(name="same", estimators=["grad"])
-    with pytest.raises(params.InputError, match="the same name"):
+    with pytest.raises(params.InputError, match="two studies have the name same, .*outputs/same and .*outputs/same"):
         across.load([study, study])

@@ -286,6 +286,22 @@ def test_one_score_per_pixel_and_any_number_type(mine, kind, unit):
         assert not (before & (low < high)).any()
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_function_may_write_all_its_maps_into_one_array(mine, kind):
+    """Its noisy maps would overwrite the plain one before that is ranked."""
+    out = {"numpy": "np.zeros((9, 8, 8), np.float32)", "torch": "torch.zeros(9, 8, 8)"}[kind]
+    mine(
+        f"OUT = {out}\n"
+        "def f(model, images, targets):\n    found = OUT[: len(images)]\n"
+        "    found[:] = images.sum(1).numpy() if isinstance(found, np.ndarray) else images.sum(1)\n    return found\n"
+    )
+    images = torch.randn(5, 3, 8, 8)
+    inputs = attribute.Batch(images, torch.zeros(5, dtype=torch.int64), torch.arange(5))
+    names = ["mine:f", "mine:f-sgsq"]
+    found = attribute.explain(tiny_study(estimators=names), Net().float(), inputs, names, 0.0, 5)
+    torch.testing.assert_close(found["mine:f"], images.sum(1, keepdim=True).expand(-1, 3, -1, -1))
+
+
 @pytest.mark.parametrize("scale", [1e-60, 1e60, 1e-300, 1.0])
 def test_scores_are_ranked_in_their_own_precision(scale):
     torch.manual_seed(0)

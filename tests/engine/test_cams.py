@@ -317,6 +317,27 @@ def test_lrp_refuses_functions_that_its_rules_do_not_see(forward, named, name):
         explained(Net(), torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), name)
 
 
+def test_lrp_refuses_a_convolution_that_is_called_again():
+    """Its rule would know the last call's input alone: other pixels come first, and relevance sums to 1 all the same.
+
+    Captum's refuses such networks by itself.
+    """
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relus, self.again = conv, nn.ModuleList([nn.ReLU(), nn.ReLU()]), conv
+            self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 4)
+
+        def forward(self, x):
+            x = self.relus[1](self.again(self.relus[0](self.conv(x))))
+            return self.head(self.pool(x).flatten(1))
+
+    with pytest.raises(InputError, match="lrp knows one call of a module in a pass, and this model calls conv again"):
+        explained(Net(), torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), "lrp")
+
+
 def test_the_readmes_grad_cam_is_grad_cam():
     readme = (ROOT / "README.md").read_text()
     code = re.search(r"\n((?:    .*\n|\n)*    def cam(?:    .*\n|.*\n)*?)\n\S", readme)[1]

@@ -52,10 +52,46 @@ def test_methods_that_hook_relus_are_refused_where_they_cannot(method, kind):
 
 
 @pytest.mark.parametrize("method", ["DeepLift", "DeepLiftShap", "LayerDeepLift"])
-def test_deeplift_is_refused_where_it_would_take_relus_as_linear(method):
-    for kind in (Functional, Mixed, Twice):
-        with pytest.raises(InputError, match=f"captum:{method} hooks nn.ReLU modules, and this model has other ReLUs"):
-            explained(kind(), f"captum:{method}")
+@pytest.mark.parametrize(
+    "kind, says",
+    [
+        (Functional, "this model calls relu as functions"),
+        (Mixed, "this model calls relu as functions"),
+        (Twice, "knows one call of a module in a pass, and this model calls relu again"),
+        (lambda: bending(nn.SiLU()), "this model calls silu as functions or in modules without a rule"),
+        (lambda: bending(nn.ReLU6()), "calls (hardtanh|relu6)"),
+        (lambda: bending(F.elu), "calls elu"),
+        (lambda: bending(torch.tanh), "calls tanh"),
+        (lambda: bending(lambda x: F.max_pool2d(x, 2, 1, 1)[:, :, 1:, 1:]), "calls max_pool2d"),
+        (lambda: bending(lambda x: x * x.mean((2, 3), True)), "calls mul"),
+    ],
+)
+def test_deeplift_is_refused_where_it_would_take_something_as_linear(method, kind, says):
+    with pytest.raises(InputError, match=f"captum:{method} .*{says}"):
+        explained(kind(), f"captum:{method}")
+
+
+def bending(activation):
+    """A network with this activation, and more that Captum has a rule for."""
+
+    class Bending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.elu, self.own = nn.Conv2d(3, 4, 3, padding=1), nn.ELU(), activation
+            self.pool, self.head = nn.MaxPool2d(2), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.head(self.pool(self.own(self.elu(self.conv(x)))).mean((2, 3)))
+
+    return Bending().double()
+
+
+def test_deeplift_of_modules_that_it_has_rules_for_is_complete():
+    torch.manual_seed(1)
+    images, targets = torch.randn(8, 3, 8, 8).double(), torch.arange(8) % 4
+    parts = nn.Conv2d(3, 4, 3), nn.ELU(), nn.Conv2d(4, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 4)
+    model = nn.Sequential(*parts).double()
+    assert from_captum.gap("captum:DeepLift", {}, model, images, targets, lambda word: 0.0) < 1e-9
 
 
 def test_deeplift_of_a_linear_model_is_allowed_and_exact():

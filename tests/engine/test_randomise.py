@@ -78,6 +78,30 @@ def test_only_the_top_is_drawn_anew_and_its_norms_are_measured(outputs, monkeypa
     assert not any(module.training for module in whole.modules())
 
 
+def test_weights_that_two_names_share_are_drawn_anew_and_so_are_norms_without_weights(outputs, monkeypatch):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3, affine=False), nn.ReLU())
+            self.blocks, self.head = nn.ModuleList([block, block]), nn.Linear(3, 4)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x.mean((2, 3)))
+
+    explainer = setting(monkeypatch, lambda *_: Shared(), ["grad"])
+    with torch.no_grad():
+        explainer.model.blocks[0][1].running_var.fill_(1e6)
+    before, after = (net.state_dict() for net in (explainer.model, randomise.randomised(explainer, 100)))
+    assert not any(torch.equal(values, after[name]) for name, values in before.items() if values.is_floating_point())
+    assert after["blocks.1.1.running_var"].max() < 100
+    kept = randomise.randomised(explainer, 1).state_dict()
+    assert [name for name, values in before.items() if not torch.equal(values, kept[name])] == [
+        "head.weight", "head.bias",
+    ]  # fmt: skip
+
+
 def test_guided_backprop_hardly_minds_random_weights_and_the_gradient_forgets_all(outputs, monkeypatch):
     """What Adebayo et al. (2018) saw on ImageNet, between two nets that have learnt nothing: it is the architecture."""
     explainer = setting(monkeypatch, models.resnet_tiny, ["grad", "gb"], (3, 16, 16))

@@ -28,8 +28,9 @@ class Told(nn.MultiheadAttention):
 class Attending(nn.Module):
     """A net of such layers, called as torchvision calls them: without weights, by keyword or by position."""
 
-    def __init__(self, *layers, tokens=5):
+    def __init__(self, *layers, tokens=5, pooled=lambda tokens: tokens[:, 0]):
         super().__init__()
+        self.pooled = pooled
         self.layers, self.tokens = nn.ModuleList(Told(weights) for weights in layers), tokens
 
     def forward(self, x):
@@ -37,7 +38,7 @@ class Attending(nn.Module):
         for i, layer in enumerate(self.layers):
             out = layer(tokens, tokens, tokens, None, False) if i else layer(tokens, tokens, tokens, need_weights=False)
             tokens = out[0]
-        return tokens[:, 0]
+        return self.pooled(tokens)
 
 
 class Pooling(Attending):
@@ -67,7 +68,7 @@ def test_two_layers_by_hand():
 
 def test_without_a_class_token_the_mean_row_counts():
     weights = [[0.1, 0.2, 0.3, 0.4], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0.5, 0.5, 0]]
-    found = rolled(Attending(weights, tokens=4))
+    found = rolled(Attending(weights, tokens=4, pooled=lambda tokens: tokens.mean(1)))
     by_hand = torch.tensor([[1.1 + 1, 0.7 + 1], [0.8 + 1, 1.4 + 1]]) / 8  # columns' sums, and the residual path
     torch.testing.assert_close(found, by_hand.expand(3, 1, 2, 2))
 
@@ -78,6 +79,19 @@ def test_patches_are_placed_row_by_row_and_interpolated():
     found = rolled(Attending(weights, tokens=3), (4, 8))
     row = torch.tensor([0.125, 0.125, 0.15625, 0.21875, 0.28125, 0.34375, 0.375, 0.375])
     torch.testing.assert_close(found, row.expand(3, 1, 4, 8))
+
+
+def test_what_the_logits_read_is_where_rollout_begins():
+    """A class token behind the patches; one in front that is not read, patches are; and what cannot be placed."""
+    weights = [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0.5, 0.2, 0.1, 0.1, 0.1]]
+    found = rolled(Attending(weights, pooled=lambda tokens: tokens[:, -1]))
+    torch.testing.assert_close(found, torch.tensor([[0.25, 0.1], [0.05, 0.05]]).expand(3, 1, 2, 2))
+    found = rolled(Attending(FIRST, pooled=lambda tokens: tokens[:, 1:].mean(1)))
+    by_hand = torch.tensor([[1 + 1 + 0.5 + 0.2, 0.5 + 1 + 0.2], [0.2 + 1, 0.2 + 1]]) / 8  # columns, without the token
+    torch.testing.assert_close(found, by_hand.expand(3, 1, 2, 2))
+    for pooled in (lambda tokens: tokens.mean(1), lambda tokens: tokens[:, 2]):
+        with pytest.raises(InputError, match="rollout needs logits that read a class token"):
+            rolled(Attending(FIRST, pooled=pooled))
 
 
 def explicit(model, images):

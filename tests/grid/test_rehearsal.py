@@ -237,6 +237,23 @@ def test_a_model_that_changes_its_input_is_an_error(outputs, mine):
         rehearsed(model="mine:net")
 
 
+@pytest.mark.parametrize("forward", ["self.seen += 1", "self.seen.mul_(0.9).add_(x.detach().mean())"])
+def test_a_model_that_counts_or_averages_in_evaluation_is_an_error(outputs, mine, forward):
+    """An estimator was blamed for it, even ours."""
+    mine(init="self.register_buffer('seen', torch.zeros(()))", forward=forward)
+    with pytest.raises(InputError, match="mine:net changes its seen in evaluation mode too"):
+        rehearsed(model="mine:net")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "double"])
+def test_logits_of_another_type_are_in_order(outputs, mine, dtype):
+    mine(make=f"model = nn.Sequential(Net(), Cast())\n    Cast.dtype = torch.{dtype}")
+    (code := Path(sys.path[0], "mine.py")).write_text(
+        code.read_text() + "\nclass Cast(nn.Module):\n    def forward(self, x):\n        return x.to(self.dtype)\n"
+    )
+    assert rehearsed(model="mine:net", estimators=["random", "grad-sgsq", "gb", "ig"]) == []
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -193,6 +193,15 @@ def test_a_row_made_with_other_parameters_is_refused(outputs):
                 results.known(study)
 
 
+def test_rows_of_a_study_that_was_renamed_are_refused(outputs):
+    """Else results.csv would hold two names, and never be read again."""
+    study = tiny_study()
+    write(study)
+    study.folder.rename(study.folder.with_name("other"))
+    with pytest.raises(InputError, match=r"other parameters \(name: tiny there, other now\)"):
+        results.known(tiny_study(name="other"))
+
+
 @pytest.mark.parametrize(
     "key, changes, meets",
     [

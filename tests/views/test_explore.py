@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import time
@@ -11,7 +12,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from conftest import simulated
+from conftest import simulated, tiny_study
 from ipywidgets import HTML, Button, Dropdown, Output
 from PIL import Image
 
@@ -197,6 +198,26 @@ def test_several_studies_share_a_view(done):
     assert "of empty yet: run <code>roar run</code>" in view.message.value
     view.study.value = "made-up"
     assert names(view) == {"GRAD", "SG-SQ-GRAD", "VAR-IG", "Random"}
+
+
+def test_the_menu_tells_studies_of_one_name_apart_and_begins_with_the_newest(tmp_path, monkeypatch):
+    """A copy of a published study beside a YAML of one's own: the published one was shown."""
+    monkeypatch.setattr("roarlib.study.files.outputs", lambda: tmp_path / "published")
+    monkeypatch.delenv("ROAR_OUTPUTS")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(explore, "CHOSEN", {})
+    shown = []
+    monkeypatch.setattr(explore, "display", lambda box: shown.append(box.children[0]))
+    for place, seed, when in (("published", 1, 1000), ("outputs", 2, 2000)):
+        folder = tmp_path / place / "same"
+        folder.mkdir(parents=True)
+        (folder / "study.yaml").write_text(params.dump(tiny_study(name="same", base_seed=seed)))
+        (folder / "results.csv").write_text("study\n")
+        os.utime(folder / "results.csv", (when, when))
+    assert explore.study().base_seed == 2
+    assert list(shown[-1].options) == [f"same in {tmp_path / place}" for place in ("outputs", "published")]
+    shown[-1].value = f"same in {tmp_path / 'published'}"
+    assert explore.study().base_seed == 1
 
 
 def test_curves_begin_with_results_that_are_there(done):

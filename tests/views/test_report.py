@@ -80,6 +80,20 @@ def test_an_analysis_that_fails_is_left_out_and_named(alone, monkeypatch):
     assert "10-accuracy-curves failed: for a test" in (study.folder / "report.html").read_text()
 
 
+def test_a_report_is_of_the_study_that_was_asked_for(outputs, monkeypatch):
+    """Of results.csv alone, as copied from a cluster, where the project has a study of that name too."""
+    study, asked = tiny_study(name="demo"), []
+    study.folder.mkdir(parents=True)
+    simulated(["grad", "random"]).assign(study="demo").to_csv(study.folder / "results.csv", index=False)
+    monkeypatch.setattr(report, "_execute", lambda study, file, name: asked.append(file))
+    monkeypatch.setattr(report.page, "shows", lambda notebook: False)
+    monkeypatch.setattr(report.page, "html", lambda *parts: "")
+    monkeypatch.setattr(report, "_head", lambda *parts: {"doubts": []})
+    monkeypatch.setattr(report, "_how", lambda study: {})
+    report.render(study)
+    assert {params.load(file) == study for file in asked} == {True}
+
+
 def rows():
     made = dict(hardware="2 cores", device="cpu", precision="float32", torch="2.14.1", roarlib="0.1.0", commit="abc")
     found = pd.DataFrame([
