@@ -19,7 +19,9 @@ from roarlib.study.params import InputError
 
 study_file = click.argument("study_file", metavar="STUDY.yaml")
 only = click.option(
-    "--only", metavar="GLOB", help="Only cells whose id matches, and what they need, for example '04-retrain/grad*/s0'."
+    "--only",
+    metavar="GLOB",
+    help="Only cells whose id matches, as '04-retrain/grad*/s0', and the cells that they need.",
 )
 
 
@@ -34,7 +36,8 @@ START = (
 def cli(debug: bool):
     """ROAR, RemOve And Retrain: run a study of feature-importance estimators, cell by cell.
 
-    STUDY.yaml is a file in params/, or your own; results go to outputs/<name>/ in the
+    A cell is one execution of a stage's notebook, such as one estimator's retrainings with
+    one seed. STUDY.yaml is a file in params/, or your own; results go to outputs/<name>/ in the
     project, or beside your own file.
     """
 
@@ -110,7 +113,7 @@ def plan(study_file, only):
         click.echo(f"  {cell.id:<46} {state}")
     click.echo(status.counts(grid, chosen))
     if study.seeds == "auto":
-        click.echo(f"the next look is after {len(grid.seeds['random'])} seeds, the last one after {study.seeds_max}")
+        click.echo(f"seeds: auto judges next after {len(grid.seeds['random'])} seeds, and last after {study.seeds_max}")
     click.echo(
         f"data: {counts['train']:,} train and {counts['test']:,} test images of {shape}; still to be written: "
         f"{_size(images)} of images, {_size(ranked)} of rankings"
@@ -132,7 +135,7 @@ def plan(study_file, only):
 @click.option("--slurm", metavar="CLUSTER.yaml", type=Path, help="Start workers as SLURM jobs, as this file says.")
 @click.option("--anyway", is_flag=True, help="Go on even if the base model has learnt nothing.")
 def run(study_file, only, scheduler, slurm, anyway):
-    """Run every cell that is not done, through papermill; exits with 1 if one failed, 2 if only for bad input.
+    """Run every cell that is not done, through papermill. Exit status: 1 if a cell failed, 2 if only for bad input.
 
     Several runs may work on one study at a time, here or elsewhere: they share its cells.
     """

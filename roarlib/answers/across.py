@@ -89,7 +89,9 @@ def compare(parts: dict[str, Part], unit: str = "", mode: str = "") -> Compared:
     reach = {name: stats.reach(parts[name][0]) for name in here}
     shortened = [n for n in here if parts[n][1].seeds == "auto" and {*shared} != {*parts[n][1].percents}]
     if shortened:
-        left_out.append(f"the looks of {', '.join(shortened)}, which judged all percents: words are of one test")
+        left_out.append(
+            f"the looks of {', '.join(shortened)}, which judged all percents: verdicts here are of a single test"
+        )
     pairs = _differ_in_networks([parts[name] for name in here])
     return Compared(*side, shared, found, scores.assign(random=0.0), left_out, reach, pairs)
 

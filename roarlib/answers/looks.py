@@ -137,9 +137,10 @@ def design(study: Study) -> str:
         return ""
     *first, last = map(str, counts(study.seeds_max))
     return (
-        f"Seeds were added where they were needed: looks after {', '.join(first)}{' and ' * bool(first)}{last} seeds, "
-        f"as far as needed, share the {LEVEL:.0%}; an estimator that a look has told gets no more, and keeps its word. "
-        "Intervals take no account of the looks: of estimators told early they tend to lie too far from 0. "
-        f"{f'None were added beyond {study.hours:g} hours of work. ' if study.hours else ''}Looks judge the "
-        "estimators listed in the first unit and mode; words on others are of one test with the seeds that there are.\n"
+        f"Seeds were added where they were needed: estimators were tested after {', '.join(first)}"
+        f"{' and ' * bool(first)}{last} seeds, as far as needed, and these tests (looks) share the {LEVEL:.0%}. An "
+        "estimator found better, worse or equal at a look gets no more seeds and keeps that verdict. Intervals take no "
+        "account of the looks: those of estimators decided early tend to lie too far from 0. "
+        f"{f'None were added beyond {study.hours:g} hours of work. ' if study.hours else ''}Looks judge the estimators "
+        "that the study lists, in its first unit and mode; any other verdict is of one test with all seeds there are.\n"
     )

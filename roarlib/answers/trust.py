@@ -127,8 +127,8 @@ def _said(claim: str, checks: dict[str, str], leaked: float) -> str:
     if not measured:
         return "unchecked"
     if held:
-        return f"yes, in {len(held)} of {measured} checks"
-    return f"neither seen nor contradicted in {measured} check{'s' * (measured > 1)}"
+        return f"yes, confirmed by {len(held)} of {measured} check{'s' * (measured > 1)}"
+    return f"neither confirmed nor contradicted by {measured} check{'s' * (measured > 1)}"
 
 
 def _word(mean: float, low: float, high: float, margin: float) -> str:

@@ -288,7 +288,8 @@ def beside_blurred(table: pd.DataFrame, unit: str, mode: str, margin: float = MA
     judged = table.estimator.str.endswith("-blur") & table.percent.isin(percents(table, unit, mode))
     blurred = table[judged | (table.estimator == "clean")]
     found = verdicts(blurred, unit, mode, "random-blur", margin)
-    return "" if found.empty else f"Holes as solid on both sides: w{in_words(found)[1:]}"
+    said = "Blurred estimators against blurred Random, so that holes are equally solid. "
+    return "" if found.empty else said + in_words(found)
 
 
 def in_words(found: pd.DataFrame) -> str:

@@ -232,7 +232,7 @@ def notes(study: Study) -> list[str]:
             lines.append(f"  and {len(left_out) - 10} more: {folder / 'meta.json'}")
         if none := set(range(len(meta["classes"]))).difference(np.load(folder / f"{name}-labels.npy").tolist()):
             lines.append(
-                f"  no image of {len(none)} of {len(meta['classes'])} classes, {meta['classes'][min(none)]} for one"
+                f"  no image of {len(none)} of {len(meta['classes'])} classes, for example {meta['classes'][min(none)]}"
             )
     if torn := meta.get("torn"):
         lines.append(f"  {torn} train image{'s are' if torn > 1 else ' is'} in another class as well")

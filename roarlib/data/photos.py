@@ -138,7 +138,7 @@ def _folder(folder: Path, what: str) -> tuple[Part, Part, list[str]]:
         names.append([shown(name) for name in classes])
     if names[0] != names[1]:
         odd = sorted(set(names[0]) ^ set(names[1]))
-        raise InputError(f"{folder}: train and {test.name} differ in classes, {odd[0]} for one")
+        raise InputError(f"{folder}: train and {test.name} differ in classes, for example {odd[0]}")
     return *parts, names[0]
 
 

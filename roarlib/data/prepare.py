@@ -109,7 +109,7 @@ def _write_split(folder: Path, name: str, split, tell: Callable | None) -> tuple
     if len(state["bad"]) > BROKEN * len(split):
         notes.unlink()  # so that mended pictures are read again
         one = next(iter(state["bad"].values()))
-        raise InputError(f"{name}: {len(state['bad'])} of {len(split)} pictures cannot be read, {one} for one")
+        raise InputError(f"{name}: {len(state['bad'])} of {len(split)} pictures cannot be read, for example {one}")
     used = np.flatnonzero(levels.sum(0))
     return _finish_split(folder, name, split, state) | {"levels": [int(used[0]), int(used[-1])]}, levels
 

@@ -91,8 +91,8 @@ def lrp(model, images, targets, *, epsilon=1e-6):
         found = attributor(images, lambda out: F.one_hot(targets, out.shape[1]).to(out))[1]
     if (total := float(found.flatten(1).sum(1).median())) > 1.5:  # biases may add some to 1 if the logit is small
         raise InputError(
-            f"lrp hands back {total:.1f} of 1: the network adds branches in a way that it has no rule for; it knows "
-            "our residual blocks and torchvision's ResNets"
+            f"relevance of lrp sums to {total:.1f} and not to 1: it has no rule for how the network adds branches; it "
+            "knows our residual blocks and torchvision's ResNets"
         )
     return found
 

@@ -151,7 +151,7 @@ def enlarged(what: str, out, images: torch.Tensor) -> torch.Tensor:
         raise InputError(f"{what} gives {got}; maps (N, K, h, w) are needed")
     if not like(out, images):
         raise InputError(
-            f"{what} gives {tuple(out.shape)} for images of {tuple(images.shape[2:])}, which is no map (N, K, h, w) of "
-            "them: channels last, it seems; name a layer behind which they come first"
+            f"{what} gives {tuple(out.shape)} for images of {tuple(images.shape[2:])}, which are no maps (N, K, h, w) "
+            "of them; channels seem to come last: name a layer whose output has channels first"
         )
     return F.interpolate(out.sum(1, keepdim=True).to(images.dtype), images.shape[2:], mode="bilinear")

@@ -109,5 +109,7 @@ def _order(study: Study, listed: Path, split: str, maps: np.ndarray) -> np.ndarr
             raise InputError(f"{listed} names a {split} image twice, with two maps: {table[key].iloc[number]}")
     if lack := [name for name in wanted if name not in place]:
         hint = "; names count from the data set's folder, as `roar images` writes them" if key == "file" else ""
-        raise InputError(f"{listed} lacks {len(lack)} {split} images of the study, {lack[0] or 'all'} for one{hint}")
+        raise InputError(
+            f"{listed} lacks {len(lack)} {split} images of the study, for example {lack[0] or 'all'}{hint}"
+        )
     return np.array([place[name] for name in wanted])

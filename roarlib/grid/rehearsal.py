@@ -78,7 +78,7 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
                     say(f"note: {', '.join(group)} will take at least {left / 3600:.1f} hours for {images:,} images")
         equal = data.shape[0] > 1 and not np.diff(few.train.images.astype(int), axis=1).any()
         if equal and "value" in study.units:
-            say("note: all channels are equal; with unit value, what one has lost the others show: take unit pixel")
+            say("note: all channels are equal; with unit value, others still show what one has lost: take unit pixel")
         for mode in study.modes:
             name, unit = study.estimators[0], study.units[0]
             found = {split: rankings.load(study, name, unit, split) for split in SPLITS}

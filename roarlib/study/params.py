@@ -117,7 +117,7 @@ class Study(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _fits_together(self):
         if self.modes[0] == "mask":
-            raise ValueError("modes: mask shows what masks tell, and judges nothing: name it after another mode")
+            raise ValueError("modes: mask judges no estimator, so another mode, such as remove, must come first")
         if self.recursive_steps != sorted(set(self.recursive_steps)):
             raise ValueError(f"recursive_steps must rise: {self.recursive_steps}")
         if self.drop_epochs != sorted(set(self.drop_epochs)) or self.drop_epochs[-1:] >= [self.epochs]:

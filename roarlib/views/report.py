@@ -77,8 +77,8 @@ def summary(study: Study) -> str:
 
 
 LABELS_TOLD = (
-    "Test images are masked by what explains their true label (`target: label`), so masks may tell it: accuracies may "
-    "be higher than where the predicted class is explained, and even than of untouched images."
+    "Test images are masked by explanations of their true label (`target: label`), so the masks may give the label "
+    "away: accuracies may be higher than when the predicted class is explained, even higher than on untouched images."
 )
 
 
@@ -91,7 +91,8 @@ def doubts(study: Study, table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     order = resolution.warning(table, unit, study.modes[0])
     spent = verdicts.exhausted(table, unit, study.modes[0], margin=study.margin / 100)
     left = (
-        f"Random is within {verdicts.points(study.margin / 100)} of what nothing can pass: none can be better by that."
+        f"Random is already within {verdicts.points(study.margin / 100)} of the best possible (guessing where inputs "
+        "are removed, clean accuracy where they are kept), so no estimator can be better than Random by more than that."
     )
     beside = verdicts.beside_blurred(table, unit, study.modes[0], study.margin / 100)
     beside += " (This is one test of all seeds; the looks do not judge it.)" * (bool(beside) and study.seeds == "auto")
@@ -125,7 +126,8 @@ def explained(study: Study, table: pd.DataFrame) -> str:
     clean = table[(table.measure == "retrain") & (table.estimator == "clean")].accuracy.mean()
     return (
         f"The network explained was brought ({Path(study.base_weights).name}): {brought:.1%} of the test images right. "
-        f"Networks retrained on untouched images reach {clean:.1%}, {100 * (clean - brought):+.1f} points from it.\n"
+        f"Networks retrained on untouched images reach {clean:.1%}, a difference of {100 * (clean - brought):+.1f} "
+        "points.\n"
     )
 
 

@@ -136,7 +136,7 @@ def test_a_study_that_added_seeds_where_needed_is_judged_by_its_looks():
     assert words["auto"].to_dict() == {"grad": "open", "ig": "better"}
     fewer = parts | part("third", {"grad": 0}, percents=(30,))  # looks judged 30 and 70 together
     compared = across.compare(fewer)
-    assert "the looks of auto, which judged all percents: words are of one test" in compared.left_out
+    assert "the looks of auto, which judged all percents: verdicts here are of a single test" in compared.left_out
     assert compared.found.set_index(["study", "estimator"]).verdict["auto", "grad"] == "better"
 
 

@@ -51,7 +51,7 @@ def test_a_verdict_survives_only_if_no_check_contradicts_it():
     grad = found.loc["grad"]
     assert grad.ROAR == "better" and grad.keep == "better" and grad.blurred == "better"  # keep: more is better
     assert grad["other unit"] == grad["without sign"] == grad.recomputed == grad.imputed == "–"
-    assert grad.survives == "yes, in 2 of 2 checks" and np.isnan(grad.leak)
+    assert grad.survives == "yes, confirmed by 2 of 2 checks" and np.isnan(grad.leak)
     assert found.loc["ig"].survives == "contradicted: without sign"
     assert found.loc["ig"]["other unit"] == "better"
     open_everywhere = [retrained("gb", [0.49, 0.52, 0.50], "keep"), *rows]
@@ -65,7 +65,7 @@ def test_equality_is_a_claim_too():
     rows = [retrained("grad", same), *(retrained("random", RANDOM, mode) for mode in ("remove", "keep"))]
     grad = [trust.survival(table([*rows, retrained("grad", kept, "keep")]), "pixel").iloc[0] for kept in (same, off)]
     assert [row.ROAR for row in grad] == ["equal", "equal"] and [row.keep for row in grad] == ["equal", "better"]
-    assert grad[0].survives == "yes, in 1 of 1 checks" and grad[1].survives == "contradicted: keep"
+    assert grad[0].survives == "yes, confirmed by 1 of 1 check" and grad[1].survives == "contradicted: keep"
     strict = trust.survival(table([*rows, retrained("grad", same, "keep")]), "pixel", margin=0.0001).iloc[0]
     assert strict.survives == "nothing claimed"
 
@@ -93,7 +93,7 @@ def test_blur_is_held_against_nothing_else_and_at_the_percents_of_verdicts():
     assert found.ROAR["grad"] == "better" and found.blurred["grad"] == "open"  # at 50 alone, as ROAR's
     rows += [retrained(name, RANDOM, percent=90) for name in ("random", "grad", "ig")]
     found = trust.survival(table(rows), "pixel").set_index("estimator")
-    assert found.blurred["grad"] == "better" and found.survives["grad"].endswith("in 1 of 1 checks")
+    assert found.blurred["grad"] == "better" and found.survives["grad"].endswith("by 1 of 1 check")
 
 
 def test_scores_without_retraining_carry_the_error_of_the_test_set():

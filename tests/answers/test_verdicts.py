@@ -298,7 +298,9 @@ def test_blurred_estimators_are_judged_beside_blurred_random_too():
     assert "Random blurred" not in verdicts.in_words(verdicts.verdicts(table, "pixel", "remove"))
     said = verdicts.beside_blurred(table, "pixel", "remove")
     assert "better than Random blurred: Sobel blurred;" in said and "worse than Random blurred: IG blurred;" in said
-    assert said.startswith("Holes as solid on both sides: with 5 seeds and a 5%")
+    assert said.startswith(
+        "Blurred estimators against blurred Random, so that holes are equally solid. With 5 seeds and a 5%"
+    )
     assert "GRAD blurred" in said.partition("equal to Random blurred")[2]
     blurred = table[table.estimator.str.endswith("-blur")]
     more = pd.concat([table, blurred.assign(percent=10, accuracy=blurred.accuracy.iloc[::-1].to_numpy())])

@@ -246,7 +246,7 @@ def test_a_class_without_a_test_image_is_told(tmp_path, outputs):
     np.savez(tmp_path / "mine.npz", **made)
     said = []
     preflight.check(study_of(tmp_path), say=said.append)
-    assert said[0] == "note: no image of 1 of 4 classes, 3 for one"
+    assert said[0] == "note: no image of 1 of 4 classes, for example 3"
     assert said[1:] == [
         "note: 1 step of training in all may teach a network nothing: lower batch_size, or raise epochs"
     ]

@@ -164,7 +164,7 @@ def test_a_class_added_later_is_noticed_in_every_layout(tmp_path, layout):
     datasets.load(study)
     assert datasets.changed(study) == []
     paint(root / "train" / "cow" / "0.jpg")
-    with pytest.raises(InputError, match="differ in classes, cow for one"):
+    with pytest.raises(InputError, match="differ in classes, for example cow"):
         datasets.changed(study)
     shutil.rmtree(root)
     assert datasets.changed(study) == []  # gone: the prepared pictures are enough

@@ -128,7 +128,7 @@ def test_absent_data_say_what_to_put_where(tmp_path, dataset):
 def test_unlike_classes_and_empty_folders_are_named(tmp_path):
     folder_of(tmp_path)
     paint(tmp_path / "test" / "dog" / "1.jpg")
-    with pytest.raises(InputError, match="differ in classes, dog"):
+    with pytest.raises(InputError, match="differ in classes, for example dog"):
         datasets.load(study_of(tmp_path))
     (tmp_path / "train" / "dog").mkdir()
     with pytest.raises(InputError, match="dog"):

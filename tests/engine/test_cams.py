@@ -267,7 +267,7 @@ def test_maps_with_channels_last_are_no_maps(name):
 
     model, (x, targets) = Last(), inputs(32)
     assert layers.find(model, x[:1])[0] == "back"
-    with pytest.raises(InputError, match="channels last, it seems"):
+    with pytest.raises(InputError, match="channels seem to come last"):
         explained(model, x, targets, name, layer="last")
 
 
@@ -282,7 +282,7 @@ def test_lrp_refuses_sums_that_it_does_not_know():
             x = x + self.one(x).relu()
             return self.head(self.pool(x + self.two(x).relu()).flatten(1))
 
-    with pytest.raises(InputError, match="lrp hands back .* of 1"):
+    with pytest.raises(InputError, match="relevance of lrp sums to .* and not to 1"):
         explained(Residual(), torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2]), "lrp")
 
 

@@ -215,7 +215,9 @@ def test_pixels_that_are_not_looked_at_and_equal_channels_are_told(outputs, mine
         split.images[:] = split.images[:, :1]
     said = []
     rehearse(study, grey, said.append)
-    assert said == ["note: all channels are equal; with unit value, what one has lost the others show: take unit pixel"]
+    assert said == [
+        "note: all channels are equal; with unit value, others still show what one has lost: take unit pixel"
+    ]
 
 
 def test_a_sigmoid_and_dropout_in_tests_are_told(outputs, mine):

@@ -59,7 +59,7 @@ def test_without_random_it_says_what_is_missing_and_shows_the_rest(alone):
     assert "LEFT OUT" not in printed and "SG-SQ-GB" in printed and "maps:mine" in printed
     page = (file.parent / "outputs" / "alone" / "report.html").read_text()
     for text in (printed, page):
-        assert "The network explained was brought (net.pt): " in text and " points from it." in text
+        assert "The network explained was brought (net.pt): " in text and "a difference of " in text
     assert "note: maps:mine has no images.csv" in said
     for text in (printed, page):
         assert "No estimator shares its seeds with the reference" in text
@@ -141,7 +141,7 @@ def test_where_labels_are_explained_the_verdicts_are_doubted():
     found = verdicts.verdicts(table, "pixel", "remove")
     assert report.doubts(tiny_study(), table, found) == []
     (said,) = report.doubts(tiny_study(target="label"), table, found)
-    assert said.startswith("Test images are masked by what explains their true label (`target: label`)")
+    assert said.startswith("Test images are masked by explanations of their true label (`target: label`)")
 
 
 def test_rows_that_are_not_listed_are_named_and_do_not_count(outputs):
@@ -169,7 +169,10 @@ def test_looks_do_not_silence_what_blurred_copies_say(outputs):
     found = verdicts.verdicts(table, "pixel", "remove")
     late, beside = report.doubts(study, table, found)
     assert late.startswith("No verdict yet: the first look waits for 3 seeds of GRAD, ")  # nothing has run there
-    assert beside.startswith("Holes as solid on both sides: with 3 seeds") and "This is one test of all seeds" in beside
+    assert (
+        beside.startswith("Blurred estimators against blurred Random, so that holes are equally solid. With 3 seeds")
+        and "This is one test of all seeds" in beside
+    )
 
 
 def test_how_it_was_made_is_told_in_readable_numbers(monkeypatch):
