@@ -27,7 +27,7 @@ from roarlib.views.images import FIRST, Images, TryEstimator
 from roarlib.views.view import RUN, View
 
 Studied = params.Study | str | Path
-CHOSEN: dict[str, str] = {}  # what was chosen in the menu of `study`, in this process
+CHOSEN: dict[str, str] = {}  # the file of what was chosen in the menu of `study`, in this process
 
 
 class NothingYet(LookupError):
@@ -47,16 +47,16 @@ def study(file: str = "") -> params.Study:
     paths = files.studies()
     names = [path.parent.name for path in paths]
     places = [f" in {path.parent.parent}" if names.count(path.parent.name) > 1 else "" for path in paths]
-    there = {name + place: str(path) for name, place, path in zip(names, places, paths, strict=True)}
+    there = [(name + place, str(path)) for name, place, path in zip(names, places, paths, strict=True)]
     if not there:
         raise NothingYet("There is no study with results yet. `make study` runs the demo, in some minutes.")
-    name = CHOSEN.get("study", next(iter(there)))
-    menu = Dropdown(options=list(there), value=name if name in there else next(iter(there)), description="study")
+    file = CHOSEN.get("study", "")
+    menu = Dropdown(options=there, value=file if Path(file) in paths else there[0][1], description="study")
     hint = HTML("Another choice shows once the notebook runs again: Run, Run All Cells.")
     menu.observe(lambda change: CHOSEN.update(study=change.new), "value")
     if not os.environ.get("ROAR_HEADLESS"):
         display(HBox([menu, hint]))
-    return params.load(there[menu.value])
+    return params.load(menu.value)
 
 
 def table(study: Studied) -> pd.DataFrame:

@@ -45,12 +45,13 @@ Part = tuple[pd.DataFrame, params.Study]
 def load(studies) -> dict[str, Part]:
     """The table of each study and the study, by its name. studies: `Study` objects, or paths of YAML."""
     known = [study if isinstance(study, params.Study) else params.load(study) for study in studies]
+    known = list({study.folder.resolve(): study for study in known}.values())
     for study in known:
         params.agree(study)  # else rows made by another YAML would count as this one's
     for study, other in combinations(known, 2):
         if study.name == other.name:
             places = f"{study.folder.resolve()} and {other.folder.resolve()}"
-            raise params.InputError(f"two studies have the name {study.name}, {places}: take one, or rename one")
+            raise params.InputError(f"two studies have the name {study.name}, {places}: compare one of them")
     return {study.name: (results.table(study), study) for study in known}
 
 

@@ -52,23 +52,29 @@ def relus_are_modules(model: nn.Module, image: torch.Tensor) -> bool:
 
 
 class Mixing(TorchFunctionMode):
-    """While active, notes calls of some names, and products of activations, outside of some modules; counts theirs.
+    """While active, notes calls of some names, and products of activations, outside of the modules that have a rule.
 
-    For scores that are passed back by rules of modules: elsewhere they would follow the gradient without a word.
+    It counts the calls of these modules. For scores that are passed back by rules: without one they would follow the
+    gradient, and nobody would know.
     """
 
     BENT = Guided.OTHERS | {"tanh", "sigmoid", "hardsigmoid", "softsign", "softmax", "scaled_dot_product_attention"}
     BENT |= {"multi_head_attention_forward", "layer_norm", "group_norm", "instance_norm", "normalize"}
-    WEIGHED = BENT | {"linear", "conv1d", "conv2d", "conv3d", "matmul", "bmm", "einsum"}  # not relu, whose rule is its
-    WEIGHED |= {"mean", "sum", "avg_pool2d", "adaptive_avg_pool2d", "interpolate"}  # gradient
-    LARGEST = {"relu", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "amax", "max", "maximum"}
+    WEIGHED = BENT | {"linear", "conv1d", "conv2d", "conv3d", "mean", "sum", "avg_pool2d", "adaptive_avg_pool2d"}
+    WEIGHED |= {"interpolate", "matmul", "bmm", "einsum"}  # not relu and maxima, whose rule is their gradient
+    CURVED = {"abs", "adaptive_max_pool2d", "addcmul", "amax", "amin", "clamp_max", "clip", "exp", "fmax"}
+    CURVED |= {"fmin", "glu", "hardshrink", "log", "log1p", "log_sigmoid", "logsigmoid", "logsumexp"}
+    CURVED |= {"lp_pool2d", "max", "max_pool1d", "max_pool2d", "max_pool3d", "maximum", "min", "minimum"}
+    CURVED |= {"norm", "pow", "relu", "rms_norm", "rrelu", "rsqrt", "softmin", "softshrink", "sqrt", "square"}
+    CURVED |= {"std", "tanhshrink", "var", "where"}
     PRODUCTS = {"mul", "imul", "rmul", "multiply", "div", "truediv", "itruediv", "divide"}  # if of two activations
+    PRODUCTS |= {"matmul", "rmatmul", "bmm", "einsum"}
 
     def __init__(self, model: nn.Module, ruled: tuple[type, ...], names: set[str]):
         super().__init__()
         self.inside, self.found, self.hooks, self.names, self.calls = [], [], ExitStack(), names, Counter()
         for module in model.modules():
-            if isinstance(module, ruled):
+            if type(module) in ruled or isinstance(module, ruled) and not names & self.CURVED:
                 self.hooks.enter_context(module.register_forward_pre_hook(lambda *_: self.inside.append(1)))
                 self.hooks.enter_context(module.register_forward_hook(self._leave))
 
@@ -91,9 +97,9 @@ def refuse_mixing(
     """InputError if a model averages, multiplies, normalises or bends activations outside of modules of these types.
 
     once: those whose rule knows what came in last, so InputError if one is called twice in a pass. bent: averages and
-    other linear functions are in order, but neither ReLUs nor maxima.
+    other linear functions are in order, but neither ReLUs nor maxima, nor subclasses of these types.
     """
-    mixing = Mixing(model, ruled, Mixing.BENT | Mixing.LARGEST if bent else Mixing.WEIGHED)
+    mixing = Mixing(model, ruled, Mixing.BENT | Mixing.CURVED if bent else Mixing.WEIGHED)
     with mixing.hooks, torch.enable_grad(), mixing:
         model(image.detach().requires_grad_() * 1)
     if mixing.found:

@@ -61,7 +61,8 @@ def randomised(explainer: Explainer, share: int) -> nn.Module:
     chosen = torch.from_numpy(rankings.evenly(len(train), MEASURED)).split(64)
     parts = [train.images(part).contiguous(memory_format=explainer.layout) for part in chosen]
     names = layers(explainer.model, parts[0][:1])
-    top = names[: max(1, share * len(names) // 100)]
+    weighted = [name for name in names if any(True for _ in explainer.model.get_submodule(name).parameters(False))]
+    top = names[: 1 + names.index(weighted[: max(1, share * len(weighted) // 100)][-1])]
     state = explainer.model.state_dict(keep_vars=True)  # weights that several names share are one object then
     drawn = {id(values) for k, values in state.items() if k.rpartition(".")[0] in top}
     net.load_state_dict({k: values for k, values in state.items() if id(values) not in drawn}, strict=False)

@@ -54,9 +54,9 @@ def rollout(model, images, targets):
     """Attention rollout (Abnar and Zuidema, ACL 2020): how much of every patch reaches the tokens that the logits read.
 
     Each layer counts as half its attention, the mean over its heads, and half the identity. What is read is the class
-    token, first or last, or all patches: their mean is taken then. The class that is explained plays no part. Returns
-    (N, 1, H, W), patches interpolated bilinearly. InputError for a model without nn.MultiheadAttention over patches, or
-    with logits that read something else.
+    token, first or last, or the mean of the patches. The class that is explained plays no part. Returns (N, 1, H, W),
+    patches interpolated bilinearly. InputError for a model without nn.MultiheadAttention over patches, or with logits
+    that read something else.
     """
     seen = _attentions(model, images)
     tokens = seen[0].shape[1]
@@ -64,15 +64,17 @@ def rollout(model, images, targets):
         raise InputError("rollout needs attention of the same tokens in all layers, not of windows or between others")
     height, width = images.shape[2:]
     token, rows, columns = _grid(tokens, height, width)
-    read = _read(model, images[:1]) or ([0] if token else list(range(tokens)))
-    ends = {0: slice(1, None), tokens - 1: slice(None, -1)} if token else {}
-    alone = {end for end in ends if read == [end] or read == [k for k in range(tokens) if k != end]}
-    if token and not alone or not token and len(read) < tokens:
-        raise InputError(f"rollout needs logits that read a class token, first or last, or all patches; here: {read}")
-    patches = ends[alone.pop()] if token else slice(None)
+    read, last = _read(model, images[:4]), tokens - 1
+    if len(read) == 1 and not (token and read <= {0, last}) or token and len(read) > 1 and read >= {0, last}:
+        said = f"token {min(read)} of {tokens}" if len(read) == 1 else "a class token and patches alike"
+        raise InputError(f"rollout needs logits that read a class token, first or last, or patches; here: {said}")
+    behind = read == {last} or len(read) > 1 and last not in read and 0 in read  # the class token
+    patches = slice(token * (not behind), tokens - token * behind)
+    start = slice(None) if not token else patches if len(read) > 1 else [last if behind else 0]
     with torch.autocast(images.device.type, enabled=False):
         relevance = seen[0].new_zeros(len(images), 1, tokens)
-        relevance[:, :, read] = 1 / len(read)
+        relevance[:, :, start] = 1
+        relevance /= relevance.sum(2, keepdim=True)
         for attention in reversed(seen):
             relevance = (relevance @ (attention / attention.sum(2, keepdim=True)) + relevance) / 2
         maps = relevance[:, 0, patches].reshape(-1, 1, rows, columns)
@@ -92,19 +94,24 @@ def _attentions(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     return [attention if attention.dtype == torch.float64 else attention.float() for attention in seen]
 
 
-def _read(model: nn.Module, image: torch.Tensor) -> list[int]:
-    """The numbers of the tokens that the logits of an image (1, C, H, W) read behind the last attention.
+def _read(model: nn.Module, images: torch.Tensor) -> set[int]:
+    """The numbers of the tokens that the logits of any of the images read behind the last attention.
 
-    None where the logits are constant, as with the zeros that torchvision's heads start with.
+    Empty where no gradient tells: constant logits, as of torchvision's heads before training, or a part that is frozen.
     """
     seen = []
-    with torch.enable_grad():
-        logits = _watched(
-            model, image.detach().requires_grad_(), lambda m, _, out: seen.append((out[0], m.batch_first))
-        )
-        out, first = seen[-1]
-        slopes = torch.autograd.grad(logits.sum(), out)[0]  # (1, tokens, D), or (tokens, 1, D)
-    return (slopes if first else slopes.transpose(0, 1))[0].abs().sum(1).nonzero().flatten().tolist()
+    try:
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            logits = _watched(model, images, lambda m, _, out: seen.append((out[0], m.batch_first)))
+            weights = torch.arange(1, 1 + logits.shape[1]).to(logits)  # unequal, as logits may sum to a constant
+            slopes = torch.autograd.grad((logits * weights).sum(), seen[-1][0], allow_unused=True)[0]
+    except RuntimeError:
+        slopes = None
+    if slopes is None:
+        return set()
+    slopes = slopes if seen[-1][1] else slopes.transpose(0, 1)  # (N, tokens, D)
+    return set(slopes.abs().sum((0, 2)).nonzero().flatten().tolist())
 
 
 def _watched(model: nn.Module, images: torch.Tensor, keep: Callable) -> torch.Tensor:

@@ -52,11 +52,12 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
             base = train.load_base(study, few)
             train.tested(study, base[0], few)
         explainer = Explainer(study, few, *base, untrained=not study.base_weights)
+        before, _ = _state(explainer.model), train.tested(study, explainer.model, few)
+        restless = _changed(before, explainer.model)  # by the network itself, which counts its passes, say
         for key, group in Grid(study).groups.items():
-            before = {name: values.clone() for name, values in explainer.model.state_dict().items()}
+            before = _state(explainer.model)
             seconds = _rank(explainer, group) / len(few.train) * sweeps(whole, group) / sweeps(study, group)
-            now = explainer.model.state_dict()
-            if other := [name for name, values in before.items() if not values.equal(now[name])]:
+            if other := [name for name in _changed(before, explainer.model) if name not in restless]:
                 raise InputError(
                     f"{', '.join(group)}: changes the network that is explained ({other[0]}), so that the next batch "
                     "would be explained by another one: let it work on copy.deepcopy(model)"
@@ -90,6 +91,20 @@ def rehearse(study: Study, data: Data, say: Callable[[str], None] = lambda line:
         with suppress(OSError):  # the study's own folder, if there is nothing else in it
             study.folder.parent.rmdir()
     return spent
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: values.clone() for name, values in model.state_dict().items()}
+
+
+def _changed(before: dict[str, torch.Tensor], model: nn.Module) -> list[str]:
+    """Names of the state that is no longer what it was; what is not a number stays so."""
+    now, found = model.state_dict(), []
+    for name, old in before.items():
+        new = now[name]
+        if old.shape != new.shape or not bool(((old == new) | (old != old) & (new != new)).all()):
+            found.append(name)
+    return found
 
 
 def _forgets(explainer: Explainer, base: str) -> None:
@@ -182,14 +197,9 @@ def _as_stored(study: Study, net: nn.Module, other: nn.Module, images: torch.Ten
     logits, given = [], images.clone()
     for one, seed, scale in ((net.eval(), 0, 1), (other.eval(), 0, 1), (net, 1, 1), (net, 0, 1), (net, 0, 1000)):
         with draws.seeded(seed):
-            before = {name: values.clone() for name, values in one.state_dict().items()}
+            before = _state(one)
             logits.append(one(images if scale == 1 else scale * images).float())
-        now = one.state_dict()
-        if changed := [name for name, values in before.items() if not values.equal(now[name])]:
-            raise InputError(
-                f"model {study.model} changes its {changed[0]} in evaluation mode too, so that every batch would meet "
-                "another network: change it only `if self.training`"
-            )
+            changed = _changed(before, one)
         if not images.equal(given):
             raise InputError(
                 f"model {study.model} changes the images that it is given (mul_, add_ ..): copy them first"
@@ -201,6 +211,11 @@ def _as_stored(study: Study, net: nn.Module, other: nn.Module, images: torch.Ten
         raise InputError(
             f"model {study.model} keeps values outside of its state_dict (layers in a plain list, a tensor that is no "
             "buffer, or one that is not persistent), so the network explained would not be the one trained"
+        )
+    if changed and not all(alike[2:4]):
+        raise InputError(
+            f"model {study.model} changes its {changed[0]} in evaluation mode too, and its logits with it, so that "
+            "every batch would meet another network: change it only `if self.training`"
         )
     if not all(alike[2:4]):
         say(f"note: {study.model} draws at random in evaluation mode (dropout without training=self.training?)")
@@ -222,7 +237,7 @@ def _as_stored(study: Study, net: nn.Module, other: nn.Module, images: torch.Ten
 def _sees_all(study: Study, net: nn.Module, images: torch.Tensor, say: Callable) -> None:
     """A note if some pixels never reach the logits, as where patches do not divide the image."""
     images = images.clone().requires_grad_()
-    with models.evaluating(net), draws.seeded(0):
+    with models.evaluating(net), draws.seeded(0):  # dropout that never ends hides pixels by chance
         total = net(images).square().sum()
     slopes = torch.autograd.grad(total, images, allow_unused=True)[0] if total.requires_grad else None
     if slopes is not None and 0.01 < (blind := float((slopes == 0).flatten(0, 1).all(0).float().mean())) < 1:

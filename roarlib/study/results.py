@@ -182,18 +182,19 @@ def rows(study: Study) -> pd.DataFrame:
 
     InputError for a row that was made with other parameters, as on another machine.
     """
-    found, now = [], {"name": study.name} | study.model_dump(exclude={*SELECTION, *MACHINE, *OTHER})
+    found, now = [], study.model_dump(exclude={*SELECTION, *MACHINE, *OTHER})
     for file in study.folder.glob("*/*/rows/*.json"):
         try:
             found.append(json.loads(file.read_text()))
         except ValueError:
             raise InputError(f"{file} is damaged (not JSON); delete it and run the study again") from None
         row = found[-1]
+        if (name := row.get("study", study.name)) != study.name:
+            raise InputError(f"{file} is a row of the study {name}: give the folder and the YAML that name again")
         ends = row.get("estimator", ""), row.get("mode", "")
         wanted = now | {key: getattr(study, key) for key, word in RESTS.items() if any(e.endswith(word) for e in ends)}
         free = study.base_models != "one" or (row.get("measure"), row.get("estimator")) == CLEAN
-        then = wanted | row.get("params", {}) | {"name": row.get("study", study.name)}
-        then |= {"base_seed": study.base_seed} if free else {}
+        then = wanted | row.get("params", {}) | ({"base_seed": study.base_seed} if free else {})
         if odd := [f"{key}: {then[key]} there, {value} now" for key, value in wanted.items() if then[key] != value]:
             raise InputError(f"{file} was made with other parameters ({'; '.join(odd)}): delete such rows")
     table = pd.DataFrame(found, columns=list(dict.fromkeys([*COLUMNS, *(k for row in found for k in row)])))
@@ -291,8 +292,7 @@ def collect(study: Study) -> Path:
     found = pd.concat([found, old], ignore_index=True).sort_values(KEY, ignore_index=True) if len(old) else found
     if found.empty:
         raise InputError(f"no results under {study.folder} yet; `roar run` with the study's YAML makes them")
-    types = {name: float for name in NUMBERS if found[name].isna().any()} | TEXT  # None is no number
-    found = found[COLUMNS].astype(types)
+    found = found[COLUMNS].astype({n: float for n in NUMBERS if found[n].isna().any()} | TEXT)  # None is no number
     file = study.folder / "results.csv"
     write_atomically(file.with_suffix(".parquet"), found.to_parquet(index=False))
     write_atomically(file, found.to_csv(index=False))

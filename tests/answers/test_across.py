@@ -161,7 +161,12 @@ def test_the_published_studies_can_be_compared_in_a_fresh_clone():
     assert set(across.ranks(found.scores)[0].index) == {"random", "grad", "grad-sgsq", "ig"}
 
 
-def test_studies_of_one_name_are_refused(outputs):
-    study = params.Study(name="same", estimators=["grad"])
-    with pytest.raises(params.InputError, match="two studies have the name same, .*outputs/same and .*outputs/same"):
-        across.load([study, study])
+def test_studies_of_one_name_are_refused_and_one_that_is_named_twice_is_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("ROAR_OUTPUTS")
+    files = [tmp_path / place / "same.yaml" for place in ("here", "there")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("dataset: textures\nestimators: [grad]\n")
+    with pytest.raises(params.InputError, match="two studies have the name same, .*here/out.* and .*there/out"):
+        across.load(files)
+    assert list(across.load([files[0], files[0]])) == ["same"]

@@ -64,11 +64,24 @@ def test_methods_that_hook_relus_are_refused_where_they_cannot(method, kind):
         (lambda: bending(torch.tanh), "calls tanh"),
         (lambda: bending(lambda x: F.max_pool2d(x, 2, 1, 1)[:, :, 1:, 1:]), "calls max_pool2d"),
         (lambda: bending(lambda x: x * x.mean((2, 3), True)), "calls mul"),
+        (lambda: bending(lambda x: x @ x), "calls matmul"),
+        (lambda: bending(lambda x: x.amax((2, 3), True) + x), "calls amax"),
+        (lambda: bending(lambda x: torch.maximum(x, -x)), "calls maximum"),
+        (lambda: bending(lambda x: x**2), "calls pow"),
+        (lambda: bending(nn.Tanhshrink()), "calls tanhshrink"),
+        (lambda: bending(nn.Softshrink()), "calls softshrink"),
+        (lambda: bending(nn.LogSigmoid()), "calls log_?sigmoid"),
+        (lambda: bending(Own()), "calls (mul|relu)"),
     ],
 )
 def test_deeplift_is_refused_where_it_would_take_something_as_linear(method, kind, says):
     with pytest.raises(InputError, match=f"captum:{method} .*{says}"):
         explained(kind(), f"captum:{method}")
+
+
+class Own(nn.ReLU):
+    def forward(self, x):
+        return super().forward(x) * x
 
 
 def bending(activation):

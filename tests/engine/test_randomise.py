@@ -96,7 +96,7 @@ def test_weights_that_two_names_share_are_drawn_anew_and_so_are_norms_without_we
     before, after = (net.state_dict() for net in (explainer.model, randomise.randomised(explainer, 100)))
     assert not any(torch.equal(values, after[name]) for name, values in before.items() if values.is_floating_point())
     assert after["blocks.1.1.running_var"].max() < 100
-    kept = randomise.randomised(explainer, 1).state_dict()
+    kept = randomise.randomised(explainer, 1).state_dict()  # norms without weights are no layers
     assert [name for name, values in before.items() if not torch.equal(values, kept[name])] == [
         "head.weight", "head.bias",
     ]  # fmt: skip

@@ -82,16 +82,54 @@ def test_patches_are_placed_row_by_row_and_interpolated():
 
 
 def test_what_the_logits_read_is_where_rollout_begins():
-    """A class token behind the patches; one in front that is not read, patches are; and what cannot be placed."""
+    """A class token behind the patches; one in front that is not read, patches are; and what cannot be placed.
+
+    Also where logits sum to a constant, and where a patch happens not to be read.
+    """
     weights = [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0.5, 0.2, 0.1, 0.1, 0.1]]
-    found = rolled(Attending(weights, pooled=lambda tokens: tokens[:, -1]))
-    torch.testing.assert_close(found, torch.tensor([[0.25, 0.1], [0.05, 0.05]]).expand(3, 1, 2, 2))
-    found = rolled(Attending(FIRST, pooled=lambda tokens: tokens[:, 1:].mean(1)))
-    by_hand = torch.tensor([[1 + 1 + 0.5 + 0.2, 0.5 + 1 + 0.2], [0.2 + 1, 0.2 + 1]]) / 8  # columns, without the token
-    torch.testing.assert_close(found, by_hand.expand(3, 1, 2, 2))
+    for pooled in (lambda tokens: tokens[:, -1], lambda tokens: tokens[:, -1] * torch.tensor([1.0, 1, -1, -1])):
+        found = rolled(Attending(weights, pooled=pooled))
+        torch.testing.assert_close(found, torch.tensor([[0.25, 0.1], [0.05, 0.05]]).expand(3, 1, 2, 2))
+    for pooled in (lambda tokens: tokens[:, 1:].mean(1), lambda tokens: tokens[:, [1, 2, 4]].mean(1)):
+        found = rolled(Attending(FIRST, pooled=pooled))
+        by_hand = torch.tensor([[1 + 1 + 0.5 + 0.2, 0.5 + 1 + 0.2], [0.2 + 1, 0.2 + 1]]) / 8  # columns, but the token's
+        torch.testing.assert_close(found, by_hand.expand(3, 1, 2, 2))
     for pooled in (lambda tokens: tokens.mean(1), lambda tokens: tokens[:, 2]):
         with pytest.raises(InputError, match="rollout needs logits that read a class token"):
             rolled(Attending(FIRST, pooled=pooled))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_rollout_of_a_frozen_backbone_and_of_batches_second(batch_first, frozen):
+    """No gradient tells what is read there, so it is taken for a class token in front."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.patches, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+
+        def forward(self, x):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+                x = self.patches(x).flatten(2).transpose(1, 2)
+                x = torch.cat([x.mean(1, keepdim=True), x], 1)
+                x = x if batch_first else x.transpose(0, 1)
+                x = self.attention(x, x, x, need_weights=False)[0]
+            return self.head((x if batch_first else x.transpose(0, 1))[:, 0 if frozen else -1])
+
+    model, images = Net().eval(), torch.randn(3, 3, 8, 8)
+    if not frozen:  # the last patch is read, as if it were a class token behind
+        assert rollout(model, images, None).shape == (3, 1, 8, 8)
+        return
+    with torch.no_grad():
+        x = model.patches(images).flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(1, keepdim=True), x], 1)
+        x = x if batch_first else x.transpose(0, 1)
+        row = model.attention(x, x, x)[1][:, 0, 1:] / 2
+    wanted = nn.functional.interpolate(row.reshape(3, 1, 2, 2), (8, 8), mode="bilinear")
+    torch.testing.assert_close(rollout(model, images, None), wanted)
 
 
 def explicit(model, images):

@@ -198,7 +198,7 @@ def test_rows_of_a_study_that_was_renamed_are_refused(outputs):
     study = tiny_study()
     write(study)
     study.folder.rename(study.folder.with_name("other"))
-    with pytest.raises(InputError, match=r"other parameters \(name: tiny there, other now\)"):
+    with pytest.raises(InputError, match="is a row of the study tiny: give the folder"):
         results.known(tiny_study(name="other"))
 
 

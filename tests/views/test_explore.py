@@ -215,9 +215,12 @@ def test_the_menu_tells_studies_of_one_name_apart_and_begins_with_the_newest(tmp
         (folder / "results.csv").write_text("study\n")
         os.utime(folder / "results.csv", (when, when))
     assert explore.study().base_seed == 2
-    assert list(shown[-1].options) == [f"same in {tmp_path / place}" for place in ("outputs", "published")]
-    shown[-1].value = f"same in {tmp_path / 'published'}"
+    names = [f"same in {tmp_path / place}" for place in ("outputs", "published")]
+    assert [name for name, _ in shown[-1].options] == names
+    shown[-1].label = names[1]
     assert explore.study().base_seed == 1
+    shutil.rmtree(tmp_path / "outputs")
+    assert explore.study().base_seed == 1 and shown[-1].label == "same"  # the choice outlives the label
 
 
 def test_curves_begin_with_results_that_are_there(done):
