@@ -40,11 +40,12 @@ def layers(model: nn.Module, images: torch.Tensor) -> list[str]:
     def when(name: str) -> int:
         return called[name] if name in called else when(name.rpartition(".")[0])
 
-    def owns(module: nn.Module) -> bool:
-        return any(True for _ in module.parameters(recurse=False)) or isinstance(module, _BatchNorm)
-
-    owners = [name for name, module in model.named_modules() if owns(module)]
+    owners = [name for name, module in model.named_modules() if _weighted(module) or isinstance(module, _BatchNorm)]
     return sorted(owners, key=when, reverse=True)
+
+
+def _weighted(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False))
 
 
 def randomised(explainer: Explainer, share: int) -> nn.Module:
@@ -61,7 +62,7 @@ def randomised(explainer: Explainer, share: int) -> nn.Module:
     chosen = torch.from_numpy(rankings.evenly(len(train), MEASURED)).split(64)
     parts = [train.images(part).contiguous(memory_format=explainer.layout) for part in chosen]
     names = layers(explainer.model, parts[0][:1])
-    weighted = [name for name in names if any(True for _ in explainer.model.get_submodule(name).parameters(False))]
+    weighted = [name for name in names if _weighted(explainer.model.get_submodule(name))]
     top = names[: 1 + names.index(weighted[: max(1, share * len(weighted) // 100)][-1])]
     state = explainer.model.state_dict(keep_vars=True)  # weights that several names share are one object then
     drawn = {id(values) for k, values in state.items() if k.rpartition(".")[0] in top}
